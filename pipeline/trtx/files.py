@@ -1,0 +1,107 @@
+"""Files written whole or not at all, canonical JSON, and digests."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trtx.errors import EnvironmentProblem
+
+CHUNK_BYTES = 1 << 20
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte form of a JSON value: sorted keys, no spaces, UTF-8, no NaN (RFC 8785 in spirit)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that readers see the old content or the new, never a part."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with disk_errors(path):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def walk_files(root: Path) -> Iterator[Path]:
+    """Regular files below a folder, sorted by relative path; links are not followed."""
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for name in sorted(names):
+            yield Path(folder, name)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` the same bytes as the read-only file `source`: a hard link where possible, else a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(target):
+        try:
+            os.link(source, target)
+        except OSError as error:
+            # EXDEV: other file system; EPERM: a file system or a policy without hard links; EMLINK: too many.
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                raise
+            shutil.copyfile(source, target)
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes for this user on the file system that holds `path` or its nearest existing parent."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into an EnvironmentProblem that names the path."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: ("the disk is full", "free some space or point TRTX_CACHE_DIR at a larger disk"),
+            errno.EDQUOT: ("your quota is used up", "free some space or point TRTX_CACHE_DIR elsewhere"),
+            errno.EROFS: ("the file system is read-only", "choose a writable folder"),
+            errno.EACCES: ("permission denied", "choose a folder you may write to"),
+        }
+        if error.errno not in reasons:
+            raise
+        why, fix = reasons[error.errno]
+        raise EnvironmentProblem(f"cannot write {path}", why=why, fix=fix) from error

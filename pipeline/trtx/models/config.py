@@ -1,0 +1,81 @@
+"""The shape of a decoder-only model, read from a Hugging Face config.json. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from trtx.errors import UsageProblem, did_you_mean
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+# The `architectures` field of config.json → the module that builds the program.
+ARCHITECTURES = {"LlamaForCausalLM": "trtx.models.llama"}
+
+
+class ModelConfig(BaseModel):
+    """Everything a compiled program depends on besides number formats; no weight values, no token ids."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    norm_epsilon: float
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None
+    tie_word_embeddings: bool
+    attention_bias: bool
+    mlp_bias: bool
+    dtype: DType
+
+
+def read_model_config(config: Mapping[str, Any]) -> ModelConfig:
+    """Build a ModelConfig from the content of a config.json.
+
+    Format: https://huggingface.co/docs/transformers/model_doc/llama (LlamaConfig); transformers 4 wrote
+    `rope_theta`, `rope_scaling` and `torch_dtype`, transformers 5 writes `rope_parameters` and `dtype`.
+
+    Raises UsageProblem for an architecture or activation trtx cannot compile.
+    """
+    architecture = (config.get("architectures") or ["(none)"])[0]
+    if architecture not in ARCHITECTURES:
+        raise UsageProblem(
+            f"trtx cannot compile the architecture {architecture}",
+            why="config.json names it under `architectures`",
+            fix=did_you_mean(architecture, ARCHITECTURES),
+        )
+    activation = config.get("hidden_act", "silu")
+    if activation != "silu":
+        raise UsageProblem(
+            f"{architecture} with hidden_act {activation!r} is not supported", fix="use a model with silu"
+        )
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    rope = dict(config.get("rope_parameters") or {})
+    scaling = config.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
+    return ModelConfig(
+        architecture=architecture,
+        vocab_size=config["vocab_size"],
+        hidden_size=hidden,
+        intermediate_size=config["intermediate_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or hidden // heads,
+        max_position_embeddings=config["max_position_embeddings"],
+        norm_epsilon=config.get("rms_norm_eps", 1e-6),
+        rope_theta=rope.get("rope_theta") or config.get("rope_theta") or 10000.0,
+        rope_scaling=scaling,
+        tie_word_embeddings=config.get("tie_word_embeddings", False),
+        attention_bias=config.get("attention_bias", False),
+        mlp_bias=config.get("mlp_bias", False),
+        dtype=config.get("dtype") or config.get("torch_dtype") or "float32",
+    )

@@ -1,0 +1,60 @@
+"""Quantization algorithms as data: what each one stores and needs. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Algorithm = Literal["none", "fp8", "int8_sq", "int8_wo", "int4_wo", "int4_awq"]
+KvCacheFormat = Literal["auto", "fp8"]
+
+
+class QuantFormat(BaseModel):
+    """The number formats of an engine; with ModelConfig this fixes every shape and dtype of the program."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    algorithm: Algorithm = "none"
+    kv_cache: KvCacheFormat = "auto"
+    exclude: tuple[str, ...] = ("lm_head",)
+
+    @property
+    def group_size(self) -> int | None:
+        """Columns that share one scale, for group-wise formats."""
+        return ALGORITHMS[self.algorithm].group_size
+
+
+@dataclass(frozen=True)
+class AlgorithmFacts:
+    """Facts of one algorithm, used by plan-time checks, calibration and conversion.
+
+    `hf_quant_algo` is the name in hf_quant_config.json; `modelopt_config` the name in
+    modelopt.torch.quantization; `needs_calibration` whether activations must be observed;
+    `weight_bits`/`activation_bits` are bits per number; `logit_tolerance` is the largest relative L2
+    distance of the compiled program's logits from the unquantized model's, `perplexity_tolerance` the
+    largest relative distance of its perplexity from ModelOpt's own figure.
+    """
+
+    hf_quant_algo: str | None
+    modelopt_config: str | None
+    needs_calibration: bool
+    weight_bits: int
+    activation_bits: int
+    group_size: int | None
+    logit_tolerance: float
+    perplexity_tolerance: float
+
+
+ALGORITHMS: dict[str, AlgorithmFacts] = {
+    "none": AlgorithmFacts(None, None, False, 16, 16, None, 0.02, 0.005),
+    "fp8": AlgorithmFacts("FP8", "FP8_DEFAULT_CFG", True, 8, 8, None, 0.15, 0.01),
+    "int8_sq": AlgorithmFacts("W8A8_SQ_PER_CHANNEL", "INT8_SMOOTHQUANT_CFG", True, 8, 8, None, 0.15, 0.01),
+    "int8_wo": AlgorithmFacts("W8A16", "INT8_WEIGHT_ONLY_CFG", False, 8, 16, None, 0.05, 0.01),
+    "int4_wo": AlgorithmFacts("W4A16_AWQ", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG", False, 4, 16, 128, 0.3, 0.01),
+    "int4_awq": AlgorithmFacts("W4A16_AWQ", "INT4_AWQ_CFG", True, 4, 16, 128, 0.3, 0.01),
+}
+
+# Algorithms of the recipe language that this version cannot run yet.
+NOT_YET = ("w4a8_awq", "int4_gptq", "nvfp4", "mxfp4")

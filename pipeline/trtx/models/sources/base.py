@@ -1,0 +1,89 @@
+"""What every model and dataset source offers, and the table of them. Imports no torch.
+
+`resolve` runs in the control plane, while planning; `fetch` runs in the download step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from trtx.errors import UsageProblem, did_you_mean
+
+Kind = Literal["model", "dataset"]
+Progress = Callable[[int, int, str], None]  # done, total, unit
+
+# URL scheme → module. Any other scheme goes to fsspec.
+SOURCES = {
+    "hf": "trtx.models.sources.hf",
+    "file": "trtx.models.sources.local",
+    "demo": "trtx.models.sources.demo",
+}
+ANY_OTHER = "trtx.models.sources.remote"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a recipe says about one model or dataset.
+
+    `allow_pickle` lets *.bin weights through; `environ` is where tokens and endpoints are read from.
+    """
+
+    url: str
+    kind: Kind
+    revision: str | None = None
+    allow_pickle: bool = False
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A source pinned: `identity` changes whenever the bytes could.
+
+    For hf:// a commit, for files a digest of the tree, for demo:// the generator's parameters.
+    `config` is the parsed config.json of a model, `{}` for a dataset. `toolchain` names the
+    distributions whose versions influence the bytes (only generated models have any).
+    """
+
+    url: str
+    identity: str
+    config: Mapping[str, Any]
+    toolchain: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """Interface of a source module."""
+
+    def resolve(self, request: Request) -> Resolved:
+        """Pin the source; reads little (metadata, config.json).
+
+        Raises UsageProblem when the URL is wrong or names nothing, EnvironmentProblem when it cannot be reached.
+        """
+        ...
+
+    def fetch(self, request: Request, identity: str, output: Path, progress: Progress) -> None:
+        """Write all files of exactly `identity` into the empty folder `output`.
+
+        Raises VerificationFailed when the source no longer has those bytes.
+        """
+        ...
+
+
+def find_source(url: str) -> Source:
+    """The module that serves a URL such as `hf://owner/name`."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise UsageProblem(
+            f"'{url}' is not a source",
+            why="there is no scheme",
+            fix=f"write hf://{url} for the hub or file://{url}",
+        )
+    return cast(Source, importlib.import_module(SOURCES.get(scheme, ANY_OTHER)))
+
+
+def unknown_name(kind: str, name: str, known: list[str]) -> UsageProblem:
+    """The error for a name that a generator source does not have."""
+    return UsageProblem(f"there is no {kind} '{name}'", fix=did_you_mean(name, known))

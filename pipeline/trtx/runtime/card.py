@@ -1,0 +1,106 @@
+"""The engine card `engine.json`: what an engine is, what it was compiled for, what it may be joined with.
+
+Imports no torch, so that a container's entrypoint and the control plane can read it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trtx.errors import VerificationFailed
+from trtx.models.config import DType, ModelConfig
+from trtx.models.formats import QuantFormat
+
+CARD_NAME = "engine.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Limits(_Part):
+    """What the programs were compiled for; requests beyond them are refused."""
+
+    max_batch_size: int
+    max_num_tokens: int
+    max_seq_len: int
+
+
+class KvCache(_Part):
+    """One pool per layer for keys and one for values: [num_blocks, tokens_per_block, num_kv_heads, head_dim]."""
+
+    dtype: Literal["float32", "bfloat16", "float16", "float8_e4m3fn"]
+    tokens_per_block: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+
+class Rank(_Part):
+    """Which shard of the model this is."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    rank: int = 0
+
+
+class CompiledFor(_Part):
+    """The hardware the code runs on. `cpu_flags` are names of /proc/cpuinfo that must be present."""
+
+    device: Literal["cpu", "cuda"]
+    arch: str
+    isa: str
+    cpu_flags: tuple[str, ...] = ()
+
+
+class Program(_Part):
+    """One compiled package, by path relative to the card, and the weights it asks for by name."""
+
+    path: str
+    sha256: str
+    constants: tuple[str, ...]
+
+
+class EngineCard(_Part):
+    """Content of engine.json; written with `model_dump(mode="json", by_alias=True)`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: Literal["trtx.engine/v1"] = Field(default="trtx.engine/v1", alias="schema")
+    backend: str
+    model: ModelConfig
+    quantization: QuantFormat
+    dtype: DType
+    kv_cache: KvCache
+    limits: Limits
+    rank: Rank
+    compiled_for: CompiledFor
+    programs: dict[Literal["prefill", "decode"], Program]
+    weights_layout_sha256: str
+    toolchain: dict[str, str]
+
+
+def load_card(engine: Path) -> EngineCard:
+    """Read the card of an engine folder.
+
+    Raises VerificationFailed when it is missing or is not a card of this version.
+    """
+    path = engine / CARD_NAME
+    try:
+        return EngineCard.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise VerificationFailed(
+            f"{engine} is not an engine folder",
+            why=f"there is no {CARD_NAME}",
+            fix="give the folder that holds it",
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise VerificationFailed(
+            f"{path} is not an engine card of this version",
+            why=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            fix="rebuild the engine with `trtx apply`",
+        ) from error
