@@ -29,13 +29,15 @@ ANY_OTHER = "trtx.models.sources.remote"
 class Request:
     """What a recipe says about one model or dataset.
 
-    `allow_pickle` lets *.bin weights through; `environ` is where tokens and endpoints are read from.
+    `allow_pickle` lets *.bin weights through; `split` limits a dataset to one part (None: all of it);
+    `environ` is where tokens, endpoints and cache folders are read from.
     """
 
     url: str
     kind: Kind
     revision: str | None = None
     allow_pickle: bool = False
+    split: str | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -43,7 +45,8 @@ class Request:
 class Resolved:
     """A source pinned: `identity` changes whenever the bytes could.
 
-    For hf:// a commit, for files a digest of the tree, for demo:// the generator's parameters.
+    `url` is the canonical form to plan with (a relative file:// path made absolute). `identity` is a commit
+    for hf://, a digest of the tree for files, the generator's parameters for demo://.
     `config` is the parsed config.json of a model, `{}` for a dataset. `toolchain` names the
     distributions whose versions influence the bytes (only generated models have any).
     """

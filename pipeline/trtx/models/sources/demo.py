@@ -1,0 +1,45 @@
+"""demo://: a small model trained on the spot and its corpus. Every Python has what they are made from.
+
+`demo://tiny-llama` is a model, `demo://docs` a dataset with the splits `train` and `valid`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trtx.errors import VerificationFailed
+from trtx.models.demo import config
+from trtx.models.sources.base import Progress, Request, Resolved, unknown_name
+
+NAMES = {"model": config.MODEL_NAME, "dataset": config.CORPUS_NAME}
+
+
+def resolve(request: Request) -> Resolved:
+    """Pin a generated model or corpus; costs no more than reading the Python version."""
+    name = request.url.removeprefix("demo://").strip("/")
+    known = NAMES[request.kind]
+    if name != known:
+        raise unknown_name(f"demo {request.kind}", name, [known])
+    if request.kind == "dataset":
+        return Resolved(request.url, config.corpus_identity(), {})
+    demo = config.DemoConfig()
+    return Resolved(request.url, config.model_identity(demo), config.make_hf_config(demo), config.TOOLCHAIN)
+
+
+def fetch(request: Request, identity: str, output: Path, progress: Progress) -> None:
+    """Train the model, or write the corpus, into `output`."""
+    here = resolve(request).identity
+    if here != identity:
+        raise VerificationFailed(
+            f"{request.url} is not what was planned",
+            why=f"planned {identity}, but this Python makes {here}",
+            fix="plan and run with the same Python and the same trtx",
+        )
+    if request.kind == "dataset":
+        from trtx.models.demo.corpus import write_corpus
+
+        write_corpus(output, request.split)
+    else:
+        from trtx.models.demo.train import train_model
+
+        train_model(config.DemoConfig(), output, progress)
