@@ -1,0 +1,346 @@
+"""The recipe language `trtx/v1`: closed, frozen models. A field's description is its help, in editors and in errors.
+
+Defaults stand here and nowhere else. Checks that look at more than one field are in trtx.recipe.checks; what the
+language has and this version cannot do is in trtx.recipe.unavailable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from trtx.recipe.units import ByteSize, Duration, Percent
+
+SCHEMA = "trtx/v1"
+DEMO = "demo://"
+DEMO_DATASET = "demo://docs"
+
+Algorithm = Literal[
+    "none", "fp8", "int8_sq", "int8_wo", "int4_wo", "int4_awq", "w4a8_awq", "int4_gptq", "nvfp4", "mxfp4"
+]
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Url = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://\S+$")]
+Text = Annotated[str, Field(min_length=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+Item = TypeVar("Item")
+# The models are strict, and YAML has lists where frozen models have tuples.
+Many = Annotated[tuple[Item, ...], Field(strict=False, min_length=1)]
+
+
+class Part(BaseModel):
+    """Base of everything in a recipe: unknown keys are errors, values are never converted, nothing changes later."""
+
+    # Only Recipe is built when this module is imported: its validator contains all the others (saves 20 ms).
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+
+
+def section(description: str) -> Any:
+    """A nested model that may be left out: an empty one is validated in its place, so its own defaults apply.
+
+    An instance as default would build that model's validator a second time, at import.
+    """
+    return Field(default={}, validate_default=True, description=description)
+
+
+class Model(Part):
+    """The model to compile."""
+
+    source: Url = Field(
+        description="Where the model is: hf://owner/name, file:///folder, demo://tiny-llama, or any fsspec URL."
+    )
+    revision: Text = Field(
+        default="main", description="Branch, tag or commit of an hf:// source; a commit is the only one that stays."
+    )
+    allow_pickle: bool = Field(
+        default=False,
+        description="Accept *.bin weights, which can run code when they are loaded, if nothing else is there.",
+    )
+
+
+class Calibration(Part):
+    """The text that activations are observed on, and the held-out text that perplexity is measured on."""
+
+    dataset: Url = Field(
+        default=DEMO_DATASET,
+        description="Texts: hf://owner/name, file:///path (.txt, .jsonl or a folder), demo://docs. Must be given for "
+        "algorithms that need calibration, unless the model is a demo:// one.",
+    )
+    split: Text = Field(default="train", description="Split of a hub dataset.")
+    column: Text = Field(default="text", description="Column that holds the text.")
+    samples: Positive = Field(default=512, description="Rows to calibrate with.")
+    heldout: Positive = Field(default=32, description="Other rows, to measure perplexity before and after.")
+    max_length: Annotated[int, Field(ge=2)] = Field(default=512, description="Tokens per row; longer rows are cut.")
+    batch_size: Positive = Field(default=8, description="Rows per forward pass.")
+    seed: Annotated[int, Field(ge=0)] = Field(default=7, description="Seed that draws the rows.")
+
+
+class Quantization(Part):
+    """One variant: how weights, activations and the KV cache are stored."""
+
+    algorithm: Algorithm = Field(
+        description="none keeps the checkpoint's numbers; _wo: weights only; _sq: SmoothQuant; _awq: activation-aware."
+    )
+    kv_cache: Literal["auto", "fp8"] = Field(
+        default="auto", description="Number format of the KV cache; auto is the engine's dtype."
+    )
+    exclude: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        default=("lm_head",), description="Modules that stay unquantized, by name or glob."
+    )
+    calibration: Calibration = section("Calibration and held-out text.")
+
+
+class Limits(Part):
+    """What the engine is compiled for. Requests beyond them are refused."""
+
+    max_batch_size: Positive = Field(default=8, description="Sequences in one step.")
+    max_num_tokens: Positive = Field(default=2048, description="Tokens in one step, padding included.")
+    max_seq_len: Annotated[int, Field(ge=2)] = Field(
+        default=2048, description="Tokens of one sequence, prompt and answer together."
+    )
+
+
+class KvCache(Part):
+    """The paged KV cache."""
+
+    tokens_per_block: Literal[8, 16, 32, 64, 128] = Field(default=16, description="Tokens in one block.")
+    memory_fraction: Annotated[float, Field(gt=0, le=0.95)] = Field(
+        default=0.9, description="Share of the memory that is free after loading. Not together with `size`."
+    )
+    size: ByteSize | None = Field(default=None, description="Fixed size, with unit, instead of `memory_fraction`.")
+    reuse: bool = Field(default=False, description="Share blocks between requests with the same prefix.")
+
+
+class Scheduler(Part):
+    """How requests are put into batches."""
+
+    policy: Literal["guaranteed-no-evict", "max-utilization"] = Field(
+        default="guaranteed-no-evict",
+        description="guaranteed-no-evict starts a request only when its whole answer fits into the KV cache; "
+        "max-utilization starts it earlier and may have to repeat work.",
+    )
+    chunked_prefill: bool = Field(default=False, description="Split long prompts over several steps.")
+
+
+class Engine(Part):
+    """What is compiled and how it runs."""
+
+    backend: Literal["inductor", "tensorrt-llm"] = Field(default="inductor", description="Compiler and runtime.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Type of activations and unquantized weights; auto is the checkpoint's."
+    )
+    limits: Limits = section("What the engine is compiled for.")
+    kv_cache: KvCache = section("The paged KV cache.")
+    scheduler: Scheduler = section("How requests are put into batches.")
+
+
+def make_partial(cls: type[Part]) -> type[Part]:
+    """The same model with every field optional, down to its nested models: what an override may say.
+
+    An unset field keeps its type, so that `null` is refused; read overrides with `model_fields_set`.
+    """
+    fields: dict[str, Any] = {}
+    for name, field in cls.model_fields.items():
+        nested = isinstance(field.annotation, type) and issubclass(field.annotation, Part)
+        kind = make_partial(field.annotation) if nested else field.rebuild_annotation()  # type: ignore[arg-type]
+        fields[name] = (kind, Field(default=None, description=field.description))
+    return create_model(f"{cls.__name__}Override", __base__=Part, __doc__=cls.__doc__, **fields)
+
+
+if TYPE_CHECKING:
+    EngineOverride = Engine
+else:
+    EngineOverride = make_partial(Engine)
+
+
+class Parallelism(Part):
+    """How one engine is spread over devices."""
+
+    tensor: Positive = Field(default=1, description="Ranks that share each layer.")
+    pipeline: Positive = Field(default=1, description="Groups of layers.")
+
+
+class Target(Part):
+    """One kind of machine of the fleet."""
+
+    gpu: Text = Field(
+        description="Device of the catalogue: h100-sxm-80gb, l40s-48gb, cpu, …; `trtx doctor` lists them."
+    )
+    parallelism: Parallelism = section("How one engine is spread over devices.")
+    quantization: Many[Name] | None = Field(
+        default=None, description="Variants to build for this target; all of them when left out."
+    )
+    engine: EngineOverride = section("What differs from the recipe's `engine`; maps merge.")
+    runner: Name = Field(default="local", description="Where the steps of this target run; `local` is this machine.")
+
+
+class Workload(Part):
+    """One kind of load."""
+
+    input_tokens: Positive = Field(description="Tokens of every prompt.")
+    output_tokens: Positive = Field(description="Tokens of every answer.")
+    concurrency: Many[Positive] = Field(description="Requests under way at once; each is one level of the sweep.")
+    requests: Positive | None = Field(
+        default=None, description="Requests per level; four times the highest concurrency, at least 8, when left out."
+    )
+
+    @property
+    def num_requests(self) -> int:
+        """Requests per concurrency level."""
+        return self.requests or max(8, 4 * max(self.concurrency))
+
+
+class Benchmark(Part):
+    """What is measured on every engine."""
+
+    workloads: Annotated[dict[Name, Workload], Field(min_length=1)] = Field(description="Loads by name.")
+    repeats: Positive = Field(default=3, description="Times every level is measured.")
+    warmup_requests: Annotated[int, Field(ge=0)] = Field(default=2, description="Requests before each measurement.")
+    seed: Annotated[int, Field(ge=0)] = Field(default=7, description="Seed of the prompts.")
+
+
+class SloGate(Part):
+    """A limit on one figure of the benchmark."""
+
+    workload: Name = Field(description="Name of a workload.")
+    concurrency: Positive = Field(description="One of its levels.")
+    metric: Literal["ttft_p50", "ttft_p95", "ttft_p99", "itl_p50", "itl_p95", "itl_p99", "output_tokens_per_s"] = Field(
+        description="ttft: time to first token; itl: inter-token latency; p50 … p99: percentiles."
+    )
+    max: Duration | None = Field(default=None, description="Longest time, with unit.")
+    min: Annotated[float, Field(gt=0)] | None = Field(default=None, description="Lowest rate, per second.")
+
+
+class AccuracyGate(Part):
+    """A limit on what quantization costs."""
+
+    baseline: Name = Field(description="Variant to compare with.")
+    metric: Literal["perplexity"] = Field(default="perplexity", description="What is compared.")
+    max_rise: Percent = Field(description="Largest rise over the baseline, with %.")
+
+
+class RegressionGate(Part):
+    """A limit on what got slower since a recorded run."""
+
+    baseline: Text = Field(description="Recorded benchmark to compare with.")
+    max_slowdown: Percent = Field(description="Largest loss of output tokens per second, with %.")
+
+
+class Gates(Part):
+    """Conditions for GO."""
+
+    slo: Many[SloGate] | None = Field(default=None, description="Limits on figures of the benchmark.")
+    accuracy: AccuracyGate | None = Field(default=None, description="Limit on what quantization costs.")
+    regression: RegressionGate | None = Field(default=None, description="Limit on what got slower.")
+
+
+class Package(Part):
+    """The deployment folder."""
+
+    image: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._:/-]*$")] | None = Field(
+        default=None,
+        description="Name of the container image, without tag; the recipe's and cell's names when left out.",
+    )
+    base: Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9._:/@-]*$")] = Field(
+        default="docker.io/library/python:3.12-slim-bookworm",
+        description="Base image; with @sha256:… it cannot change under you.",
+    )
+    emit: Many[Literal["compose", "kubernetes", "triton"]] = Field(
+        default=("compose",), description="Deployment files to write."
+    )
+
+
+class Serving(Part):
+    """How a packaged engine serves."""
+
+    api: Literal["openai"] = Field(default="openai", description="HTTP interface.")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(default=8000, description="TCP port.")
+
+
+class Container(Part):
+    """The container a cluster job runs in."""
+
+    runtime: Literal["pyxis", "apptainer", "docker"] = Field(description="What starts it.")
+    image: Text = Field(description="Image, with digest or path.")
+    mounts: Many[Text] | None = Field(default=None, description="Folders to mount, host:container.")
+
+
+class LocalRunner(Part):
+    """Steps run as processes of this machine."""
+
+    type: Literal["local"] = Field(description="local or slurm.")
+
+
+class SlurmRunner(Part):
+    """Steps run as jobs of a Slurm cluster."""
+
+    type: Literal["slurm"] = Field(description="local or slurm.")
+    account: Text | None = Field(default=None, description="Account to charge.")
+    partition: Text | None = Field(default=None, description="Partition.")
+    qos: Text | None = Field(default=None, description="Quality of service.")
+    time_limit: Duration | None = Field(default=None, description="Longest run time of one step, with unit.")
+    container: Container | None = Field(default=None, description="Container the steps run in.")
+
+
+Runner = Annotated[LocalRunner | SlurmRunner, Field(discriminator="type")]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One engine: a target and a variant."""
+
+    target: str
+    variant: str
+
+    @property
+    def name(self) -> str:
+        """`target/variant`: the stable name in selectors, step ids and reports."""
+        return f"{self.target}/{self.variant}"
+
+
+class Recipe(Part):
+    """One recipe: a model, its variants, and the fleet to build them for."""
+
+    model_config = ConfigDict(defer_build=False)
+
+    schema_: Literal["trtx/v1"] = Field(alias="schema", description="Version of the recipe language.")
+    name: Name = Field(description="Name of the recipe, used in image names and reports.")
+    description: str | None = Field(default=None, description="Free text for readers.")
+    model: Model = Field(description="The model to compile.")
+    quantization: Annotated[dict[Name, Quantization], Field(min_length=1)] = Field(description="Variants by name.")
+    engine: Engine = section("What is compiled and how it runs.")
+    targets: Annotated[dict[Name, Target], Field(min_length=1)] = Field(description="Kinds of machines by name.")
+    benchmark: Benchmark | None = Field(default=None, description="What is measured; nothing when left out.")
+    gates: Gates | None = Field(default=None, description="Conditions for GO.")
+    package: Package | None = Field(default=None, description="The deployment folder; none when left out.")
+    serving: Serving = section("How a packaged engine serves.")
+    runners: dict[Name, Runner] = Field(default={}, description="Where steps run, by name; `local` is always there.")
+
+    def engine_for(self, target_name: str) -> Engine:
+        """The engine of one target: the recipe's with the target's differences merged in."""
+        return merge(self.engine, self.targets[target_name].engine)
+
+    def variants_of(self, target_name: str) -> tuple[str, ...]:
+        """Names of the variants built for a target, in the order of the recipe."""
+        chosen = self.targets[target_name].quantization
+        return tuple(self.quantization) if chosen is None else chosen
+
+    def cells(self) -> list[Cell]:
+        """Every engine to build, in the order of the file."""
+        return [Cell(target, variant) for target in self.targets for variant in self.variants_of(target)]
+
+
+Config = TypeVar("Config", bound=Part)
+
+
+def merge(base: Config, override: Part) -> Config:
+    """`base` with the set fields of a partial model put over it; nested models merge, everything else replaces."""
+    changes: dict[str, Any] = {}
+    for name in override.model_fields_set:
+        value, old = getattr(override, name), getattr(base, name)
+        changes[name] = merge(old, value) if isinstance(old, Part) else value
+    return base.model_copy(update=changes)
