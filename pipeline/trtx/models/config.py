@@ -11,6 +11,10 @@ from trtx.errors import UsageProblem, did_you_mean
 
 DType = Literal["float32", "bfloat16", "float16"]
 
+# RoPE kinds whose frequencies do not depend on the length of the sequence and need no attention factor
+# (transformers.modeling_rope_utils); see models/rope.py.
+ROPE_TYPES = ("default", "linear", "llama3")
+
 # The `architectures` field of config.json → the module that builds the program.
 ARCHITECTURES = {"LlamaForCausalLM": "trtx.models.llama"}
 
@@ -44,7 +48,7 @@ def read_model_config(config: Mapping[str, Any]) -> ModelConfig:
     Format: https://huggingface.co/docs/transformers/model_doc/llama (LlamaConfig); transformers 4 wrote
     `rope_theta`, `rope_scaling` and `torch_dtype`, transformers 5 writes `rope_parameters` and `dtype`.
 
-    Raises UsageProblem for an architecture or activation trtx cannot compile.
+    Raises UsageProblem for an architecture, activation or position encoding trtx cannot compile.
     """
     architecture = (config.get("architectures") or ["(none)"])[0]
     if architecture not in ARCHITECTURES:
@@ -60,7 +64,7 @@ def read_model_config(config: Mapping[str, Any]) -> ModelConfig:
         )
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     rope = dict(config.get("rope_parameters") or {})
-    scaling = config.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
+    scaling = _read_rope_scaling(config.get("rope_scaling") or rope)
     return ModelConfig(
         architecture=architecture,
         vocab_size=config["vocab_size"],
@@ -79,3 +83,20 @@ def read_model_config(config: Mapping[str, Any]) -> ModelConfig:
         mlp_bias=config.get("mlp_bias", False),
         dtype=config.get("dtype") or config.get("torch_dtype") or "float32",
     )
+
+
+def _read_rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The parameters of a scaled RoPE, `rope_type` among them; None for plain RoPE."""
+    scaling = dict(rope)
+    rope_type = scaling.pop("type", None) or scaling.get("rope_type") or "default"
+    if rope_type not in ROPE_TYPES:
+        raise UsageProblem(
+            f"RoPE scaling of type {rope_type!r} is not supported",
+            why="config.json names it under `rope_parameters` or `rope_scaling`",
+            fix=f"use a model with one of: {', '.join(ROPE_TYPES)}",
+        )
+    if scaling.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UsageProblem(
+            "RoPE on a part of each head is not supported", fix="use a model without partial_rotary_factor"
+        )
+    return None if rope_type == "default" else {**scaling, "rope_type": rope_type}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +26,18 @@ class QuantFormat(BaseModel):
     def group_size(self) -> int | None:
         """Columns that share one scale, for group-wise formats."""
         return ALGORITHMS[self.algorithm].group_size
+
+
+def is_excluded(module: str, patterns: Iterable[str]) -> bool:
+    """Whether a module such as `model.layers.0.mlp.down_proj` keeps its original number format.
+
+    A pattern is a shell glob. It matches the whole dotted name, any trailing part of it (`down_proj`,
+    `mlp.*`), or the name of a module around it (`model.layers.0`); hf_quant_config.json uses the first and third form.
+    """
+    parts = module.split(".")
+    names = [".".join(parts[start:]) for start in range(len(parts))]
+    names += [".".join(parts[:end]) for end in range(1, len(parts))]
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,41 @@
+"""The module of an engine, put together from shapes alone or over weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trtx.models.config import DType, ModelConfig
+from trtx.models.formats import QuantFormat
+from trtx.models.layout import make_shard
+from trtx.models.llama import Llama
+from trtx.quant.linear import linear_factory
+from trtx.runtime.card import EngineCard, Rank, load_card
+from trtx.runtime.program import EagerPrograms, load_weights
+
+
+def make_module(config: ModelConfig, quantization: QuantFormat, dtype: DType, rank: Rank) -> Llama:
+    """One rank's module on the meta device: shapes without values."""
+    shard = make_shard(config, rank.tensor, rank.pipeline, rank.rank)
+    with torch.device("meta"):
+        make_linear = linear_factory(config, quantization, dtype, shard)
+        return Llama(config, shard, quantization.kv_cache, getattr(torch, dtype), make_linear).eval()
+
+
+def make_eager(card: EngineCard, weights: Mapping[str, Tensor], num_blocks: int) -> EagerPrograms:
+    """The engine's module over weights that are taken as they are, without a copy."""
+    module = make_module(card.model, card.quantization, card.dtype, card.rank)
+    module.load_state_dict(dict(weights), strict=True, assign=True)
+    return EagerPrograms(card, module, num_blocks)
+
+
+def load_eager(engine: Path, weights: Path, num_blocks: int) -> EagerPrograms:
+    """The eager twin of `trtx.runtime.program.load_programs`; needs no compiled programs.
+
+    Raises VerificationFailed when the weights have another layout than the card's.
+    """
+    card = load_card(engine)
+    return make_eager(card, load_weights(card, weights), num_blocks)

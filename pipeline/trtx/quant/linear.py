@@ -1,0 +1,126 @@
+"""Linear modules of every number format. Their parameters are the tensors of models/layout.py.
+
+Legend: N output rows, K input columns, Z = K / group size. x stands for activations of the engine's dtype.
+
+| algorithm | y = |
+|---|---|
+| none | x · Wᵀ |
+| fp8 | (e4m3(x / input_scale) · Wᵀ) · input_scale · weight_scale[N], W e4m3 |
+| int8_sq | (int8(x · pre_quant_scale[K] / input_scale) · Wᵀ) · input_scale · weight_scale[N], W int8, sums in int32 |
+| int8_wo | (x · Wᵀ) · weight_scale[N], W int8 |
+| int4_wo, int4_awq | (x · pre_quant_scale[K] ) · (W · weight_scale[N, Z])ᵀ, W int4; pre_quant_scale where there is one |
+
+Scales are per output row, so that parts with a scale of their own (q, k, v; gate, up) fuse without error. int4 weights
+are bytes [N, K/2]: the low nibble is the even column, the high nibble the odd one, each a value -8…7 stored plus 8.
+
+int8_wo and int4 keep the low-bit weights in memory and widen them inside the program, because PyTorch's packed CPU
+kernels take bfloat16 activations only and a packing that changes with the instruction set; fp8 does
+the same on the CPU, whose processors have no fp8 arithmetic: a simulation with the true rounding and no gain in speed.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trtx.models.config import DType, ModelConfig
+from trtx.models.formats import QuantFormat
+from trtx.models.layout import LinearSpec, Shard, head_linear, layer_linears, linear_tensors
+from trtx.models.llama import FP8, FP8_MAX, MakeLinear
+
+INT4_OFFSET = 8
+
+
+class Linear(nn.Module):
+    """A linear whose parameters are declared by its LinearSpec; subclasses compute."""
+
+    weight: nn.Parameter
+    weight_scale: nn.Parameter
+    input_scale: nn.Parameter
+    pre_quant_scale: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, spec: LinearSpec, dtype: DType) -> None:
+        super().__init__()
+        self.pre_quant_scale = self.bias = None
+        for tensor in linear_tensors(spec, dtype):
+            data = torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
+            setattr(self, tensor.name.rpartition(".")[2], nn.Parameter(data, requires_grad=False))
+
+    def add_bias(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y + self.bias
+
+
+class PlainLinear(Linear):
+    """Weights in the engine's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Fp8Linear(Linear):
+    """e4m3 weights and activations, static scales; the product itself is computed in the engine's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = (x.float() / self.input_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+        y = F.linear(rounded.to(x.dtype), self.weight.to(x.dtype)).float()
+        return self.add_bias((y * (self.input_scale * self.weight_scale)).to(x.dtype))
+
+
+class Int8Linear(Linear):
+    """SmoothQuant (Xiao et al., arXiv:2211.10438): int8 weights per row, int8 activations with one static scale."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        smoothed = x.float() if self.pre_quant_scale is None else x.float() * self.pre_quant_scale
+        x_MK = (smoothed / self.input_scale).round().clamp(-128, 127).to(torch.int8).flatten(0, -2)
+        y_MN = torch._int_mm(x_MK, self.weight.t()).float() * (self.input_scale * self.weight_scale)
+        return self.add_bias(y_MN.to(x.dtype).unflatten(0, x.shape[:-1]))
+
+
+class Int8WeightLinear(Linear):
+    """int8 weights per row, activations as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight.to(x.dtype)).float() * self.weight_scale
+        return self.add_bias(y.to(x.dtype))
+
+
+class Int4WeightLinear(Linear):
+    """int4 weights with a scale per row and group of columns (AWQ: Lin et al., arXiv:2306.00978)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pre_quant_scale is not None:
+            x = (x.float() * self.pre_quant_scale).to(x.dtype)
+        return self.add_bias(F.linear(x, dequantize_int4(self.weight, self.weight_scale).to(x.dtype)))
+
+
+def dequantize_int4(packed: Tensor, scale: Tensor) -> Tensor:
+    """float32 [N, K] of packed bytes [N, K/2] and scales [N, Z]."""
+    nibbles_NK = torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
+    grouped_NZk = (nibbles_NK.float() - INT4_OFFSET).unflatten(-1, (scale.shape[-1], -1))
+    return (grouped_NZk * scale.unsqueeze(-1)).flatten(-2)
+
+
+LINEARS: dict[str, type[Linear]] = {
+    "none": PlainLinear,
+    "fp8": Fp8Linear,
+    "int8_sq": Int8Linear,
+    "int8_wo": Int8WeightLinear,
+    "int4_wo": Int4WeightLinear,
+    "int4_awq": Int4WeightLinear,
+}
+
+
+def linear_factory(config: ModelConfig, quantization: QuantFormat, dtype: DType, shard: Shard) -> MakeLinear:
+    """The `make_linear` of one rank of one model: the module by the number format that the layout gives it."""
+    specs = {spec.name: spec for layer in shard.layers for spec in layer_linears(config, quantization, shard, layer)}
+    specs["lm_head"] = head_linear(config, shard)
+
+    def make_linear(name: str, in_features: int, out_features: int, bias: bool) -> nn.Module:
+        spec = specs[name]
+        if (spec.in_features, spec.out_features, spec.bias) != (in_features, out_features, bias):
+            raise ValueError(f"{name}: the module wants {in_features} → {out_features}, the layout has {spec}")
+        return LINEARS[spec.algorithm](spec, dtype)
+
+    return make_linear
