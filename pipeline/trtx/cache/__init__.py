@@ -1,0 +1,1 @@
+"""Content-addressed engine cache: entries appear whole, stay read-only, and are checked when read."""

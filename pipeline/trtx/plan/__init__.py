@@ -1,0 +1,1 @@
+"""Recipe → steps with keys, their state, and their execution."""

@@ -70,6 +70,7 @@ class Calibration(Part):
         description="Texts: hf://owner/name, file:///path (.txt, .jsonl or a folder), demo://docs. Must be given for "
         "algorithms that need calibration, unless the model is a demo:// one.",
     )
+    revision: Text = Field(default="main", description="Branch, tag or commit of an hf:// dataset.")
     split: Text = Field(default="train", description="Split of a hub dataset.")
     column: Text = Field(default="text", description="Column that holds the text.")
     samples: Positive = Field(default=512, description="Rows to calibrate with.")
@@ -316,7 +317,7 @@ class Recipe(Part):
     targets: Annotated[dict[Name, Target], Field(min_length=1)] = Field(description="Kinds of machines by name.")
     benchmark: Benchmark | None = Field(default=None, description="What is measured; nothing when left out.")
     gates: Gates | None = Field(default=None, description="Conditions for GO.")
-    package: Package | None = Field(default=None, description="The deployment folder; none when left out.")
+    package: Package = section("The deployment folder.")
     serving: Serving = section("How a packaged engine serves.")
     runners: dict[Name, Runner] = Field(default={}, description="Where steps run, by name; `local` is always there.")
 

@@ -1,0 +1,77 @@
+"""What a plan must know of the world, gathered before it is made; nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtx.files import sha256_bytes, sha256_file, walk_files
+from trtx.hardware.host import Host, read_host
+from trtx.hardware.versions import read_version
+from trtx.paths import cache_dir
+from trtx.processes import ask
+
+ABSENT = "absent"
+
+# Distributions whose version may change a stage's bytes. What is not here provably cannot.
+TOOLCHAIN: dict[str, tuple[str, ...]] = {
+    "download": (),
+    "dataset": (),
+    "calibrate": ("torch", "transformers", "nvidia-modelopt", "tokenizers"),
+    "convert": (),
+    "build": ("torch",),
+    "benchmark": ("torch",),
+    "package": ("torch", "tokenizers", "safetensors", "fastapi", "uvicorn", "prometheus-client"),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The machine and the tools a plan is made for.
+
+    `versions` by distribution name; `own_code` is the digest of trtx's sources; `python` the interpreter of the steps.
+    """
+
+    host: Host
+    versions: Mapping[str, str]
+    compiler: str
+    own_code: str
+    python: str
+    cache_dir: Path
+
+
+def gather_facts(environ: Mapping[str, str], distributions: Iterable[str] = ()) -> Facts:
+    """Ask this machine; `distributions` are named by sources beside those of TOOLCHAIN."""
+    names = {name for stage in TOOLCHAIN.values() for name in stage} | set(distributions)
+    return Facts(
+        host=read_host(),
+        versions={name: read_version(name) or ABSENT for name in sorted(names)},
+        compiler=read_compiler(environ),
+        own_code=own_code_digest(),
+        python=sys.executable,
+        cache_dir=cache_dir(environ),
+    )
+
+
+def read_compiler(environ: Mapping[str, str]) -> str:
+    """The C++ compiler that builds use, such as `g++ 12.2.0`, or `absent`."""
+    path = shutil.which("g++", path=environ.get("PATH", os.defpath))
+    if path is None:
+        return ABSENT
+    version = ask([path, "-dumpfullversion"], timeout_s=20)
+    return f"g++ {version.strip()}" if version else ABSENT
+
+
+def own_code_digest() -> str:
+    """SHA-256 over trtx's own sources: a package ships them, so they are a factor of the package stage."""
+    root = Path(__file__).parent.parent
+    lines = [
+        f"{sha256_file(path)}  {path.relative_to(root)}"
+        for path in walk_files(root)
+        if path.suffix in (".py", ".j2") and "__pycache__" not in path.parts
+    ]
+    return sha256_bytes("\n".join(lines).encode())

@@ -1,0 +1,309 @@
+"""Recipe + pinned sources + facts → plan. A pure function: it reads no file and asks no machine."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from trtx.errors import UsageProblem, did_you_mean
+from trtx.hardware.gpus import Gpu, find_gpu
+from trtx.models.config import DType
+from trtx.models.formats import QuantFormat
+from trtx.plan.environment import make_environment
+from trtx.plan.facts import TOOLCHAIN, Facts
+from trtx.plan.keys import make_factors, make_key
+from trtx.plan.resolve import PinnedSources, dataset_name
+from trtx.plan.steps import Plan, Step
+from trtx.recipe.schema import Cell, Engine, Recipe
+from trtx.runtime.card import Limits, Rank
+from trtx.stages.job import JOB_NAME, Input
+from trtx.stages.params import (
+    BenchmarkParams,
+    BuildParams,
+    CalibrateParams,
+    ConvertParams,
+    DatasetParams,
+    DownloadParams,
+    PackageParams,
+    Params,
+    Workload,
+)
+
+# Steps that measure have the machine to themselves.
+EXCLUSIVE_STAGES = ("benchmark",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a plan is narrowed and run; none of it enters a key except through which steps exist.
+
+    `select` is a glob over cell names, `until` the last stage to plan.
+    """
+
+    select: str | None = None
+    until: str | None = None
+    max_parallel: int | None = None
+
+
+def make_plan(recipe: Recipe, path: Path, sources: PinnedSources, facts: Facts, options: Options) -> Plan:
+    """Expand a recipe into steps.
+
+    Raises UsageProblem when the selection matches no cell.
+    """
+    cells = select_cells(recipe.cells(), options.select)
+    planner = _Planner(recipe, sources, facts, _threads(facts, options, len(cells)))
+    for cell in cells:
+        planner.add_cell(cell, options.until)
+    return Plan(
+        name=recipe.name,
+        recipe=str(path),
+        cache_dir=str(facts.cache_dir),
+        cells=tuple(cell.name for cell in cells),
+        steps=tuple(planner.steps.values()),
+    )
+
+
+def select_cells(cells: list[Cell], glob: str | None) -> list[Cell]:
+    """The cells a glob such as `h100/*` names; all without one."""
+    if glob is None:
+        return cells
+    chosen = [cell for cell in cells if fnmatch.fnmatchcase(cell.name, glob)]
+    if not chosen:
+        names = [cell.name for cell in cells]
+        raise UsageProblem(f"no cell of the recipe matches '{glob}'", fix=did_you_mean(glob, names))
+    return chosen
+
+
+def default_parallel(facts: Facts) -> int:
+    """Steps at once when nothing is said: two, where there are two cores; each may need gigabytes."""
+    return min(2, facts.host.num_cpus)
+
+
+def _threads(facts: Facts, options: Options, num_cells: int) -> int:
+    parallel = min(options.max_parallel or default_parallel(facts), num_cells)
+    return max(1, facts.host.num_cpus // parallel)
+
+
+def _short_name(url: str) -> str:
+    """The last word of a URL, fit for a file name."""
+    stem = PurePosixPath(url.partition("://")[2]).stem
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "data"
+
+
+@dataclass
+class _Planner:
+    """Adds steps in order; a step whose key exists already is not added twice."""
+
+    recipe: Recipe
+    sources: PinnedSources
+    facts: Facts
+    threads: int
+    steps: dict[str, Step] = field(default_factory=dict)
+    _by_key: dict[str, Step] = field(default_factory=dict)
+
+    def add_cell(self, cell: Cell, until: str | None) -> None:
+        """All steps of one target × variant, up to the stage `until`."""
+        engine = self.recipe.engine_for(cell.target)
+        gpu = find_gpu(self.recipe.targets[cell.target].gpu)
+        made: dict[str, Step] = {}
+        for stage, add in (
+            ("download", self._add_download),
+            ("dataset", self._add_dataset),
+            ("calibrate", self._add_calibrate),
+            ("convert", self._add_convert),
+            ("build", self._add_build),
+            ("benchmark", self._add_benchmark),
+            ("package", self._add_package),
+        ):
+            if stage != "benchmark" or self.recipe.benchmark is not None:
+                made[stage] = add(cell, engine, gpu, made)
+            if stage == until:
+                return
+
+    def _add_download(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
+        model = self.sources.model
+        params = DownloadParams(url=model.url, identity=model.identity, allow_pickle=self.recipe.model.allow_pickle)
+        return self._add("download/model", params, {}, toolchain=self._toolchain(model.toolchain))
+
+    def _add_dataset(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
+        data = self.recipe.quantization[cell.variant].calibration
+        resolved = self.sources.datasets[dataset_name(data)]
+        params = DatasetParams(
+            url=resolved.url,
+            identity=resolved.identity,
+            split=data.split,
+            column=data.column,
+            samples=data.samples,
+            heldout=data.heldout,
+            seed=data.seed,
+        )
+        name = (
+            re.sub(r"[^A-Za-z0-9_-]+", "-", PurePosixPath(data.dataset.partition("://")[2]).stem).strip("-") or "data"
+        )
+        return self._add(f"download/{name}", params, {}, toolchain=self._toolchain(resolved.toolchain))
+
+    def _add_calibrate(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
+        data = self.recipe.quantization[cell.variant].calibration
+        params = CalibrateParams(
+            quantization=self._format(cell.variant),
+            max_length=min(data.max_length, self.sources.shape.max_position_embeddings),
+            batch_size=data.batch_size,
+            seed=data.seed,
+        )
+        inputs = {"model": made["download"], "data": made["dataset"]}
+        return self._add(f"calibrate/{cell.variant}", params, inputs)
+
+    def _add_convert(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
+        parallelism = self.recipe.targets[cell.target].parallelism
+        params = ConvertParams(dtype=self._dtype(engine, gpu), tensor=parallelism.tensor, pipeline=parallelism.pipeline)
+        return self._add(f"convert/{cell.name}", params, {"checkpoint": made["calibrate"]}, cell=cell)
+
+    def _add_build(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
+        limits = engine.limits
+        params = BuildParams(
+            model=self.sources.shape,
+            quantization=self._format(cell.variant),
+            dtype=self._dtype(engine, gpu),
+            limits=Limits(
+                max_batch_size=limits.max_batch_size,
+                max_num_tokens=limits.max_num_tokens,
+                max_seq_len=limits.max_seq_len,
+            ),
+            tokens_per_block=engine.kv_cache.tokens_per_block,
+            rank=Rank(),
+            arch=gpu.arch,
+        )
+        return self._add(
+            f"build/{cell.name}",
+            params,
+            {},
+            witnesses=self._witnesses(made) | {"weights": made["convert"]},
+            toolchain=self._toolchain(TOOLCHAIN["build"]) | {"c++": self.facts.compiler},
+            cell=cell,
+        )
+
+    def _add_benchmark(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
+        benchmark = self.recipe.benchmark
+        assert benchmark is not None  # noqa: S101  add_cell sees to it
+        params = BenchmarkParams(
+            workloads={
+                name: Workload(
+                    input_tokens=load.input_tokens,
+                    output_tokens=load.output_tokens,
+                    concurrency=tuple(load.concurrency),
+                    requests=load.num_requests,
+                )
+                for name, load in benchmark.workloads.items()
+            },
+            repeats=benchmark.repeats,
+            warmup_requests=benchmark.warmup_requests,
+            kv_cache_bytes=engine.kv_cache.size,
+            memory_fraction=engine.kv_cache.memory_fraction,
+            seed=benchmark.seed,
+        )
+        host = self.facts.host
+        return self._add(
+            f"benchmark/{cell.name}",
+            params,
+            {"engine": made["build"], "weights": made["convert"]},
+            witnesses=self._witnesses(made),
+            machine={"cpu": host.cpu_model, "cpus": str(host.num_cpus)},
+            cell=cell,
+        )
+
+    def _add_package(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
+        package, serving = self.recipe.package, self.recipe.serving
+        params = PackageParams(
+            name=self.recipe.name,
+            cell=cell.name,
+            image=package.image,
+            base=package.base,
+            emit=tuple(package.emit),
+            port=serving.port,
+            kv_cache_bytes=engine.kv_cache.size,
+            memory_fraction=engine.kv_cache.memory_fraction,
+        )
+        inputs = {"engine": made["build"], "weights": made["convert"]}
+        if "benchmark" in made:
+            inputs["benchmark"] = made["benchmark"]
+        # A package ships trtx's own code, so that is a factor as well.
+        toolchain = self._toolchain(TOOLCHAIN["package"]) | {"trtx": self.facts.own_code}
+        return self._add(
+            f"package/{cell.name}",
+            params,
+            inputs,
+            witnesses=self._witnesses(made),
+            toolchain=toolchain,
+            cell=cell,
+        )
+
+    def _add(
+        self,
+        name: str,
+        params: Params,
+        inputs: dict[str, Step],
+        *,
+        witnesses: dict[str, Step] | None = None,
+        toolchain: dict[str, str] | None = None,
+        machine: dict[str, str] | None = None,
+        cell: Cell | None = None,
+    ) -> Step:
+        factors = make_factors(
+            params,
+            inputs={role: step.key for role, step in inputs.items()},
+            toolchain=self._toolchain(TOOLCHAIN[params.stage]) if toolchain is None else toolchain,
+            machine=machine or {},
+        )
+        key = make_key(factors)
+        if key in self._by_key:
+            return self._by_key[key]
+        exclusive = params.stage in EXCLUSIVE_STAGES
+        alone = exclusive or params.stage in ("download", "dataset")
+        environment, inherit = make_environment(params.stage, self.facts.host.num_cpus if alone else self.threads)
+        step = Step(
+            id=self._free_name(name),
+            stage=params.stage,
+            key=key,
+            factors=factors,
+            params=factors["params"],
+            inputs={role: Input(step=step.id, key=step.key) for role, step in inputs.items()}
+            | {role: Input(step=step.id, key=step.key, witness=True) for role, step in (witnesses or {}).items()},
+            argv=(self.facts.python, "-m", "trtx.stages.worker", JOB_NAME),
+            environment=environment,
+            inherit=inherit,
+            runner=self.recipe.targets[cell.target].runner if cell else "local",
+            exclusive=exclusive,
+            cell=cell.name if cell else None,
+        )
+        self._by_key[key] = self.steps[step.id] = step
+        return step
+
+    def _free_name(self, name: str) -> str:
+        """The name, or with -2, -3 … for another step of the same name (two datasets called alike)."""
+        number, free = 1, name
+        while free in self.steps:
+            number += 1
+            free = f"{name}-{number}"
+        return free
+
+    def _toolchain(self, distributions: tuple[str, ...]) -> dict[str, str]:
+        return {name: self.facts.versions[name] for name in distributions}
+
+    def _witnesses(self, made: dict[str, Step]) -> dict[str, Step]:
+        """What a first check of program × weights reads beside them."""
+        return {"checkpoint": made["calibrate"], "model": made["download"]}
+
+    def _format(self, variant: str) -> QuantFormat:
+        recipe = self.recipe.quantization[variant]
+        return QuantFormat.model_validate(
+            {"algorithm": recipe.algorithm, "kv_cache": recipe.kv_cache, "exclude": tuple(recipe.exclude)}
+        )
+
+    def _dtype(self, engine: Engine, gpu: Gpu) -> DType:
+        """`auto` is the checkpoint's own; CPUs compute float16 in bfloat16, which has the hardware."""
+        if engine.dtype != "auto":
+            return engine.dtype
+        own = self.sources.shape.dtype
+        return "bfloat16" if own == "float16" and gpu.kind == "cpu" else own

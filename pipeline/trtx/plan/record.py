@@ -1,0 +1,131 @@
+"""One run on disk: every file name of a run is made here.
+
+.trtx/runs/<id>/plan.json                    the plan, exactly as executed
+.trtx/runs/<id>/driver.json                  the process that drives the run
+.trtx/runs/<id>/events.jsonl                 what happened, append-only
+.trtx/runs/<id>/steps/<step>/job.json        what the worker is given
+.trtx/runs/<id>/steps/<step>/attempts/<n>/   log.txt, progress.json, result.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtx.errors import UsageProblem, did_you_mean
+from trtx.files import canonical_json, disk_errors, read_json, write_json, write_text
+from trtx.paths import runs_dir
+from trtx.plan.steps import Plan, Step, load_plan
+from trtx.processes import describe_this_process, is_gone
+from trtx.stages.job import JOB_NAME, PROGRESS_NAME, attempt_folder, dump_file
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run's folder."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    def load_plan(self) -> Plan:
+        return load_plan(read_json(self.folder / "plan.json"))
+
+    def step_folder(self, step_id: str) -> Path:
+        return self.folder / "steps" / step_id
+
+    def attempts(self, step_id: str) -> list[int]:
+        """Numbers of the attempts made, ascending."""
+        return sorted(int(path.name) for path in (self.step_folder(step_id) / "attempts").glob("[0-9]*"))
+
+    def attempt_folder(self, step_id: str, attempt: int) -> Path:
+        return attempt_folder(self.step_folder(step_id), attempt)
+
+    def log(self, step_id: str, attempt: int) -> Path:
+        return self.attempt_folder(step_id, attempt) / "log.txt"
+
+    def progress(self, step_id: str, attempt: int) -> dict[str, Any] | None:
+        """The last progress a running attempt wrote: done, total, unit, time."""
+        try:
+            progress: dict[str, Any] = read_json(self.attempt_folder(step_id, attempt) / PROGRESS_NAME)
+        except (OSError, ValueError):
+            return None
+        return progress
+
+    def write_job(self, plan: Plan, step: Step) -> Path:
+        """Write job.json exactly as planned; returns the step's folder."""
+        folder = self.step_folder(step.id)
+        write_text(folder / JOB_NAME, dump_file(step.job(plan)))
+        return folder
+
+    def next_attempt(self, step_id: str) -> int:
+        """Make the folder of a step's next attempt and return its number."""
+        number = max(self.attempts(step_id), default=0) + 1
+        folder = self.attempt_folder(step_id, number)
+        with disk_errors(folder):
+            folder.mkdir(parents=True)
+        return number
+
+    def add_event(self, event: str, **fields: Any) -> None:
+        """Append one line; a line is one write, so readers see whole lines."""
+        line = canonical_json({"time": round(time.time(), 3), "event": event, **fields}) + b"\n"
+        path = self.folder / "events.jsonl"
+        with disk_errors(path):
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, line)
+            finally:
+                os.close(descriptor)
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events; a torn last line, left by a full disk, is ignored."""
+        try:
+            lines = (self.folder / "events.jsonl").read_bytes().split(b"\n")
+        except OSError:
+            return []
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def is_driven(self) -> bool:
+        """Whether the process that drives the run is still there (or on another host, where this cannot be known)."""
+        try:
+            return not is_gone(read_json(self.folder / "driver.json"))
+        except (OSError, ValueError):
+            return False
+
+
+def create_run(project: Path, plan: Plan) -> RunRecord:
+    """Start a new run's folder in a project."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    record = RunRecord(runs_dir(project) / name)
+    write_json(record.folder / "plan.json", plan.to_json())
+    write_json(record.folder / "driver.json", describe_this_process())
+    return record
+
+
+def find_run(project: Path, run_id: str | None = None) -> RunRecord:
+    """A run by id, or the latest. Raises UsageProblem when there is none."""
+    names = sorted(path.parent.name for path in runs_dir(project).glob("*/plan.json"))
+    if not names:
+        raise UsageProblem(
+            f"there are no runs in {project}",
+            why="trtx keeps a run's records in .trtx/ of the folder it was started in",
+            fix="run `trtx apply RECIPE` here, or change to the folder you ran it in",
+        )
+    if run_id is not None and run_id not in names:
+        raise UsageProblem(f"there is no run '{run_id}'", fix=did_you_mean(run_id, names))
+    return RunRecord(runs_dir(project) / (run_id or names[-1]))
+
+
+def latest_run(project: Path) -> RunRecord | None:
+    """The latest run, if any."""
+    try:
+        return find_run(project)
+    except UsageProblem:
+        return None

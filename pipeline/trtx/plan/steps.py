@@ -1,0 +1,117 @@
+"""A step of a plan and the plan itself: plain data that survives JSON unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trtx.errors import UsageProblem, did_you_mean
+from trtx.stages.job import Input, Job
+
+SCHEMA = "trtx.plan/v1"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step, resolved: what `apply` runs is exactly this.
+
+    `environment` is set, `inherit` names variables passed on from the driver's environment (secrets stay
+    references). `cell` is the target/variant it serves, None for steps shared by several.
+    """
+
+    id: str
+    stage: str
+    key: str
+    factors: dict[str, Any]
+    params: dict[str, Any]
+    inputs: dict[str, Input]
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+    inherit: tuple[str, ...]
+    runner: str
+    exclusive: bool
+    cell: str | None
+
+    def job(self, plan: Plan) -> Job:
+        """The content of the step's job.json."""
+        return Job(
+            step=self.id,
+            stage=self.stage,
+            key=self.key,
+            factors=self.factors,
+            params=self.params,
+            inputs=self.inputs,
+            cache_dir=plan.cache_dir,
+            recipe=plan.name,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a selection of a recipe; a step comes after its inputs."""
+
+    name: str
+    recipe: str
+    cache_dir: str
+    cells: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+    def step(self, step_id: str) -> Step:
+        """The step of an id. Raises UsageProblem with the nearest id for an unknown one."""
+        for step in self.steps:
+            if step.id == step_id:
+                return step
+        raise UsageProblem(f"there is no step '{step_id}'", fix=did_you_mean(step_id, [step.id for step in self.steps]))
+
+    def leaves(self) -> list[Step]:
+        """Steps no other step takes as input: what the plan is for."""
+        used = {entry.step for step in self.steps for entry in step.inputs.values()}
+        return [step for step in self.steps if step.id not in used]
+
+    def to_json(self) -> dict[str, Any]:
+        steps = []
+        for step in self.steps:
+            body = asdict(step)
+            body["inputs"] = {name: entry.model_dump() for name, entry in step.inputs.items()}
+            steps.append(body)
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "recipe": self.recipe,
+            "cache_dir": self.cache_dir,
+            "cells": list(self.cells),
+            "steps": steps,
+        }
+
+
+def load_plan(body: Mapping[str, Any]) -> Plan:
+    """The plan of a JSON value made by `Plan.to_json`."""
+    if body.get("schema") != SCHEMA:
+        raise UsageProblem(f"this is not a plan of this version of trtx (schema {body.get('schema')})")
+    return Plan(
+        name=body["name"],
+        recipe=body["recipe"],
+        cache_dir=body["cache_dir"],
+        cells=tuple(body["cells"]),
+        steps=tuple(
+            Step(
+                **step
+                | {
+                    "inputs": {name: Input(**entry) for name, entry in step["inputs"].items()},
+                    "argv": tuple(step["argv"]),
+                    "inherit": tuple(step["inherit"]),
+                }
+            )
+            for step in body["steps"]
+        ),
+    )
+
+
+def split_selection(argument: str) -> tuple[Path, str | None]:
+    """`recipe.yaml:h100/fp8` → the file and the glob of cells; a plain path selects all cells."""
+    head, separator, tail = argument.rpartition(":")
+    if separator and head and not Path(argument).exists():
+        return Path(head), tail
+    return Path(argument), None

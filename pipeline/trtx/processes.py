@@ -1,0 +1,91 @@
+"""The one place that starts processes, and that tells whether one that left a note is still there.
+
+Processes are started from argument lists, never through a shell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trtx.errors import EnvironmentProblem
+from trtx.files import disk_errors
+
+
+def ask(argv: Sequence[str], *, timeout_s: float, environment: Mapping[str, str] | None = None) -> str | None:
+    """What a short command prints on stdout; None when it is missing, fails or does not answer in time."""
+    try:
+        answer = subprocess.run(
+            list(argv), capture_output=True, text=True, timeout=timeout_s, env=environment, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout if answer.returncode == 0 else None
+
+
+def start_process(
+    argv: Sequence[str], *, folder: Path, environment: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    """Start a process in its own group with stdout and stderr appended to `log`.
+
+    Raises EnvironmentProblem when the program is not there.
+    """
+    with disk_errors(log), log.open("ab") as stream:
+        try:
+            return subprocess.Popen(
+                list(argv),
+                cwd=folder,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise EnvironmentProblem(f"cannot start {argv[0]}", why="there is no such program") from error
+
+
+def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a process and all it started; no error when they are gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def describe_this_process() -> dict[str, Any]:
+    """A note that names this process among all that ever ran: host, boot, pid and start time."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "boot": _boot_id(), "pid": pid, "start": _start_ticks(pid)}
+
+
+def is_gone(note: dict[str, Any]) -> bool:
+    """True when the noted process was one of this host and no longer runs. Other hosts' are never judged."""
+    if note["host"] != socket.gethostname():
+        return False
+    return bool(note["boot"] != _boot_id() or _start_ticks(note["pid"]) != note["start"])
+
+
+def _start_ticks(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot, or None when there is none or it is a zombie.
+
+    Source: field 22 of /proc/PID/stat, proc(5).
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _boot_id() -> str:
+    """Changes with every start of the machine; empty where the kernel does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
