@@ -1,0 +1,5 @@
+"""`python -m trtx.cli` is `trtx`."""
+
+from trtx.cli.main import run
+
+run()

@@ -1,0 +1,122 @@
+"""The command `trtx`: its verbs, its global flags, and how every error leaves the program.
+
+A verb is a module with one function `command`; whatever is slow to import is imported inside it, so that
+`trtx --help` stays instant.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from trtx import __version__
+from trtx.cli import apply, doctor, init, logs, plan, schema, serve, status, validate
+from trtx.console import make_console
+from trtx.errors import Interrupted, TrtxError
+
+GLOBAL_FLAGS = {"-v": "verbose", "--verbose": "verbose", "-q": "quiet", "--quiet": "quiet", "--no-color": "no_color"}
+
+app = typer.Typer(
+    name="trtx",
+    help="One YAML recipe into inference engines and deployment folders for a GPU fleet, reproducibly.",
+    epilog="Start with: trtx init, trtx plan recipe.yaml, trtx apply recipe.yaml",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"trtx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_flags(
+    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more; show tracebacks of errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and warnings.")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="No colours (also: NO_COLOR=1).")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    context.obj = make_console(os.environ, no_color=no_color, verbosity=1 if verbose else -1 if quiet else 0)
+
+
+def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Ctrl-C leaves with the exit code of an interruption, whichever verb it stops."""
+
+    @functools.wraps(command)
+    def run_command(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped") from None
+
+    return run_command
+
+
+for _name, _module in {
+    "init": init,
+    "validate": validate,
+    "plan": plan,
+    "apply": apply,
+    "status": status,
+    "logs": logs,
+    "serve": serve,
+    "schema": schema,
+    "doctor": doctor,
+}.items():
+    app.command(_name)(_stoppable(_module.command))
+
+
+def hoist_global_flags(arguments: list[str]) -> list[str]:
+    """Move -v, -q and --no-color before the verb, so that they may stand anywhere up to `--`."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    head, tail = arguments[:end], arguments[end:]
+    flags = [word for word in head if word in GLOBAL_FLAGS]
+    return flags + [word for word in head if word not in GLOBAL_FLAGS] + tail
+
+
+def main(arguments: list[str]) -> int:
+    """Run trtx with the given arguments; returns the exit code and never raises."""
+    arguments = hoist_global_flags(arguments)
+    verbose = bool({"-v", "--verbose"} & set(arguments))
+    console = make_console(os.environ, no_color="--no-color" in arguments)
+    try:
+        app(args=arguments, prog_name="trtx")
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+    except TrtxError as error:
+        if verbose:
+            traceback.print_exception(error)
+        console.error(error.render())
+        return error.exit_code
+    except BrokenPipeError:  # `trtx … | head`: nobody reads on, and that is fine.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001  The last resort: no user meets a traceback without asking for it.
+        if verbose:
+            traceback.print_exc()
+        unexpected = TrtxError(
+            f"{type(error).__name__}: {error}",
+            why="this was not foreseen",
+            fix="run again with -v for the traceback, and please report it",
+        )
+        console.error(unexpected.render())
+        return unexpected.exit_code
+    return 0
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    sys.exit(main(sys.argv[1:]))

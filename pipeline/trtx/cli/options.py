@@ -1,0 +1,42 @@
+"""Options that several verbs share, worded once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+class OutputFormat(StrEnum):
+    """`table` is for people and goes to stderr; `json` goes to stdout, alone."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class StageName(StrEnum):
+    """Stages a plan can end with."""
+
+    DOWNLOAD = "download"
+    DATASET = "dataset"
+    CALIBRATE = "calibrate"
+    CONVERT = "convert"
+    BUILD = "build"
+    BENCHMARK = "benchmark"
+    PACKAGE = "package"
+
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="Recipe file; recipe.yaml:h100/fp8 or recipe.yaml:'*/fp8' selects cells."),
+]
+OutputOption = Annotated[OutputFormat, typer.Option("-o", "--output", help="How to print the result.")]
+UntilOption = Annotated[Optional[StageName], typer.Option("--until", help="Stop after this stage.")]  # noqa: UP045
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Use no network: the hub's local cache must do.")]
+ParallelOption = Annotated[
+    Optional[int], typer.Option("--max-parallel", min=1, help="Steps at once (default 2).")  # noqa: UP045
+]
+RunOption = Annotated[Optional[str], typer.Option("--run", help="Id of a run; the latest when left out.")]  # noqa: UP045
+FolderOption = Annotated[Path, typer.Option("--out-dir", help="Where packages are put.")]

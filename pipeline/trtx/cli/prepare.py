@@ -1,0 +1,71 @@
+"""What `plan` and `apply` do first: recipe → checks → pinned sources → plan → state of every step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtx.cache.store import Store
+from trtx.cli.options import StageName
+from trtx.plan.facts import Facts, gather_facts
+from trtx.plan.make import Options, default_parallel, make_plan, select_cells
+from trtx.plan.record import latest_run
+from trtx.plan.resolve import resolve_sources
+from trtx.plan.steps import Plan, split_selection
+from trtx.plan.survey import StepStatus, survey
+from trtx.recipe.checks import check_model
+from trtx.recipe.load import load_recipe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan and the state of its steps, before anything ran. `max_parallel` steps may run at once."""
+
+    plan: Plan
+    statuses: list[StepStatus]
+    store: Store
+    facts: Facts
+    environ: Mapping[str, str]
+    max_parallel: int
+
+
+def prepare(argument: str, *, until: StageName | None, offline: bool, max_parallel: int | None) -> Prepared:
+    """Plan a recipe given as on the command line.
+
+    Raises RecipeInvalid with all problems, UsageProblem for a wrong selection, EnvironmentProblem for a source
+    that cannot be reached.
+    """
+    path, glob = split_selection(argument)
+    loaded = load_recipe(path)
+    recipe = loaded.recipe
+    cells = select_cells(recipe.cells(), glob)
+    environ = dict(os.environ) | ({"HF_HUB_OFFLINE": "1", "TRTX_OFFLINE": "1"} if offline else {})
+    sources = resolve_sources(recipe, {cell.variant for cell in cells}, environ)
+    check_model(loaded, sources.shape)
+    generators = {name for source in (sources.model, *sources.datasets.values()) for name in source.toolchain}
+    facts = gather_facts(environ, generators)
+    options = Options(select=glob, until=until.value if until else None, max_parallel=max_parallel)
+    plan = make_plan(recipe, path, sources, facts, options)
+    store = Store(facts.cache_dir)
+    previous = latest_run(Path.cwd())
+    statuses = survey(plan, store, previous.load_plan() if previous else None)
+    return Prepared(plan, statuses, store, facts, environ, max_parallel or default_parallel(facts))
+
+
+def status_rows(statuses: list[StepStatus]) -> list[dict[str, Any]]:
+    """The steps as JSON for tools: the same fields in `plan`, `apply` and `status`."""
+    return [
+        {
+            "step": status.step.id,
+            "stage": status.step.stage,
+            "cell": status.step.cell,
+            "state": status.state.value,
+            "reason": status.reason,
+            "duration_s": status.duration_s,
+            "key": status.step.key,
+        }
+        for status in statuses
+    ]

@@ -1,0 +1,84 @@
+"""Puts finished packages where people look for them: out/<recipe>/<target>/<variant>/."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtx.cache.store import Store, remove_tree
+from trtx.errors import EnvironmentProblem
+from trtx.files import disk_errors, link_or_copy, walk_files, write_text
+from trtx.plan.steps import Plan, Step
+
+# Larger files are linked from the cache, read-only; smaller ones are copied, so that editing one harms nothing.
+LINK_FROM_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A deployment folder in place; `engine` is what `trtx serve` takes."""
+
+    cell: str
+    folder: Path
+
+    @property
+    def engine(self) -> Path:
+        return self.folder / "engine"
+
+
+def deliver(plan: Plan, store: Store, root: Path) -> list[Delivered]:
+    """Make the folder of every packaged cell hold its package; a folder that already does is not touched.
+
+    Raises EnvironmentProblem when a folder of that name exists that trtx did not make.
+    """
+    return [_deliver_one(plan, step, store, root) for step in plan.steps if step.stage == "package"]
+
+
+def _deliver_one(plan: Plan, step: Step, store: Store, root: Path) -> Delivered:
+    cell = step.cell or step.id
+    folder = root / plan.name / cell
+    marker = folder.with_name(f".{folder.name}.key")
+    delivered = Delivered(cell, folder)
+    if folder.is_dir() and _read(marker) == step.key:
+        return delivered
+    if folder.exists() and not marker.exists():
+        raise EnvironmentProblem(
+            f"cannot put the package into {folder}",
+            why="something is there that trtx did not make",
+            fix="move it away, or choose another folder with --out-dir",
+        )
+    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    with disk_errors(folder):
+        try:
+            _copy_tree(store.output(step.key), fresh)
+            old = fresh.with_name(f"{fresh.name}.old")
+            if folder.exists():
+                folder.rename(old)
+            fresh.rename(folder)
+        except BaseException:
+            remove_tree(fresh)
+            raise
+        write_text(marker, step.key)
+        remove_tree(old)
+    return delivered
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    for path in walk_files(source):
+        copy = target / path.relative_to(source)
+        if path.stat().st_size >= LINK_FROM_BYTES:
+            link_or_copy(path, copy)
+        else:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+            copy.chmod(0o755 if os.access(path, os.X_OK) else 0o644)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
