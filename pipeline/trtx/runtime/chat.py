@@ -1,0 +1,95 @@
+"""Chat templates: Jinja text that comes with a model and turns messages into a prompt. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from trtx.errors import VerificationFailed
+from trtx.runtime.request import RequestRefused
+
+
+class ChatTemplate:
+    """One compiled template. It is foreign code, so it runs in Jinja's sandbox and sees nothing but its variables.
+
+    Environment and variables follow Hugging Face:
+    https://huggingface.co/docs/transformers/chat_templating_writing
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMark, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise VerificationFailed(
+                "the model's chat template is not valid Jinja",
+                why=f"line {error.lineno}: {error.message}",
+                fix="correct chat_template.jinja of the model",
+            ) from error
+        self._special_tokens = dict(special_tokens)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt that asks for the assistant's next message. Raises RequestRefused when the template refuses."""
+        variables = {"tools": None, "documents": None, "add_generation_prompt": True, **self._special_tokens}
+        try:
+            return self._template.render(messages=[dict(message) for message in messages], **variables)
+        # Templates fail in any way that Python can: on a missing key, on None + "text".
+        except Exception as error:
+            raise RequestRefused(
+                f"the model's chat template refuses these messages: {error}",
+                param="messages",
+                fix="see which roles and contents the model's chat template takes",
+            ) from error
+
+    @staticmethod
+    def missing() -> RequestRefused:
+        return RequestRefused(
+            "this model has no chat template", param="messages", fix="send the whole prompt to /v1/completions"
+        )
+
+
+def find_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
+    """The template of a model folder: chat_template.jinja, else `chat_template` of tokenizer_config.json.
+
+    The latter is a text or a list of named texts, of which `default` counts.
+    """
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if file.is_file():
+        return ChatTemplate(file.read_text(encoding="utf-8"), special_tokens)
+    source = json.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
+    if isinstance(source, list):
+        source = {item["name"]: item["template"] for item in source}.get("default")
+    return ChatTemplate(source, special_tokens) if isinstance(source, str) else None
+
+
+class _GenerationMark(Extension):
+    """`{% generation %} … {% endgeneration %}` marks the assistant's text for training; here it is only passed on."""
+
+    tags = {"generation"}  # noqa: RUF012 - the base class says set
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    # Jinja's own filter escapes <, > and & for HTML, which no model was trained on.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
