@@ -1,0 +1,150 @@
+"""The one thread that owns an engine, and streams that carry its outputs into asyncio.
+
+Compiled programs must never be entered by two threads, so everything an engine does happens in its thread. Other
+threads talk to it through a queue of commands; outputs come back to the event loop once a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import TracebackType
+
+from trtx.runtime.engine import Engine
+from trtx.runtime.request import Output, Request
+
+logger = logging.getLogger(__name__)
+
+
+class EngineFailed(RuntimeError):
+    """The engine has stopped and serves nobody any more; the text says why."""
+
+
+class EngineThread:
+    """Runs an engine in a thread of its own. All methods belong to the event loop that called `start`.
+
+    `on_outputs` is called in the event loop with the outputs of every step, before the streams see them.
+    """
+
+    def __init__(self, engine: Engine, on_outputs: Callable[[Sequence[Output]], None] | None = None) -> None:
+        self.engine = engine
+        self._on_outputs = on_outputs
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._streams: dict[int, Stream] = {}
+        self._failure: str | None = "the engine has not been started"
+        # A daemon: a process that is told to end at once must not wait for a step.
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine serves nobody; None while it does."""
+        return self._failure
+
+    def start(self) -> None:
+        """Start the thread; outputs go to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._failure = None
+        self._thread.start()
+
+    def stream(self, requests: Sequence[Request]) -> Stream:
+        """A stream of the outputs of requests made by `engine.make_request`; nothing is queued until it is entered."""
+        return Stream(self, requests)
+
+    async def stop(self) -> None:
+        """End the thread after the step it is in; streams that are still open raise EngineFailed."""
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._close("the server is shutting down")
+
+    def _submit(self, stream: Stream) -> None:
+        if self._failure is not None:
+            raise EngineFailed(self._failure)
+        for request in stream.requests:
+            self._streams[request.id] = stream
+            self._commands.put(partial(self.engine.add_request, request))
+
+    def _cancel(self, stream: Stream) -> None:
+        for request in stream.requests:
+            if self._streams.pop(request.id, None) is not None:
+                self._commands.put(partial(self.engine.cancel, request))
+
+    def _run(self) -> None:
+        try:
+            while self._obey():
+                outputs = self.engine.step()
+                if outputs:
+                    self._loop.call_soon_threadsafe(self._deliver, outputs)
+        # Whatever broke, those who wait must hear of it.
+        except Exception as error:
+            logger.exception("the engine has failed")
+            self._loop.call_soon_threadsafe(self._close, f"the engine has failed: {error}")
+
+    def _obey(self) -> bool:
+        """Carry out what was asked; wait for a command when there is nothing to run. False when told to end."""
+        while True:
+            try:
+                command = self._commands.get(block=not self.engine.has_work)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command()
+
+    def _deliver(self, outputs: Sequence[Output]) -> None:
+        if self._on_outputs is not None:
+            self._on_outputs(outputs)
+        for output in outputs:
+            stream = self._streams.get(output.request.id)
+            if stream is not None:
+                stream.outputs.put_nowait(output)
+            if output.finish_reason is not None:
+                self._streams.pop(output.request.id, None)
+
+    def _close(self, reason: str) -> None:
+        self._failure = self._failure or reason
+        for stream in set(self._streams.values()):
+            stream.outputs.put_nowait(EngineFailed(reason))
+        self._streams.clear()
+
+
+class Stream:
+    """Outputs of one or more requests, as they come. Leaving it cancels what has not ended and frees its blocks.
+
+        with thread.stream(requests) as stream:
+            async for output in stream: ...
+
+    Entering raises EngineFailed when the engine is not running, iterating when it stops meanwhile. A reader that is
+    slow keeps only its own outputs waiting.
+    """
+
+    def __init__(self, thread: EngineThread, requests: Sequence[Request]) -> None:
+        self.requests = requests
+        self.outputs: asyncio.Queue[Output | EngineFailed] = asyncio.Queue()
+        self._thread = thread
+        self._open = len(requests)
+
+    def __enter__(self) -> Stream:
+        self._thread._submit(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread._cancel(self)
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Output:
+        if self._open == 0:
+            raise StopAsyncIteration
+        output = await self.outputs.get()
+        if isinstance(output, EngineFailed):
+            raise output
+        self._open -= output.finish_reason is not None
+        return output

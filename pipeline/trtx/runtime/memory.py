@@ -1,0 +1,84 @@
+"""How many KV-cache blocks an engine gets. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from trtx.errors import EnvironmentProblem
+from trtx.runtime.card import EngineCard
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
+
+MIB = 1 << 20
+
+
+def block_bytes(card: EngineCard) -> int:
+    """Bytes of one block: keys and values of `tokens_per_block` tokens in every layer."""
+    cache = card.kv_cache
+    numbers = 2 * cache.num_layers * cache.tokens_per_block * cache.num_kv_heads * cache.head_dim
+    return numbers * ITEM_BYTES[cache.dtype]
+
+
+def blocks_per_sequence(card: EngineCard) -> int:
+    """Blocks of one sequence of max_seq_len tokens: the widest block table."""
+    return -(-card.limits.max_seq_len // card.kv_cache.tokens_per_block)
+
+
+def plan_num_blocks(card: EngineCard, *, kv_cache_bytes: int | None, memory_fraction: float, weights_bytes: int) -> int:
+    """Blocks of the pool, the null block among them.
+
+    They fill `kv_cache_bytes`, or, when that is None, `memory_fraction` of the memory that is available now less the
+    weights; never more than max_batch_size sequences of max_seq_len can use.
+
+    Raises EnvironmentProblem when one sequence of max_seq_len does not fit.
+    """
+    if kv_cache_bytes is None:
+        available = available_bytes()
+        budget = int(available * memory_fraction) - weights_bytes
+        source = f"{memory_fraction:.0%} of {_mib(available)} available, less {_mib(weights_bytes)} for the weights"
+    else:
+        budget, source = kv_cache_bytes, "the KV-cache size asked for"
+    fitting = budget // block_bytes(card)
+    smallest = blocks_per_sequence(card) + 1
+    if fitting < smallest:
+        raise EnvironmentProblem(
+            f"the KV cache would have {_mib(max(budget, 0))}, and one sequence of max_seq_len"
+            f" {card.limits.max_seq_len} needs {_mib(smallest * block_bytes(card))}",
+            why=source,
+            fix="give the KV cache more memory, or rebuild the engine with a lower max_seq_len",
+        )
+    return min(fitting, card.limits.max_batch_size * blocks_per_sequence(card) + 1)
+
+
+def available_bytes() -> int:
+    """Memory that this process can still take: what the kernel calls available, or what its cgroups leave."""
+    headroom = [_meminfo_available(), *_cgroup_headroom()]
+    return max(0, min(headroom))
+
+
+def _meminfo_available() -> int:
+    # proc(5): values are in kB, which here means 1024 bytes.
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise EnvironmentProblem("cannot tell how much memory is free", why="/proc/meminfo names no MemAvailable")
+
+
+def _cgroup_headroom(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """What each cgroup v2 from this process's own up to the root leaves (Documentation/admin-guide/cgroup-v2.rst)."""
+    lines = proc.read_text().splitlines() if proc.is_file() else []
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
+    if own is None:
+        return
+    folder = root / own
+    for group in (folder, *folder.parents):
+        if not group.is_relative_to(root):
+            return
+        limit, used = group / "memory.max", group / "memory.current"
+        if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+            yield int(text) - int(used.read_text())
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / MIB:.1f} MiB"
