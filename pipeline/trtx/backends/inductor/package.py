@@ -1,0 +1,198 @@
+"""Assembles the deployment folder of one engine: see templates/package for what the files do.
+
+    engine/           the ready engine: card, programs, weights, tokenizer, check
+    benchmark/        what was measured, when it was
+    wheels/           trtx itself
+    requirements.txt  every other package, exactly
+    deployment.json   what the entrypoint needs to know, and where everything came from
+    Dockerfile  compose.yaml  entrypoint.py  healthcheck.py  README.md  SHA256SUMS
+
+Nothing here depends on the clock, the host or the order of a directory: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trtx
+from trtx.backends.images import check_base, make_image
+from trtx.backends.shipping import pinned_requirements, requirements_text, wheel_name, write_wheel
+from trtx.errors import VerificationFailed
+from trtx.files import (
+    canonical_json,
+    link_or_copy,
+    sha256_bytes,
+    sha256_file,
+    walk_files,
+    write_json,
+    write_text,
+)
+from trtx.render import TEMPLATES, render
+from trtx.runtime.card import CARD_NAME, EngineCard, load_card
+
+SUMS_NAME = "SHA256SUMS"
+CHECK_NAME = "check.json"
+SCHEMA = "trtx.deployment/v1"
+# What a server on a CPU needs beside its weights and its KV cache: Python, torch, activations.
+OVERHEAD_MIB = 1024
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What the templates are filled from. `keys` are the cache keys of what is inside, by input name."""
+
+    name: str
+    cell: str
+    base: str
+    image: str
+    version: str
+    port: int
+    kv_cache_bytes: int | None
+    memory_fraction: float
+    keys: Mapping[str, str]
+    pins: Mapping[str, str]
+
+    @property
+    def serve_options(self) -> list[str]:
+        """Options of `trtx serve`."""
+        options = ["--port", str(self.port)]
+        if self.kv_cache_bytes is not None:
+            return [*options, "--kv-cache-bytes", str(self.kv_cache_bytes)]
+        return [*options, "--memory-fraction", repr(self.memory_fraction)]
+
+
+def make_deployment(
+    *,
+    name: str,
+    cell: str,
+    image: str | None,
+    base: str,
+    port: int,
+    kv_cache_bytes: int | None,
+    memory_fraction: float,
+    keys: Mapping[str, str],
+) -> Deployment:
+    """Resolve names and versions.
+
+    Raises UsageProblem for a base image that is not pinned or image names that are none, EnvironmentProblem when a
+    package that a server needs is not installed here.
+    """
+    version = sha256_bytes(canonical_json({part: keys.get(part, "") for part in ("engine", "weights")}))[:12]
+    return Deployment(
+        name=name,
+        cell=cell,
+        base=check_base(base),
+        image=make_image(image, name, cell, version),
+        version=version,
+        port=port,
+        kv_cache_bytes=kv_cache_bytes,
+        memory_fraction=memory_fraction,
+        keys=dict(keys),
+        pins=pinned_requirements(),
+    )
+
+
+def join_engine(engine: Path, weights: Path, check: Path, target: Path) -> EngineCard:
+    """Make `target` a ready engine folder of a build, a conversion and the evidence that they belong together."""
+    card = load_card(engine)
+    link_or_copy(engine / CARD_NAME, target / CARD_NAME)
+    _link_tree(engine / "programs", target / "programs")
+    for path in _plain_files(weights):
+        relative = path.relative_to(weights)
+        folder = target if relative.parts[0] == "tokenizer" else target / "weights"
+        link_or_copy(path, folder / relative)
+    link_or_copy(check, target / CHECK_NAME)
+    return card
+
+
+def write_deployment(
+    target: Path, deployment: Deployment, card: EngineCard, *, emit: tuple[str, ...], benchmark: Path | None
+) -> None:
+    """Write everything around `target/engine`, SHA256SUMS last."""
+    if benchmark is not None:
+        for name in ("benchmark.json", "benchmark.csv"):
+            link_or_copy(benchmark / name, target / "benchmark" / name)
+    write_wheel(target / "wheels")
+    write_text(target / "requirements.txt", requirements_text(deployment.pins))
+    write_json(target / "deployment.json", describe(deployment, card))
+    for name in ("entrypoint.py", "healthcheck.py"):
+        write_text(target / name, (TEMPLATES / "package" / name).read_text(encoding="utf-8"))
+    values = _template_values(target, deployment, card, benchmark) | {"compose": "compose" in emit}
+    write_text(target / "Dockerfile", render("package/Dockerfile.j2", **values))
+    if "compose" in emit:
+        write_text(target / "compose.yaml", render("package/compose.yaml.j2", **values))
+    write_text(target / "README.md", render("package/README.md.j2", **values))
+    write_text(target / SUMS_NAME, make_sums(target))
+
+
+def describe(deployment: Deployment, card: EngineCard) -> dict[str, Any]:
+    """Content of deployment.json."""
+    return {
+        "schema": SCHEMA,
+        "name": deployment.name,
+        "cell": deployment.cell,
+        "version": deployment.version,
+        "image": deployment.image,
+        "base": deployment.base,
+        "port": deployment.port,
+        "serve": deployment.serve_options,
+        "keys": dict(deployment.keys),
+        "compiled_for": card.compiled_for.model_dump(mode="json"),
+        "quantization": card.quantization.model_dump(mode="json"),
+        "built_with": {"trtx": trtx.__version__, "python": platform.python_version(), **card.toolchain},
+    }
+
+
+def make_sums(root: Path) -> str:
+    """Every file below `root` in the format of sha256sum(1), sorted by path; SHA256SUMS itself is left out."""
+    names = sorted(path.relative_to(root).as_posix() for path in _plain_files(root))
+    return "".join(f"{sha256_file(root / name)}  {name}\n" for name in names if name != SUMS_NAME)
+
+
+def _template_values(target: Path, deployment: Deployment, card: EngineCard, benchmark: Path | None) -> dict[str, Any]:
+    weights_bytes = sum(path.stat().st_size for path in (target / "engine" / "weights").iterdir())
+    compiled_for = card.compiled_for
+    return {
+        "name": deployment.name,
+        "cell": deployment.cell,
+        "base": deployment.base,
+        "image": deployment.image,
+        "version": deployment.version,
+        "port": deployment.port,
+        "keys": deployment.keys,
+        "wheel": f"wheels/{wheel_name()}",
+        "trtx_version": trtx.__version__,
+        "description": f"{card.model.architecture} {card.quantization.algorithm} for {compiled_for.arch}",
+        "device": compiled_for.device,
+        "num_devices": card.rank.tensor * card.rank.pipeline,
+        "memory_mib": (weights_bytes + (deployment.kv_cache_bytes or 0)) // 2**20 + OVERHEAD_MIB,
+        "weights_mib": max(1, weights_bytes // 2**20),
+        "card": card,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "torch": deployment.pins["torch"],
+        "benchmark": benchmark is not None,
+        "benchmark_rows": (),
+    }
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    for path in _plain_files(source):
+        link_or_copy(path, target / path.relative_to(source))
+
+
+def _plain_files(root: Path) -> list[Path]:
+    """Files below a folder. Raises VerificationFailed for links and for names that SHA256SUMS cannot hold."""
+    found = list(walk_files(root))
+    for path in found:
+        name = path.relative_to(root).as_posix()
+        if path.is_symlink() or not path.is_file():
+            raise VerificationFailed(f"{name} is not a plain file", why=f"it lies in {root}")
+        if not name.isprintable() or "\\" in name:
+            raise VerificationFailed(
+                f"{name!r} cannot be packaged", why="control characters or a backslash in its name"
+            )
+    return found

@@ -1,0 +1,133 @@
+"""trtx as a wheel without build tools, and the exact versions beside it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import trtx
+from trtx.backends import shipping
+from trtx.errors import EnvironmentProblem
+
+
+def test_every_pin_is_the_installed_version_and_trtx_is_not_among_them() -> None:
+    pins = shipping.pinned_requirements()
+    assert "trtx" not in pins
+    assert {name: metadata.version(name) for name in pins} == pins
+    assert list(pins) == sorted(pins)
+
+
+def test_the_pins_are_complete_so_that_nothing_is_resolved_when_they_are_installed() -> None:
+    pins = shipping.pinned_requirements()
+    # pydantic → pydantic-core, fastapi → starlette → anyio: required by what is required.
+    assert {"pydantic-core", "starlette", "anyio", "torch", "tokenizers", "safetensors", "uvicorn"} <= pins.keys()
+
+
+def test_what_only_quantizes_or_tests_is_not_shipped() -> None:
+    assert (
+        not {"transformers", "nvidia-modelopt", "pytest", "mypy", "ruff", "hatchling"}
+        & shipping.pinned_requirements().keys()
+    )
+
+
+def test_serving_imports_nothing_that_is_not_pinned() -> None:
+    script = """
+import importlib, json, pkgutil, sys
+from importlib.metadata import packages_distributions
+import trtx.serve, trtx.runtime
+for package in (trtx.serve, trtx.runtime):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+from trtx.backends.shipping import pinned_requirements
+from packaging.utils import canonicalize_name
+owners = packages_distributions()
+pins = {*pinned_requirements(), "trtx"}
+loaded = {name.partition(".")[0] for name in sys.modules}
+owned = {name: {canonicalize_name(owner) for owner in owners[name]} for name in loaded if name in owners}
+print(json.dumps([name for name, distributions in owned.items() if not distributions & pins]))
+"""
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    # The first is loaded by setuptools' .pth file, whoever asks; torch looks for the second and works without.
+    assert set(json.loads(answer.stdout)) <= {"_distutils_hack", "pynvml"}
+
+
+def test_a_missing_package_is_named_with_the_way_to_install_it() -> None:
+    with pytest.raises(EnvironmentProblem, match="no-such-distribution is not installed") as caught:
+        shipping.pinned_requirements(("no-such-distribution",))
+    assert "trtx[engine]" in caught.value.fix
+
+
+def test_a_torch_build_from_outside_the_package_index_brings_its_index() -> None:
+    text = shipping.requirements_text({"numpy": "2.4.6", "torch": "2.13.0+cu130"})
+    assert text.splitlines() == [
+        "--extra-index-url https://download.pytorch.org/whl/cu130",
+        "numpy==2.4.6",
+        "torch==2.13.0+cu130",
+    ]
+
+
+def test_a_torch_release_needs_no_other_index() -> None:
+    assert shipping.requirements_text({"torch": "2.13.0"}) == "torch==2.13.0\n"
+
+
+def test_the_same_sources_give_the_same_wheel(tmp_path: Path) -> None:
+    first, second = (shipping.write_wheel(tmp_path / name) for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_wheel_has_the_folders_behind_links_and_no_compiled_files(tmp_path: Path) -> None:
+    with zipfile.ZipFile(shipping.write_wheel(tmp_path)) as archive:
+        names = set(archive.namelist())
+    assert {"trtx/__init__.py", "trtx/runners/local.py", "trtx/templates/package/entrypoint.py"} <= names
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
+
+
+def test_pip_installs_the_wheel_and_it_is_the_same_trtx(tmp_path: Path) -> None:
+    wheel = shipping.write_wheel(tmp_path)
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([*pip, str(wheel)], check=True, capture_output=True)
+    script = f"import sys; sys.path.insert(0, {str(site)!r}); import trtx, importlib.metadata as m; "
+    script += "print(trtx.__file__, m.version('trtx'), [e.value for e in m.distribution('trtx').entry_points])"
+    answer = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == f"{site / 'trtx' / '__init__.py'} {trtx.__version__} ['trtx.cli.main:run']"
+
+
+def test_a_wheel_written_by_an_installed_wheel_is_the_same_again(tmp_path: Path) -> None:
+    """So a package made from an editable install equals one made from the release it became."""
+    wheel = shipping.write_wheel(tmp_path / "first")
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([*pip, str(wheel)], check=True, capture_output=True)
+    script = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); from pathlib import Path; from trtx.backends import shipping; "
+    )
+    script += f"shipping.write_wheel(Path({str(tmp_path / 'second')!r}))"
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    assert (tmp_path / "second" / wheel.name).read_bytes() == wheel.read_bytes()
+
+
+def test_the_source_digest_covers_templates_and_runners(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = tmp_path / "trtx"
+    for name in ("__init__.py", "runners/local.py", "templates/package/Dockerfile.j2"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("one")
+    monkeypatch.setattr(trtx, "__file__", str(root / "__init__.py"))
+
+    def digest() -> str:
+        shipping.sources_sha256.cache_clear()
+        return shipping.sources_sha256()
+
+    seen = {digest()}
+    for name in ("runners/local.py", "templates/package/Dockerfile.j2"):
+        (root / name).write_text("two")
+        seen.add(digest())
+    assert len(seen) == 3
+    shipping.sources_sha256.cache_clear()
