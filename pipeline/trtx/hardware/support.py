@@ -1,0 +1,59 @@
+"""Which number formats run on which architecture: natively, as a simulation, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+from trtx.hardware.gpus import GPUS, Gpu
+
+__all__ = ["GPUS", "SUPPORT", "Gpu", "Level", "support_of", "support_problem"]
+
+Level = Literal["native", "simulated", "none"]
+
+ANYWHERE = ("none", "int8_sq", "int8_wo", "int4_wo", "int4_awq", "int4_gptq")
+FP8 = ("fp8", "w4a8_awq")
+FP4 = ("nvfp4", "mxfp4")
+ALL = (*ANYWHERE, *FP8, *FP4)
+
+
+def _levels(native: tuple[str, ...], otherwise: Level) -> Mapping[str, Level]:
+    return MappingProxyType({name: "native" if name in native else otherwise for name in ALL})
+
+
+# Tensor core formats by compute capability: the support matrix of TensorRT-LLM 1.2
+# (docs/source/features/quantization.md, docs/source/legacy/reference/support-matrix.md). On CPUs int8 and int4 have
+# kernels in PyTorch; FP8 and FP4 weights are exact values of bfloat16 there, and activations are rounded through the
+# format, so results are those of the format while speed and memory are bfloat16's. An FP8 KV cache is stored in 8 bits
+# everywhere, and numbers are converted where they are read.
+SUPPORT: Mapping[str, Mapping[str, Level]] = MappingProxyType(
+    {
+        "x86-64-v3": _levels(ANYWHERE, "simulated"),
+        "x86-64-v4": _levels(ANYWHERE, "simulated"),
+        "sm_80": _levels(ANYWHERE, "none"),
+        "sm_86": _levels(ANYWHERE, "none"),
+        "sm_89": _levels((*ANYWHERE, *FP8), "none"),
+        "sm_90": _levels((*ANYWHERE, *FP8), "none"),
+        "sm_100": _levels(ALL, "none"),
+        "sm_103": _levels(ALL, "none"),
+        "sm_120": _levels(ALL, "none"),
+    }
+)
+
+
+def support_of(arch: str, algorithm: str) -> Level:
+    """How an algorithm runs on an architecture of the catalogue. Raises KeyError for names outside both tables."""
+    return SUPPORT[arch][algorithm]
+
+
+def support_problem(arch: str, algorithm: str) -> tuple[str, str, str] | None:
+    """("error" or "warning", what, why) when a combination does not run or is simulated; None when it is native."""
+    level = support_of(arch, algorithm)
+    if level == "native":
+        return None
+    if level == "simulated":
+        why = "results are those of the format, and speed and memory are not"
+        return "warning", f"{algorithm} is simulated on {arch}", why
+    able = sorted({name for name, levels in SUPPORT.items() if levels[algorithm] == "native"})
+    return "error", f"{algorithm} does not run on {arch}", f"it needs {', '.join(able)}"

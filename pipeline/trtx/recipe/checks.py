@@ -1,0 +1,255 @@
+"""Checks that look at more than one field. Hardware and models come in as arguments: this package imports neither."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from trtx.errors import did_you_mean
+from trtx.recipe import problems
+from trtx.recipe.load import LoadedRecipe, load_recipe
+from trtx.recipe.problems import Problem, RecipeInvalid
+from trtx.recipe.schema import DEMO, Engine, Quantization, Workload
+from trtx.recipe.tree import dotted
+from trtx.recipe.unavailable import GPU_ENGINE, GPU_ENGINE_FIX
+
+# Algorithms that observe activations, and so need text; trtx.models.formats has the same facts.
+NEEDS_CALIBRATION = frozenset({"fp8", "int8_sq", "int4_awq", "w4a8_awq", "int4_gptq", "nvfp4", "mxfp4"})
+# Calibration settings that matter only to those.
+CALIBRATION_ONLY = ("samples",)
+
+
+class Device(Protocol):
+    """One entry of the hardware catalogue."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def arch(self) -> str: ...
+
+
+class Hardware(Protocol):
+    """What the checks ask about devices; the module trtx.hardware.support answers it.
+
+    `support_problem` returns ("error" or "warning", what, why) for a combination that does not run, or runs as
+    something else than its name says; None when all is well.
+    """
+
+    @property
+    def GPUS(self) -> Mapping[str, Device]: ...
+    def support_problem(self, arch: str, algorithm: str) -> tuple[str, str, str] | None: ...
+
+
+def read_recipe(path: Path, hardware: Hardware) -> LoadedRecipe:
+    """Load a recipe and check everything that needs no model: what `validate`, `plan` and `apply` begin with.
+
+    Raises RecipeInvalid with all problems, warnings among them; otherwise the warnings are in the result.
+    """
+    loaded = load_recipe(path)
+    found = list(check_recipe(loaded, hardware))
+    if any(problem.severity == "error" for problem in found):
+        raise RecipeInvalid(found)
+    return replace(loaded, warnings=tuple(sorted(found, key=lambda problem: problem.mark)))
+
+
+def check_recipe(loaded: LoadedRecipe, hardware: Hardware) -> list[Problem]:
+    """All problems and warnings of a recipe that only several fields together show, each once."""
+    found = [
+        *_check_sources(loaded),
+        *_check_variants(loaded),
+        *_check_references(loaded),
+        *_check_devices(loaded, hardware),
+        *_check_package(loaded),
+    ]
+    for target in loaded.recipe.targets:
+        found += [*_check_limits(loaded, target), *_check_kv_cache(loaded, target), *_check_workloads(loaded, target)]
+    # Targets share settings, and so problems; the first one speaks for all.
+    return list({(problem.mark, problem.what): problem for problem in reversed(found)}.values())
+
+
+def origin(loaded: LoadedRecipe, target: str, *path: str) -> problems.Path:
+    """Where the file says an engine setting of a target: in its override, else in `engine` (even if left out)."""
+    override: problems.Path = ("targets", target, "engine", *path)
+    return override if override in loaded.tree.places else ("engine", *path)
+
+
+def warning(problem: Problem) -> Problem:
+    """The same problem as one that stops nothing."""
+    return replace(problem, severity="warning")
+
+
+def _check_sources(loaded: LoadedRecipe) -> Iterator[Problem]:
+    model = loaded.recipe.model
+    is_hub = model.source.startswith("hf://")
+    if "revision" in model.model_fields_set and not is_hub:
+        why = f"{model.source.partition('://')[0]}:// has no revisions"
+        yield loaded.problem(("model", "revision"), "model.revision means nothing here", why=why, fix="remove it")
+    if model.allow_pickle and model.source.startswith(DEMO):
+        why = "a demo model is trained here, as safetensors"
+        yield loaded.problem(
+            ("model", "allow_pickle"), "model.allow_pickle means nothing here", why=why, fix="remove it"
+        )
+    urls: list[tuple[problems.Path, str]] = [(("model", "source"), model.source)]
+    for name, variant in loaded.recipe.quantization.items():
+        urls.append((("quantization", name, "calibration", "dataset"), variant.calibration.dataset))
+    for path, url in urls:
+        if re.search(r"//[^/]*:[^/]*@", url):
+            fix = "remove them; credentials are read from the environment, such as HF_TOKEN or AWS_PROFILE"
+            # Without the source line: it would print the secret.
+            yield replace(loaded.problem(path, f"{dotted(path)} holds credentials", fix=fix), source="")
+
+
+def _check_variants(loaded: LoadedRecipe) -> Iterator[Problem]:
+    is_demo = loaded.recipe.model.source.startswith(DEMO)
+    for name, variant in loaded.recipe.quantization.items():
+        path: problems.Path = ("quantization", name)
+        given = variant.calibration.model_fields_set
+        needs = _why_calibrate(variant)
+        if needs and "dataset" not in given and not is_demo:
+            fix = "add `calibration: {dataset: hf://owner/name}` or a file:// of text like your traffic"
+            what = f"the variant '{name}' has no calibration text"
+            yield loaded.problem(path, what, why=needs, fix=fix, at_key=True)
+        for key in () if needs else (key for key in CALIBRATION_ONLY if key in given):
+            why = f"{variant.algorithm} observes no activations; only held-out text is used, for perplexity"
+            what = f"calibration.{key} has no effect on the variant '{name}'"
+            yield warning(loaded.problem((*path, "calibration", key), what, why=why, fix="remove it", at_key=True))
+        if variant.algorithm == "none" and "exclude" in variant.model_fields_set:
+            what = f"exclude has no effect on the variant '{name}'"
+            why = "algorithm none quantizes no weights"
+            yield warning(loaded.problem((*path, "exclude"), what, why=why, fix="remove it", at_key=True))
+
+
+def _why_calibrate(variant: Quantization) -> str:
+    """Why a variant needs calibration text; empty when it does not."""
+    if variant.algorithm in NEEDS_CALIBRATION:
+        return f"{variant.algorithm} takes its scales from activations on real text"
+    return "an fp8 KV cache takes its scales from keys and values on real text" if variant.kv_cache == "fp8" else ""
+
+
+def _check_references(loaded: LoadedRecipe) -> Iterator[Problem]:
+    recipe = loaded.recipe
+    used_variants: set[str] = set()
+    used_runners: set[str] = set()
+    for name, target in recipe.targets.items():
+        chosen = recipe.variants_of(name)
+        used_variants.update(chosen)
+        used_runners.add(target.runner)
+        for index, variant in enumerate(chosen):
+            path: problems.Path = ("targets", name, "quantization", index)
+            if variant not in recipe.quantization:
+                fix = did_you_mean(variant, recipe.quantization)
+                yield loaded.problem(path, f"there is no variant '{variant}' in quantization", fix=fix)
+            elif variant in chosen[:index]:
+                yield loaded.problem(path, f"the variant '{variant}' is listed twice", fix="remove one")
+        if target.runner not in {"local", *recipe.runners}:
+            fix = did_you_mean(target.runner, ["local", *recipe.runners])
+            what = f"there is no runner '{target.runner}' in runners"
+            yield loaded.problem(("targets", name, "runner"), what, fix=fix)
+    for section, names, used in (
+        ("quantization", recipe.quantization, used_variants),
+        ("runners", recipe.runners, used_runners),
+    ):
+        for name in [name for name in names if name not in used]:
+            what = f"{section}.{name} is used by no target"
+            yield warning(loaded.problem((section, name), what, fix="name it in a target, or remove it", at_key=True))
+
+
+def _check_devices(loaded: LoadedRecipe, hardware: Hardware) -> Iterator[Problem]:
+    recipe = loaded.recipe
+    for name, target in recipe.targets.items():
+        path: problems.Path = ("targets", name, "gpu")
+        device = hardware.GPUS.get(target.gpu)
+        if device is None:
+            fix = did_you_mean(target.gpu, hardware.GPUS)
+            yield loaded.problem(path, f"there is no device '{target.gpu}' in the catalogue", fix=fix)
+            continue
+        if device.kind == "gpu" and recipe.engine_for(name).backend == "inductor":
+            what = f"an engine for {device.name} cannot be built: {GPU_ENGINE}"
+            yield loaded.problem(path, what, fix=GPU_ENGINE_FIX)
+        for variant in recipe.variants_of(name):
+            if (settings := recipe.quantization.get(variant)) is None:
+                continue
+            answer = hardware.support_problem(device.arch, settings.algorithm)
+            if answer is not None:
+                severity, what, why = answer
+                where: problems.Path = ("quantization", variant, "algorithm")
+                problem = loaded.problem(where, f"{name}/{variant}: {what}", why=why)
+                yield problem if severity == "error" else warning(problem)
+
+
+def _check_limits(loaded: LoadedRecipe, target: str) -> Iterator[Problem]:
+    engine = loaded.recipe.engine_for(target)
+    limits = engine.limits
+    if limits.max_num_tokens < limits.max_batch_size:
+        what = f"max_num_tokens {limits.max_num_tokens} is less than max_batch_size {limits.max_batch_size}"
+        why = "every sequence of a batch decodes one token in each step"
+        path = _stated(loaded, target, ("limits", "max_num_tokens"), ("limits", "max_batch_size"))
+        yield loaded.problem(path, what, why=why, fix="raise max_num_tokens or lower max_batch_size")
+    tokens_per_block = engine.kv_cache.tokens_per_block
+    if tokens_per_block > limits.max_seq_len:
+        what = f"tokens_per_block {tokens_per_block} is more than max_seq_len {limits.max_seq_len}"
+        path = _stated(loaded, target, ("kv_cache", "tokens_per_block"), ("limits", "max_seq_len"))
+        yield loaded.problem(path, what, why="the rest of every block could never be used", fix="use a smaller block")
+
+
+def _stated(loaded: LoadedRecipe, target: str, *settings: tuple[str, ...]) -> problems.Path:
+    """The first of several engine settings that the file states, overrides first; one of them is always stated."""
+    paths = [origin(loaded, target, *setting) for setting in settings]
+    overrides = [path for path in paths if path[0] == "targets"]
+    return next((path for path in (*overrides, *paths) if path in loaded.tree.places), paths[0])
+
+
+def _check_kv_cache(loaded: LoadedRecipe, target: str) -> Iterator[Problem]:
+    size, fraction = (origin(loaded, target, "kv_cache", key) for key in ("size", "memory_fraction"))
+    stated = size in loaded.tree.places and fraction in loaded.tree.places
+    # A target's size replaces the recipe's fraction; everything else leaves one of the two without effect.
+    if stated and not (size[0] == "targets" and fraction[0] == "engine"):
+        fix = "keep one of the two"
+        yield loaded.problem(fraction, "memory_fraction has no effect beside size", fix=fix, at_key=True)
+
+
+def _check_workloads(loaded: LoadedRecipe, target: str) -> Iterator[Problem]:
+    recipe = loaded.recipe
+    engine = recipe.engine_for(target)
+    for name, workload in recipe.benchmark.workloads.items() if recipe.benchmark else ():
+        yield from _check_workload(loaded, ("benchmark", "workloads", name), workload, engine, target)
+
+
+def _check_workload(
+    loaded: LoadedRecipe, path: problems.Path, workload: Workload, engine: Engine, target: str
+) -> Iterator[Problem]:
+    limits = engine.limits
+    total = workload.input_tokens + workload.output_tokens
+    if total > limits.max_seq_len:
+        what = (
+            f"{workload.input_tokens} + {workload.output_tokens} tokens are more than max_seq_len {limits.max_seq_len}"
+        )
+        why = f"the engine of '{target}' refuses such requests"
+        fix = f"raise max_seq_len to {total}, or shorten the workload"
+        yield loaded.problem((*path, "input_tokens"), what, why=why, fix=fix)
+    elif workload.input_tokens > limits.max_num_tokens and not engine.scheduler.chunked_prefill:
+        what = f"a prompt of {workload.input_tokens} tokens is more than max_num_tokens {limits.max_num_tokens}"
+        why = f"the engine of '{target}' takes a prompt in one step"
+        yield loaded.problem((*path, "input_tokens"), what, why=why, fix="raise max_num_tokens, or shorten the prompt")
+    if workload.requests is not None and workload.requests < max(workload.concurrency):
+        what = f"{workload.requests} requests cannot keep {max(workload.concurrency)} under way"
+        yield loaded.problem((*path, "requests"), what, fix=f"use at least {max(workload.concurrency)}")
+    for index, level in enumerate(workload.concurrency):
+        if level in workload.concurrency[:index]:
+            yield loaded.problem((*path, "concurrency", index), f"the level {level} is listed twice", fix="remove one")
+        elif level > limits.max_batch_size:
+            what = f"{level} requests at once are more than max_batch_size {limits.max_batch_size}"
+            why = f"on '{target}' the rest waits, and time to first token includes the wait"
+            yield warning(loaded.problem((*path, "concurrency", index), what, why=why))
+
+
+def _check_package(loaded: LoadedRecipe) -> Iterator[Problem]:
+    package = loaded.recipe.package
+    if package is not None and package.image is not None and ":" in package.image.rpartition("/")[2]:
+        what = f"package.image has a tag: {package.image}"
+        yield loaded.problem(("package", "image"), what, why="trtx makes the tag", fix="write the name without it")

@@ -1,0 +1,237 @@
+"""What pydantic found wrong, in words for people: what, why and fix. Imported only when there is something to say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic_core import ErrorDetails
+
+from trtx.errors import did_you_mean, nearest
+from trtx.recipe.lookup import fields_of, find_key, find_model, find_spot, value_at
+from trtx.recipe.problems import Path
+from trtx.recipe.schema import NAME_PATTERN, SCHEMA, Url
+from trtx.recipe.tree import dotted
+
+URL_PATTERN = get_args(Url)[1].metadata[0].pattern
+
+KINDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("more than", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("less than", "lt"),
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One problem without its place: `path` is in the file; `at_key` when the key is wrong and not the value."""
+
+    path: Path
+    what: str
+    why: str = ""
+    fix: str = ""
+    at_key: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One error of pydantic, looked up: `help` is the field's description, `name` its dotted path."""
+
+    kind: str
+    path: Path
+    value: Any
+    context: dict[str, Any]
+    data: Any
+    help: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        return dotted(self.path)
+
+
+def explain(error: ErrorDetails, data: Any) -> Message:
+    """Word one error of Recipe.model_validate(data)."""
+    path, is_key = file_path(error["loc"], data)
+    spot = find_spot(path, data)
+    help_text = (spot.field.description or "") if spot and spot.field else ""
+    finding = Finding(error["type"], path, error["input"], error.get("ctx", {}), data, help_text, error["msg"])
+    if is_key:
+        return Message(path, f"'{path[-1]}' cannot be a name", *_name_rule(str(path[-1])), at_key=True)
+    return WORDING.get(finding.kind, _other)(finding)
+
+
+def file_path(loc: tuple[int | str, ...], data: Any) -> tuple[Path, bool]:
+    """pydantic's location as a path in the file: without the tags of unions; True when it is about the key itself."""
+    is_key = bool(loc) and loc[-1] == "[key]"
+    loc = loc[:-1] if is_key else loc
+    path: Path = ()
+    for number, part in enumerate(loc):
+        is_tag = isinstance(data, dict) and part not in data and number < len(loc) - 1
+        if not is_tag:
+            path, data = (*path, part), value_at((part,), data)
+    return path, is_key
+
+
+def show(value: Any) -> str:
+    """A value as it may stand in YAML, shortened; the kind only for lists and mappings."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + '…"'
+
+
+def _unknown_key(finding: Finding) -> Message:
+    path, word = finding.path, str(finding.path[-1])
+    model = find_model(path[:-1], finding.data)
+    known = fields_of(model) if model else {}
+    elsewhere = _closest_place(path)
+    fix = did_you_mean(word, known)
+    if nearest(word, known) is None and elsewhere:
+        fix = f"it belongs to {dotted(elsewhere)}"
+    return Message(path, f"unknown key '{word}'{_inside(path)}", "", fix, at_key=True)
+
+
+def _closest_place(path: Path) -> Path | None:
+    """Where the language has the last key of a path: the place that shares most of the way, free names filled in."""
+    best: tuple[int, int, Path] | None = None
+    for place in find_key(str(path[-1])):
+        shared = 0
+        while shared < min(len(place), len(path)) and place[shared] in ("*", path[shared]):
+            shared += 1
+        candidate = (-shared, len(place), (*path[:shared], *place[shared:]))
+        best = min(best, candidate, key=lambda ranked: ranked[:2]) if best else candidate
+    return best[2] if best else None
+
+
+def _missing_key(finding: Finding) -> Message:
+    path, key = finding.path[:-1], finding.path[-1]
+    if finding.path == ("schema",):
+        why = "it says which language the file is written in"
+        return Message((), "the key 'schema' is missing", why, f"begin with `schema: {SCHEMA}`")
+    return Message(
+        path, f"the key '{key}' is missing{_inside(finding.path)}", finding.help, f"add `{key}: …`", at_key=True
+    )
+
+
+def _inside(path: Path) -> str:
+    return f" in {dotted(path[:-1])}" if path[:-1] else ""
+
+
+def _not_a_choice(finding: Finding) -> Message:
+    value, expected = finding.value, str(finding.context.get("expected") or finding.context["expected_tags"])
+    if finding.path == ("schema",):
+        what = f"a recipe of schema {show(value)} cannot be read"
+        return Message(finding.path, what, f"this trtx reads {SCHEMA}", f"write `schema: {SCHEMA}`")
+    choices = re.findall(r"'([^']*)'", expected) or re.findall(r"\d+", expected)
+    fix = did_you_mean(value, choices) if isinstance(value, str) else f"known: {', '.join(choices)}"
+    return Message(finding.path, f"{finding.name} cannot be {show(value)}", finding.help, fix)
+
+
+def _bad_tag(finding: Finding) -> Message:
+    path = (*finding.path, "type")
+    return _not_a_choice(
+        Finding(finding.kind, path, finding.value["type"], finding.context, finding.data, finding.help, finding.text)
+    )
+
+
+def _no_tag(finding: Finding) -> Message:
+    what = f"the key 'type' is missing in {finding.name}"
+    return Message(finding.path, what, "it says what kind of runner this is", "add `type: local`", at_key=True)
+
+
+def _unit(finding: Finding) -> Message:
+    return Message(
+        finding.path, f"{finding.name}: {finding.context['message']}", finding.help, str(finding.context["fix"])
+    )
+
+
+def _wrong_type(finding: Finding) -> Message:
+    what = f"{finding.name} must be {KINDS[finding.kind]}, not {show(finding.value)}"
+    return Message(finding.path, what, finding.help, _type_fix(KINDS[finding.kind], finding.value))
+
+
+def _type_fix(expected: str, value: Any) -> str:
+    text = str(value)
+    if expected == "a list" and not isinstance(value, dict):
+        return f"write [{text}]"
+    if expected == "a whole number" and re.fullmatch(r"\d+(\.0)?", text):
+        return f"write {text.removesuffix('.0')}"
+    if expected == "a number" and re.fullmatch(r"\d+(\.\d+)?", text):
+        return f"write {text} without quotes"
+    if expected == "true or false" and text.lower() in ("true", "false"):
+        return f"write {text.lower()} without quotes"
+    if expected == "a text" and isinstance(value, int | float):
+        return f'write "{text.lower() if isinstance(value, bool) else text}"'
+    return "write `key: value` lines under it, indented" if expected == "a mapping" else ""
+
+
+def _empty(finding: Finding) -> Message:
+    return Message(finding.path, f"{finding.name} must not be empty", finding.help, "give at least one, or remove it")
+
+
+def _out_of_bounds(finding: Finding) -> Message:
+    words, key = BOUNDS[finding.kind]
+    bound = f"{words} {finding.context[key]}"
+    return Message(finding.path, f"{finding.name} must be {bound}, not {show(finding.value)}", finding.help)
+
+
+def _bad_pattern(finding: Finding) -> Message:
+    why, fix = _pattern_rule(finding.context["pattern"], str(finding.value), finding.help)
+    return Message(finding.path, f"{finding.name} cannot be {show(finding.value)}", why, fix)
+
+
+def _pattern_rule(pattern: str, text: str, help_text: str) -> tuple[str, str]:
+    if pattern == NAME_PATTERN:
+        return _name_rule(text)
+    if pattern != URL_PATTERN:
+        return help_text, f"it must match {pattern}"
+    why = "a source is a URL with a scheme"
+    if "://" in text:
+        return why, "write the scheme in lower case, and no spaces"
+    if text.startswith((".", "/", "~")):
+        return why, f"write file://{text}"
+    return why, f"write hf://{text} for the hub, or file://… for a folder"
+
+
+def _name_rule(name: str) -> tuple[str, str]:
+    why = "names stand in paths and selectors: lower-case letters, digits, '.', '_' and '-', at most 63 characters"
+    better = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:63]
+    return why, f"write '{better}'" if better else ""
+
+
+def _other(finding: Finding) -> Message:
+    return Message(finding.path, f"{finding.name}: {finding.text}", finding.help)
+
+
+# pydantic's error type → wording; https://docs.pydantic.dev/latest/errors/validation_errors/
+WORDING: dict[str, Callable[[Finding], Message]] = {
+    "extra_forbidden": _unknown_key,
+    "missing": _missing_key,
+    "literal_error": _not_a_choice,
+    "union_tag_invalid": _bad_tag,
+    "union_tag_not_found": _no_tag,
+    "unit": _unit,
+    "string_pattern_mismatch": _bad_pattern,
+    "too_short": _empty,
+    "string_too_short": _empty,
+    **dict.fromkeys(KINDS, _wrong_type),
+    **dict.fromkeys(BOUNDS, _out_of_bounds),
+}
