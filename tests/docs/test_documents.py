@@ -1,0 +1,150 @@
+"""What the documents tell a reader to type works, and what they link to exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from support.shell_blocks import Block, find_blocks, problems
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/**/*.md", "recipes/*.md")
+    for path in ROOT.glob(pattern)
+)
+# Ports the documents name; a test uses a free one instead.
+PORT = re.compile(r"\b8000\b")
+SERVER_START_S = 120
+
+
+def blocks_of(document: str) -> list[Block]:
+    return find_blocks(document, (ROOT / document).read_text())
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean copy of this tree with an environment in `.venv` that make takes as installed."""
+    target = tmp_path_factory.mktemp("clone") / "trtx"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        source, copy = ROOT / name, target / name
+        if source.is_symlink() or source.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copy, follow_symlinks=False)
+    (target / ".venv").mkdir()
+    for path in Path(sys.prefix).iterdir():
+        if not path.name.endswith(".stamp"):
+            (target / ".venv" / path.name).symlink_to(path)
+    for name in ("engine.stamp", "dev.stamp"):
+        (target / ".venv" / name).touch()
+    return target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_of_a_document_exists(document: str) -> None:
+    assert [problem for block in blocks_of(document) for problem in problems(block, ROOT)] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_of_a_document_leads_somewhere(document: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / document).read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    local = [target.partition("#")[0] for target in targets if not re.match(r"[a-z]+:|#", target)]
+    assert [target for target in local if not ((ROOT / document).parent / target).exists()] == []
+
+
+def test_the_quick_start_is_run_and_not_only_looked_at() -> None:
+    kinds = [block.kind for block in blocks_of("README.md")]
+    assert "serve" in kinds, "README.md starts the server it has just built"
+    assert kinds.count("run") >= 2, "README.md builds something and asks it something"
+
+
+@pytest.mark.parametrize(
+    "document", [name for name in DOCUMENTS if any(b.kind in ("run", "serve") for b in blocks_of(name))]
+)
+def test_the_commands_of_a_document_work_when_typed_in_order(document: str, tree: Path) -> None:
+    with ExitStack() as servers:
+        port: int | None = None
+        for block in blocks_of(document):
+            if block.kind == "serve":
+                port = servers.enter_context(serving(block, tree))
+            elif block.kind == "run":
+                answer = shell(PORT.sub(str(port or 8000), block.script), tree)
+                assert answer.returncode == 0, f"{document}:{block.line}\n{answer.stdout}\n{answer.stderr}"
+                if "/v1/" in block.script:
+                    assert '"choices"' in answer.stdout, f"{document}:{block.line} got {answer.stdout}"
+
+
+def environment() -> dict[str, str]:
+    """This session's, with the cache that the flow tests filled, when there is one."""
+    variables = dict(os.environ)
+    if "TRTX_TEST_CACHE" in variables:
+        variables["TRTX_CACHE_DIR"] = variables["TRTX_TEST_CACHE"]
+    return variables
+
+
+def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def serving(block: Block, folder: Path) -> Iterator[int]:
+    """Run a block that starts a server, on a free port, until the context ends. Yields the port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = PORT.sub(str(port), block.script).rstrip().removesuffix("&").rstrip()
+    if str(port) not in script:
+        script += f" --port {port}"
+    log = folder / "server.log"
+    with log.open("wb") as stream:
+        # exec: the process that gets the signal at the end is the server itself.
+        process = subprocess.Popen(
+            ["bash", "-euc", f"exec {script}"], cwd=folder, env=environment(), stdout=stream, stderr=subprocess.STDOUT
+        )
+        try:
+            wait_until_healthy(process, f"http://127.0.0.1:{port}/health", log)
+            yield port
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + SERVER_START_S
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the server ended with {process.returncode}:\n{log.read_text()}"
+        try:
+            with opener.open(url, timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            process_wait(process)
+    pytest.fail(f"no answer from {url} in {SERVER_START_S} s:\n{log.read_text()}")
+
+
+def process_wait(process: subprocess.Popen[bytes]) -> None:
+    """A short pause that ends at once when the process does."""
+    try:
+        process.wait(timeout=0.2)
+    except subprocess.TimeoutExpired:
+        return
