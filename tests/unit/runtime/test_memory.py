@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.runtime.fakes import make_card
+from trtx.errors import EnvironmentProblem
+from trtx.runtime import memory
+from trtx.runtime.memory import available_bytes, block_bytes, plan_num_blocks
+
+CARD = make_card(max_batch_size=4, max_seq_len=64, tokens_per_block=4)
+# keys and values × 2 layers × 4 tokens × 1 head × 4 channels × 4 bytes
+BLOCK = 2 * 2 * 4 * 1 * 4 * 4
+
+
+def test_a_block_holds_keys_and_values_of_every_layer() -> None:
+    assert block_bytes(CARD) == BLOCK
+
+
+def test_the_size_asked_for_is_filled_with_blocks() -> None:
+    blocks = plan_num_blocks(CARD, kv_cache_bytes=20 * BLOCK + 1, memory_fraction=0.9, weights_bytes=10**12)
+    assert blocks == 20
+
+
+def test_no_more_blocks_are_taken_than_a_full_batch_of_the_longest_sequences_can_use() -> None:
+    blocks = plan_num_blocks(CARD, kv_cache_bytes=10**9, memory_fraction=0.9, weights_bytes=0)
+    assert blocks == 4 * 16 + 1
+
+
+def test_without_a_size_the_cache_takes_a_fraction_of_what_is_available_less_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 100 * BLOCK)
+    blocks = plan_num_blocks(CARD, kv_cache_bytes=None, memory_fraction=0.5, weights_bytes=20 * BLOCK)
+    assert blocks == 30
+
+
+@pytest.mark.parametrize("kv_cache_bytes", [16 * BLOCK, None])
+def test_a_cache_too_small_for_one_sequence_is_refused_with_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, kv_cache_bytes: int | None
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 40 * BLOCK)
+    with pytest.raises(EnvironmentProblem, match="max_seq_len 64 needs") as problem:
+        plan_num_blocks(CARD, kv_cache_bytes=kv_cache_bytes, memory_fraction=0.5, weights_bytes=10 * BLOCK)
+    assert "lower max_seq_len" in problem.value.fix
+
+
+def test_available_memory_is_positive_and_below_the_total() -> None:
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    assert 0 < available_bytes() < total
+
+
+def test_every_cgroup_above_the_process_bounds_its_memory(tmp_path: Path) -> None:
+    own = tmp_path / "a" / "b"
+    own.mkdir(parents=True)
+    for folder, limit, used in ((own, "max", "10"), (own.parent, "1000", "400")):
+        (folder / "memory.max").write_text(limit + "\n")
+        (folder / "memory.current").write_text(used + "\n")
+    proc = tmp_path / "cgroup"
+    proc.write_text("12:cpu:/x\n0::/a/b\n")
+    assert list(memory._cgroup_headroom(proc, tmp_path)) == [600]
+    proc.write_text("12:cpu:/x\n")
+    assert list(memory._cgroup_headroom(proc, tmp_path)) == []
