@@ -72,10 +72,6 @@ class Host:
         """The newest instruction set level this machine has."""
         return isa_level(self.cpu_flags)
 
-    def missing_flags(self, gpu: Gpu) -> list[str]:
-        """Processor features that code for a CPU of the catalogue needs and this machine lacks, sorted."""
-        return sorted(gpu.isa.flags - self.cpu_flags) if gpu.isa else []
-
 
 def read_host(*, gpus: bool = True, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> Host:
     """Describe this machine. Without `gpus` nvidia-smi is not started, which saves about a second on GPU machines."""
@@ -93,27 +89,27 @@ def read_host(*, gpus: bool = True, proc: Path = Path("/proc"), cgroup: Path = P
     )
 
 
-def check_can_build(host: Host, gpu: Gpu) -> None:
-    """Refuse to build or run for a CPU of the catalogue on a machine that cannot run the result.
+def check_can_build(host: Host, arch: str) -> None:
+    """Refuse to build or run code for a CPU architecture of the catalogue on a machine that cannot run it.
 
     Every program is loaded and asked before it is published, so the building machine must be able to run it.
 
     Raises EnvironmentProblem.
     """
-    if gpu.kind != "cpu":
+    isa = ISAS.get(arch)
+    if isa is None:
         return
     if host.machine != "x86_64":
         raise EnvironmentProblem(
-            f"'{gpu.name}' engines cannot be built on this machine",
+            f"{arch} engines cannot be built on this machine",
             why=f"its processor is {host.machine}, and the catalogue's CPU targets are {', '.join(ISAS)}",
             fix="use an x86-64 machine",
         )
-    if missing := host.missing_flags(gpu):
-        fix = "use a newer machine, or gpu: cpu" if host.isa else "use a machine with AVX2"
+    if missing := sorted(isa.flags - host.cpu_flags):
         raise EnvironmentProblem(
-            f"'{gpu.name}' engines cannot be built on this machine",
-            why=f"{gpu.arch} code needs {', '.join(missing)}, which {host.cpu_model} does not have",
-            fix=fix,
+            f"{arch} engines cannot be built on this machine",
+            why=f"they need {', '.join(missing)}, which its processor ({host.cpu_model}) does not have",
+            fix="use a newer machine, or gpu: cpu" if host.isa else "use a machine with AVX2",
         )
 
 

@@ -48,11 +48,12 @@ def check_model(loaded: LoadedRecipe, model: ModelShape) -> None:
 def _check_calibration(loaded: LoadedRecipe, model: ModelShape) -> Iterator[Problem]:
     for name, variant in loaded.recipe.quantization.items():
         length = variant.calibration.max_length
-        if length > model.max_position_embeddings:
+        # A default is cut to the model's length instead.
+        if "max_length" in variant.calibration.model_fields_set and length > model.max_position_embeddings:
             path: Path = ("quantization", name, "calibration", "max_length")
             what = f"calibration.max_length {length} is more than the model's {model.max_position_embeddings} positions"
             fix = f"set calibration.max_length to {model.max_position_embeddings} or less"
-            yield loaded.problem(path, what, fix=fix, at_key=path not in loaded.tree.places)
+            yield loaded.problem(path, what, fix=fix)
 
 
 def _check_length(loaded: LoadedRecipe, target: str, model: ModelShape) -> Iterator[Problem]:

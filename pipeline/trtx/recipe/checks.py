@@ -18,6 +18,8 @@ from trtx.recipe.unavailable import GPU_ENGINE, GPU_ENGINE_FIX
 
 # Algorithms that observe activations, and so need text; trtx.models.formats has the same facts.
 NEEDS_CALIBRATION = frozenset({"fp8", "int8_sq", "int4_awq", "w4a8_awq", "int4_gptq", "nvfp4", "mxfp4"})
+# Image tags that mean something else tomorrow; trtx.backends.images has the same.
+MOVING_TAGS = frozenset({"latest", "main", "master", "edge", "nightly", "stable"})
 # Calibration settings that matter only to those.
 CALIBRATION_ONLY = ("samples",)
 
@@ -249,7 +251,9 @@ def _check_workload(
 
 
 def _check_package(loaded: LoadedRecipe) -> Iterator[Problem]:
-    package = loaded.recipe.package
-    if package is not None and package.image is not None and ":" in package.image.rpartition("/")[2]:
-        what = f"package.image has a tag: {package.image}"
-        yield loaded.problem(("package", "image"), what, why="trtx makes the tag", fix="write the name without it")
+    base = loaded.recipe.package.base
+    tag = base.rpartition("/")[2].partition(":")[2]
+    if "@sha256:" not in base and (not tag or tag in MOVING_TAGS):
+        why = f"the tag '{tag}' moves" if tag else "it has neither a tag nor a digest"
+        fix = "name a release, best by digest: python:3.12-slim-bookworm@sha256:…"
+        yield loaded.problem(("package", "base"), f"the base image {base} is not pinned", why=why, fix=fix)

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from trtx.errors import did_you_mean, nearest
 from trtx.recipe.lookup import fields_of, find_key, find_model, find_spot, value_at
 from trtx.recipe.problems import Path
-from trtx.recipe.schema import NAME_PATTERN, SCHEMA, Url
+from trtx.recipe.schema import BASE_PATTERN, IMAGE_PATTERN, NAME_PATTERN, SCHEMA, Url
 from trtx.recipe.tree import dotted
 
 URL_PATTERN = get_args(Url)[1].metadata[0].pattern
@@ -201,6 +201,11 @@ def _bad_pattern(finding: Finding) -> Message:
 def _pattern_rule(pattern: str, text: str, help_text: str) -> tuple[str, str]:
     if pattern == NAME_PATTERN:
         return _name_rule(text)
+    if pattern in (IMAGE_PATTERN, BASE_PATTERN):
+        fix = "write registry.example.com/folder/name in lower case" + (
+            "" if pattern == BASE_PATTERN else ", without a tag"
+        )
+        return "it is not the name of a container image", fix
     if pattern != URL_PATTERN:
         return help_text, f"it must match {pattern}"
     why = "a source is a URL with a scheme"

@@ -22,6 +22,13 @@ Algorithm = Literal[
 ]
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+# Grammar of image references: https://pkg.go.dev/github.com/distribution/reference
+_COMPONENT = r"[a-z0-9]+((\.|__?|-+)[a-z0-9]+)*"
+_DOMAIN = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?"
+_IMAGE = rf"({_DOMAIN}/)?{_COMPONENT}(/{_COMPONENT})*"
+IMAGE_PATTERN = rf"^{_IMAGE}$"
+BASE_PATTERN = rf"^{_IMAGE}(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?$"
+
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Url = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://\S+$")]
 Text = Annotated[str, Field(min_length=1)]
@@ -242,13 +249,12 @@ class Gates(Part):
 class Package(Part):
     """The deployment folder."""
 
-    image: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._:/-]*$")] | None = Field(
-        default=None,
-        description="Name of the container image, without tag; the recipe's and cell's names when left out.",
+    image: Annotated[str, Field(pattern=IMAGE_PATTERN)] | None = Field(
+        default=None, description="Name of the container image without tag, such as registry.example.com/llm/chat."
     )
-    base: Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9._:/@-]*$")] = Field(
+    base: Annotated[str, Field(pattern=BASE_PATTERN)] = Field(
         default="docker.io/library/python:3.12-slim-bookworm",
-        description="Base image; with @sha256:… it cannot change under you.",
+        description="Base image with a tag, best with @sha256:… so that it cannot change under you.",
     )
     emit: Many[Literal["compose", "kubernetes", "triton"]] = Field(
         default=("compose",), description="Deployment files to write."
