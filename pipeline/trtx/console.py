@@ -56,14 +56,16 @@ class Console:
             print(self.paint(text, "note"), file=self.err, flush=True)
 
     def warn(self, text: str) -> None:
-        """Print a warning, also with -q."""
-        print(f"{self.paint('warning:', 'warning')} {text}", file=self.err, flush=True)
+        """Print a warning, also with -q; `warning:` is put before a text that does not have it."""
+        self._print_marked(text if "warning:" in text else f"warning: {text}", "warning")
 
     def error(self, text: str) -> None:
-        """Print an error as rendered by TrtxError.render."""
-        head, separator, rest = text.partition("error:")
-        painted = head + self.paint(separator, "error") + rest if separator else text
-        print(painted, file=self.err, flush=True)
+        """Print an error as rendered by TrtxError.render, also with -q."""
+        self._print_marked(text, "error")
+
+    def _print_marked(self, text: str, severity: str) -> None:
+        word = f"{severity}:"
+        print(text.replace(word, self.paint(word, severity)), file=self.err, flush=True)
 
     def json(self, value: Any) -> None:
         """Print one JSON document on stdout."""

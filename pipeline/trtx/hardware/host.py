@@ -89,25 +89,24 @@ def read_host(*, gpus: bool = True, proc: Path = Path("/proc"), cgroup: Path = P
     )
 
 
-def check_can_build(host: Host, arch: str) -> None:
-    """Refuse to build or run code for a CPU architecture of the catalogue on a machine that cannot run it.
+def check_can_build(host: Host, gpu: Gpu) -> None:
+    """Refuse to build or run code for a CPU of the catalogue on a machine that cannot run it; GPUs are not looked at.
 
     Every program is loaded and asked before it is published, so the building machine must be able to run it.
 
     Raises EnvironmentProblem.
     """
-    isa = ISAS.get(arch)
-    if isa is None:
+    if gpu.isa is None:
         return
     if host.machine != "x86_64":
         raise EnvironmentProblem(
-            f"{arch} engines cannot be built on this machine",
+            f"{gpu.arch} engines cannot be built on this machine",
             why=f"its processor is {host.machine}, and the catalogue's CPU targets are {', '.join(ISAS)}",
             fix="use an x86-64 machine",
         )
-    if missing := sorted(isa.flags - host.cpu_flags):
+    if missing := sorted(gpu.isa.flags - host.cpu_flags):
         raise EnvironmentProblem(
-            f"{arch} engines cannot be built on this machine",
+            f"{gpu.arch} engines cannot be built on this machine",
             why=f"they need {', '.join(missing)}, which its processor ({host.cpu_model}) does not have",
             fix="use a newer machine, or gpu: cpu" if host.isa else "use a machine with AVX2",
         )

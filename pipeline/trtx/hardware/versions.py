@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def read_version(distribution: str) -> str | None:
+def installed_version(distribution: str) -> str | None:
     """The version of a distribution by its name on the package index, local part included (`2.13.0+cpu`)."""
     from importlib import metadata
 
