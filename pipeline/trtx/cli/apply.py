@@ -55,8 +55,8 @@ def command(
 
     console: Console = context.obj
     began = time.monotonic()
-    prepared = prepare(recipe, until=until, offline=offline, max_parallel=max_parallel)
-    check_machine(prepared.plan, prepared.statuses, prepared.facts)
+    prepared = prepare(console, recipe, until=until, offline=offline, max_parallel=max_parallel)
+    check_machine(prepared.plan, prepared.statuses, prepared.facts, prepared.gpus)
     busy = any(status.state in (State.TO_RUN, State.WAITING) for status in prepared.statuses)
     statuses, record = _run_steps(console, prepared, keep_going=keep_going) if busy else (prepared.statuses, None)
     delivered = deliver(prepared.plan, prepared.store, out_dir)

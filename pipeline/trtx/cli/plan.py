@@ -28,7 +28,7 @@ def command(
     from trtx.plan.survey import State
 
     console: Console = context.obj
-    prepared = prepare(recipe, until=until, offline=offline, max_parallel=max_parallel)
+    prepared = prepare(console, recipe, until=until, offline=offline, max_parallel=max_parallel)
     to_run = [status for status in prepared.statuses if status.state in (State.TO_RUN, State.WAITING)]
     if output is OutputFormat.JSON:
         console.json({**prepared.plan.to_json(), "status": status_rows(prepared.statuses)})

@@ -10,14 +10,18 @@ from typing import Any
 
 from trtx.cache.store import Store
 from trtx.cli.options import StageName
+from trtx.console import Console
+from trtx.hardware import support
+from trtx.hardware.gpus import Gpu, find_gpu
 from trtx.plan.facts import Facts, gather_facts
 from trtx.plan.make import Options, default_parallel, make_plan, select_cells
+from trtx.plan.preflight import check_fit
 from trtx.plan.record import latest_run
 from trtx.plan.resolve import resolve_sources
 from trtx.plan.steps import Plan, split_selection
 from trtx.plan.survey import StepStatus, survey
-from trtx.recipe.checks import check_model
-from trtx.recipe.load import load_recipe
+from trtx.recipe.check_model import check_model
+from trtx.recipe.checks import read_recipe
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,21 @@ class Prepared:
     facts: Facts
     environ: Mapping[str, str]
     max_parallel: int
+    gpus: tuple[Gpu, ...]
 
 
-def prepare(argument: str, *, until: StageName | None, offline: bool, max_parallel: int | None) -> Prepared:
+def prepare(
+    console: Console, argument: str, *, until: StageName | None, offline: bool, max_parallel: int | None
+) -> Prepared:
     """Plan a recipe given as on the command line.
 
     Raises RecipeInvalid with all problems, UsageProblem for a wrong selection, EnvironmentProblem for a source
     that cannot be reached.
     """
     path, glob = split_selection(argument)
-    loaded = load_recipe(path)
+    loaded = read_recipe(path, support)
+    for warning in loaded.warnings:
+        console.say(warning.render(), style="warning")
     recipe = loaded.recipe
     cells = select_cells(recipe.cells(), glob)
     environ = dict(os.environ) | ({"HF_HUB_OFFLINE": "1", "TRTX_OFFLINE": "1"} if offline else {})
@@ -47,12 +56,14 @@ def prepare(argument: str, *, until: StageName | None, offline: bool, max_parall
     check_model(loaded, sources.shape)
     generators = {name for source in (sources.model, *sources.datasets.values()) for name in source.toolchain}
     facts = gather_facts(environ, generators)
+    check_fit(loaded, cells, sources.shape, facts)
     options = Options(select=glob, until=until.value if until else None, max_parallel=max_parallel)
     plan = make_plan(recipe, path, sources, facts, options)
     store = Store(facts.cache_dir)
+    gpus = tuple(find_gpu(recipe.targets[name].gpu) for name in dict.fromkeys(cell.target for cell in cells))
     previous = latest_run(Path.cwd())
     statuses = survey(plan, store, previous.load_plan() if previous else None)
-    return Prepared(plan, statuses, store, facts, environ, max_parallel or default_parallel(facts))
+    return Prepared(plan, statuses, store, facts, environ, max_parallel or default_parallel(facts), gpus)
 
 
 def status_rows(statuses: list[StepStatus]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trtx.files import sha256_bytes, sha256_file, walk_files
 from trtx.hardware.host import Host, read_host
-from trtx.hardware.versions import read_version
+from trtx.hardware.versions import installed_version
 from trtx.paths import cache_dir
 from trtx.processes import ask
 
@@ -48,8 +48,8 @@ def gather_facts(environ: Mapping[str, str], distributions: Iterable[str] = ()) 
     """Ask this machine; `distributions` are named by sources beside those of TOOLCHAIN."""
     names = {name for stage in TOOLCHAIN.values() for name in stage} | set(distributions)
     return Facts(
-        host=read_host(),
-        versions={name: read_version(name) or ABSENT for name in sorted(names)},
+        host=read_host(gpus=False),
+        versions={name: installed_version(name) or ABSENT for name in sorted(names)},
         compiler=read_compiler(environ),
         own_code=own_code_digest(),
         python=sys.executable,

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from trtx.errors import UsageProblem, did_you_mean
 from trtx.hardware.gpus import Gpu, find_gpu
-from trtx.models.config import DType
+from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import QuantFormat
 from trtx.plan.environment import make_environment
 from trtx.plan.facts import TOOLCHAIN, Facts
@@ -79,6 +79,13 @@ def select_cells(cells: list[Cell], glob: str | None) -> list[Cell]:
 def default_parallel(facts: Facts) -> int:
     """Steps at once when nothing is said: two, where there are two cores; each may need gigabytes."""
     return min(2, facts.host.num_cpus)
+
+
+def resolve_dtype(engine: Engine, gpu: Gpu, shape: ModelConfig) -> DType:
+    """`auto` is the checkpoint's own; CPUs compute float16 in bfloat16, which has the hardware."""
+    if engine.dtype != "auto":
+        return engine.dtype
+    return "bfloat16" if shape.dtype == "float16" and gpu.kind == "cpu" else shape.dtype
 
 
 def _threads(facts: Facts, options: Options, num_cells: int) -> int:
@@ -157,7 +164,11 @@ class _Planner:
 
     def _add_convert(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
         parallelism = self.recipe.targets[cell.target].parallelism
-        params = ConvertParams(dtype=self._dtype(engine, gpu), tensor=parallelism.tensor, pipeline=parallelism.pipeline)
+        params = ConvertParams(
+            dtype=resolve_dtype(engine, gpu, self.sources.shape),
+            tensor=parallelism.tensor,
+            pipeline=parallelism.pipeline,
+        )
         return self._add(f"convert/{cell.name}", params, {"checkpoint": made["calibrate"]}, cell=cell)
 
     def _add_build(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
@@ -165,7 +176,7 @@ class _Planner:
         params = BuildParams(
             model=self.sources.shape,
             quantization=self._format(cell.variant),
-            dtype=self._dtype(engine, gpu),
+            dtype=resolve_dtype(engine, gpu, self.sources.shape),
             limits=Limits(
                 max_batch_size=limits.max_batch_size,
                 max_num_tokens=limits.max_num_tokens,
@@ -300,10 +311,3 @@ class _Planner:
         return QuantFormat.model_validate(
             {"algorithm": recipe.algorithm, "kv_cache": recipe.kv_cache, "exclude": tuple(recipe.exclude)}
         )
-
-    def _dtype(self, engine: Engine, gpu: Gpu) -> DType:
-        """`auto` is the checkpoint's own; CPUs compute float16 in bfloat16, which has the hardware."""
-        if engine.dtype != "auto":
-            return engine.dtype
-        own = self.sources.shape.dtype
-        return "bfloat16" if own == "float16" and gpu.kind == "cpu" else own

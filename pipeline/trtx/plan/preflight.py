@@ -7,9 +7,17 @@ from pathlib import Path
 
 from trtx.errors import EnvironmentProblem
 from trtx.files import free_bytes
+from trtx.hardware.fit import Setup, compute_need, find_misfit
+from trtx.hardware.gpus import Gpu, find_gpu
+from trtx.hardware.host import check_can_build
+from trtx.models.config import ModelConfig
 from trtx.plan.facts import ABSENT, Facts
+from trtx.plan.make import resolve_dtype
 from trtx.plan.steps import Plan
 from trtx.plan.survey import State, StepStatus
+from trtx.recipe.checks import origin
+from trtx.recipe.load import LoadedRecipe
+from trtx.recipe.schema import Cell
 
 # Distribution → the stages that import it.
 NEEDED = {
@@ -23,8 +31,11 @@ NEEDED = {
 MIN_FREE_BYTES = 512 << 20
 
 
-def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts) -> None:
-    """Raises EnvironmentProblem for the first thing that is missing; says nothing when no step has to run."""
+def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts, gpus: Iterable[Gpu]) -> None:
+    """Raises EnvironmentProblem for the first thing that is missing; says nothing when no step has to run.
+
+    `gpus` are the devices of the plan's targets.
+    """
     stages = {status.step.stage for status in statuses if status.state in (State.TO_RUN, State.WAITING)}
     if not stages:
         return
@@ -35,6 +46,9 @@ def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts) -> N
                 why=f"the stage {next(stage for stage in users if stage in stages)} needs it",
                 fix="install the engine packages: pip install 'trtx[engine]'",
             )
+    if stages & {"build", "benchmark"}:
+        for gpu in gpus:
+            check_can_build(facts.host, gpu)
     if "build" in stages and facts.compiler == ABSENT:
         raise EnvironmentProblem(
             "there is no C++ compiler",
@@ -47,3 +61,34 @@ def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts) -> N
             f"only {free >> 20} MiB are free for the cache in {plan.cache_dir}",
             fix="free some space or point TRTX_CACHE_DIR at a larger disk",
         )
+
+
+def check_fit(loaded: LoadedRecipe, cells: Iterable[Cell], shape: ModelConfig, facts: Facts) -> None:
+    """Refuse an engine that its device's memory cannot hold, with the place in the recipe that says so.
+
+    A CPU's memory is this machine's. Raises RecipeInvalid.
+    """
+    recipe = loaded.recipe
+    for cell in cells:
+        engine, target = recipe.engine_for(cell.target), recipe.targets[cell.target]
+        gpu, variant = find_gpu(target.gpu), recipe.quantization[cell.variant]
+        setup = Setup(
+            algorithm=variant.algorithm,
+            kv_cache=variant.kv_cache,
+            dtype=resolve_dtype(engine, gpu, shape),
+            arch=gpu.arch,
+            max_batch_size=engine.limits.max_batch_size,
+            max_num_tokens=engine.limits.max_num_tokens,
+            max_seq_len=engine.limits.max_seq_len,
+            tokens_per_block=engine.kv_cache.tokens_per_block,
+            kv_size_bytes=engine.kv_cache.size,
+            tensor=target.parallelism.tensor,
+            pipeline=target.parallelism.pipeline,
+        )
+        memory = facts.host.memory_bytes if gpu.memory_bytes is None else gpu.memory_bytes
+        misfit = find_misfit(
+            compute_need(shape, setup), setup, memory, "this machine" if gpu.kind == "cpu" else gpu.name
+        )
+        if misfit is not None:
+            place = origin(loaded, cell.target, *misfit.setting) if misfit.setting else ("targets", cell.target, "gpu")
+            loaded.refuse(place, f"{cell.name}: {misfit.what}", why=misfit.why, fix=misfit.fix)
