@@ -1,14 +1,24 @@
-"""The next token of every sequence from its logits. Legend: N sequences, V vocabulary, R ranks (sorted vocabulary)."""
+"""The next token of every sequence from its logits. Legend: N sequences, V vocabulary, R ranks (sorted vocabulary).
+
+On a CPU numpy's argmax and sort are 10 and 30 times as fast as torch's, and torch's cumulative sum 10 times as fast as
+numpy's; arrays and tensors here share their memory.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trtx.runtime.request import Request
+from trtx.runtime.request import Request, SamplingParams
+
+# Below it a float32 division by the temperature gives NaN; it is as good as 0 long before.
+MIN_TEMPERATURE = 1e-30
+
+Floats = npt.NDArray[np.float32]
 
 
 class LogitsBroken(RuntimeError):
@@ -16,7 +26,7 @@ class LogitsBroken(RuntimeError):
 
 
 def sample(logits_NV: Tensor, requests: Sequence[Request]) -> list[int]:
-    """One token id per row, in the order of `requests`; `logits_NV` is float32.
+    """One token id per row, in the order of `requests`; `logits_NV` is float32 on the CPU.
 
     A greedy request takes the largest logit. Any other is drawn from softmax(logits / temperature) cut by top-k, then
     top-p, by inverting the cumulative distribution at one number from the request's own generator, so that a seeded
@@ -24,51 +34,57 @@ def sample(logits_NV: Tensor, requests: Sequence[Request]) -> list[int]:
 
     Raises LogitsBroken when the largest logit of a row is not finite.
     """
-    best_N, token_N = logits_NV.max(dim=-1)
-    if not all(map(math.isfinite, best_N.tolist())):
+    rows_NV = logits_NV.numpy()
+    token_N = rows_NV.argmax(-1)
+    best_N = rows_NV[np.arange(len(requests)), token_N]
+    if not np.isfinite(best_N).all():
         raise LogitsBroken("the program returned logits that are not finite numbers")
     token_ids: list[int] = token_N.tolist()
-    rows = [row for row, request in enumerate(requests) if not request.params.greedy]
-    if rows:
+    drawn = [row for row, request in enumerate(requests) if not request.params.greedy]
+    if drawn:
         # The largest logit becomes 0, so that a temperature close to 0 does not overflow.
-        drawn = _draw((logits_NV - best_N[:, None])[rows], [requests[row] for row in rows])
-        for row, token_id in zip(rows, drawn, strict=True):
+        below_NV = torch.from_numpy(rows_NV[drawn] - best_N[drawn, None])
+        for row, token_id in zip(drawn, _draw(below_NV, [requests[row] for row in drawn]), strict=True):
             token_ids[row] = token_id
     return token_ids
 
 
-def _draw(logits_NV: Tensor, requests: Sequence[Request]) -> list[int]:
+def _draw(below_NV: Tensor, requests: Sequence[Request]) -> list[int]:
     params = [request.params for request in requests]
-    weights_NV = (logits_NV / _column([p.temperature for p in params])).softmax(dim=-1, dtype=torch.float64)
+    # Softmax without its denominator: the cumulative sum is compared with a part of its own total.
+    temperature_N1 = torch.tensor([[max(p.temperature, MIN_TEMPERATURE)] for p in params])
+    weights_NV = below_NV.div_(temperature_N1).exp_()
     if any(p.top_k or p.top_p < 1 for p in params):
-        threshold_N1 = _find_threshold(weights_NV, [p.top_k for p in params], [p.top_p for p in params])
-        weights_NV = weights_NV.masked_fill(weights_NV < threshold_N1, 0.0)
-    cumulative_NV = weights_NV.cumsum(dim=-1)
-    # In float64 a number below 1 times the total stays below the total. right=True finds the first cumulative weight
-    # above that, so the token there has a weight of its own.
-    target_N1 = _column([request.random.random() for request in requests]) * cumulative_NV[:, -1:]
-    token_ids: list[int] = torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0].tolist()
-    return token_ids
+        least_N1 = torch.from_numpy(_find_least(weights_NV.numpy(), params))
+        weights_NV = weights_NV.where(weights_NV >= least_N1, 0.0)
+    cumulative_NV = weights_NV.cumsum(-1, dtype=torch.float64).numpy()
+    # In float64 a number below 1 times the total stays below the total. side="right" finds the first cumulative
+    # weight above that, so the token there has a weight of its own.
+    return [
+        int(np.searchsorted(cumulative_V, request.random.random() * cumulative_V[-1], side="right"))
+        for cumulative_V, request in zip(cumulative_NV, requests, strict=True)
+    ]
 
 
-def _find_threshold(weights_NV: Tensor, top_k: Sequence[int], top_p: Sequence[float]) -> Tensor:
-    """Per row the smallest probability that stays, [N, 1]; equal probabilities stay or go together.
+def _find_least(weights_NV: Floats, params: Sequence[SamplingParams]) -> Floats:
+    """Per row the smallest weight that stays, [N, 1]; equal weights stay or go together.
 
     top-p keeps the fewest leading tokens whose mass, among those that top-k left, reaches p (Holtzman et al. 2020,
     arXiv:1904.09751); the first token always stays.
     """
     vocab_size = weights_NV.shape[-1]
-    # Sorting a large vocabulary is dear; when every request has a top-k its first ranks are enough.
-    num_ranks = min(vocab_size, max(top_k)) if all(top_k) else vocab_size
-    ranked_NR = weights_NV.topk(num_ranks, dim=-1).values
-    top_k_N1 = torch.tensor([[k or vocab_size] for k in top_k])
-    left_NR = ranked_NR.masked_fill(torch.arange(num_ranks) >= top_k_N1, 0.0)
-    before_NR = left_NR.cumsum(dim=-1) - left_NR
-    goal_N1 = _column([p if p < 1 else math.inf for p in top_p]) * left_NR.sum(dim=-1, keepdim=True)
-    kept_NR = (left_NR > 0) & (before_NR < goal_N1)
-    last_N1 = kept_NR.sum(dim=-1, keepdim=True).sub(1).clamp(min=0)
-    return ranked_NR.gather(1, last_N1)
-
-
-def _column(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)[:, None]
+    top_k = [min(p.top_k or vocab_size, vocab_size) for p in params]
+    falling_NR = np.negative(weights_NV)
+    if max(top_k) < vocab_size:
+        # When every request has a top-k, the first ranks are enough.
+        falling_NR = np.partition(falling_NR, max(top_k) - 1)[:, : max(top_k)]
+    ranked_NR = np.negative(np.sort(falling_NR))
+    left_NR = np.where(np.arange(ranked_NR.shape[-1]) < np.array(top_k)[:, None], ranked_NR, 0)
+    sums_NR = torch.from_numpy(left_NR).cumsum(-1, dtype=torch.float64).numpy()
+    goals = [p.top_p * sums_R[-1] if p.top_p < 1 else np.inf for p, sums_R in zip(params, sums_NR, strict=True)]
+    # The ranks before the one that reaches the goal fall short of it.
+    last = [
+        min(int(np.searchsorted(sums_R, goal)), k - 1) for sums_R, goal, k in zip(sums_NR, goals, top_k, strict=True)
+    ]
+    least_N1: Floats = ranked_NR[np.arange(len(params)), last][:, None]
+    return least_N1
