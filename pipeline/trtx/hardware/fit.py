@@ -15,8 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from trtx.hardware.support import support_of
-
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SCALE_BYTES = 4
 
@@ -55,7 +53,7 @@ class ModelShape(Protocol):
 
 @dataclass(frozen=True)
 class Setup:
-    """What an engine is built with: the algorithm and KV format, the dtype, the device's `arch`, limits and ranks.
+    """What an engine is built with: the algorithm and KV format, the dtype, limits and ranks.
 
     `kv_size_bytes` is a fixed size of the KV cache, None for a share of what is free.
     """
@@ -63,7 +61,6 @@ class Setup:
     algorithm: str
     kv_cache: str
     dtype: str
-    arch: str
     max_batch_size: int
     max_num_tokens: int
     max_seq_len: int
@@ -103,7 +100,7 @@ def compute_need(model: ModelShape, setup: Setup) -> Need:
 
 
 def weight_bytes(model: ModelShape, setup: Setup) -> int:
-    """Bytes of one rank's weights. A simulated format is kept in the engine's dtype."""
+    """Bytes of one rank's weights."""
     dtype_bytes = DTYPE_BYTES[setup.dtype]
     rows_and_columns = (
         ((model.num_heads + 2 * model.num_kv_heads) * model.head_dim, model.hidden_size),
@@ -111,10 +108,9 @@ def weight_bytes(model: ModelShape, setup: Setup) -> int:
         (2 * model.intermediate_size, model.hidden_size),
         (model.hidden_size, model.intermediate_size),
     )
-    is_stored = setup.algorithm in WEIGHT_BITS and support_of(setup.arch, setup.algorithm) == "native"
     linear = 0.0
     for rows, columns in rows_and_columns:
-        if is_stored:
+        if setup.algorithm in WEIGHT_BITS:
             bits, group = WEIGHT_BITS[setup.algorithm]
             linear += rows * columns * bits / 8 + rows * (columns // group if group else 1) * SCALE_BYTES
         else:

@@ -23,9 +23,9 @@ def _levels(native: tuple[str, ...], otherwise: Level) -> Mapping[str, Level]:
 
 
 # Tensor core formats by compute capability: the support matrix of TensorRT-LLM 1.2
-# (docs/source/features/quantization.md, docs/source/legacy/reference/support-matrix.md). On CPUs int8 and int4 have
-# kernels in PyTorch; FP8 and FP4 weights are exact values of bfloat16 there, and activations are rounded through the
-# format, so results are those of the format while speed and memory are bfloat16's. An FP8 KV cache is stored in 8 bits
+# (docs/source/features/quantization.md, docs/source/legacy/reference/support-matrix.md). CPUs have integer
+# arithmetic; FP8 and FP4 are kept in their own bits there, every number is rounded through the format, and products are
+# computed in the engine's dtype: the format's results and memory without its speed. An FP8 KV cache is stored in 8 bits
 # everywhere, and numbers are converted where they are read.
 SUPPORT: Mapping[str, Mapping[str, Level]] = MappingProxyType(
     {
@@ -53,7 +53,7 @@ def support_problem(arch: str, algorithm: str) -> tuple[str, str, str] | None:
     if level == "native":
         return None
     if level == "simulated":
-        why = "results are those of the format, and speed and memory are not"
+        why = f"this processor has no {algorithm} arithmetic: results and memory are those of the format, speed is not"
         return "warning", f"{algorithm} is simulated on {arch}", why
-    able = sorted({name for name, levels in SUPPORT.items() if levels[algorithm] == "native"})
+    able = [name for name, levels in SUPPORT.items() if levels[algorithm] == "native"]
     return "error", f"{algorithm} does not run on {arch}", f"it needs {', '.join(able)}"

@@ -76,7 +76,6 @@ def check_fit(loaded: LoadedRecipe, cells: Iterable[Cell], shape: ModelConfig, f
             algorithm=variant.algorithm,
             kv_cache=variant.kv_cache,
             dtype=resolve_dtype(engine, gpu, shape),
-            arch=gpu.arch,
             max_batch_size=engine.limits.max_batch_size,
             max_num_tokens=engine.limits.max_num_tokens,
             max_seq_len=engine.limits.max_seq_len,

@@ -20,8 +20,6 @@ from trtx.recipe.unavailable import GPU_ENGINE, GPU_ENGINE_FIX
 NEEDS_CALIBRATION = frozenset({"fp8", "int8_sq", "int4_awq", "w4a8_awq", "int4_gptq", "nvfp4", "mxfp4"})
 # Image tags that mean something else tomorrow; trtx.backends.images has the same.
 MOVING_TAGS = frozenset({"latest", "main", "master", "edge", "nightly", "stable"})
-# Calibration settings that matter only to those.
-CALIBRATION_ONLY = ("samples",)
 
 
 class Device(Protocol):
@@ -110,16 +108,11 @@ def _check_variants(loaded: LoadedRecipe) -> Iterator[Problem]:
     is_demo = loaded.recipe.model.source.startswith(DEMO)
     for name, variant in loaded.recipe.quantization.items():
         path: problems.Path = ("quantization", name)
-        given = variant.calibration.model_fields_set
         needs = _why_calibrate(variant)
-        if needs and "dataset" not in given and not is_demo:
+        if needs and "dataset" not in variant.calibration.model_fields_set and not is_demo:
             fix = "add `calibration: {dataset: hf://owner/name}` or a file:// of text like your traffic"
             what = f"the variant '{name}' has no calibration text"
             yield loaded.problem(path, what, why=needs, fix=fix, at_key=True)
-        for key in () if needs else (key for key in CALIBRATION_ONLY if key in given):
-            why = f"{variant.algorithm} observes no activations; only held-out text is used, for perplexity"
-            what = f"calibration.{key} has no effect on the variant '{name}'"
-            yield warning(loaded.problem((*path, "calibration", key), what, why=why, fix="remove it", at_key=True))
         if variant.algorithm == "none" and "exclude" in variant.model_fields_set:
             what = f"exclude has no effect on the variant '{name}'"
             why = "algorithm none quantizes no weights"
