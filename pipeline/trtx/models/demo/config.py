@@ -23,28 +23,31 @@ SPECIAL_TOKENS = (BOS_TOKEN, EOS_TOKEN, PAD_TOKEN)  # ids 0, 1, 2
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Shape and training of the demo model.
+    """Shape and training of the demo model: 1.1 M parameters, about 20 s on two cores.
 
     Hidden and intermediate sizes are multiples of 128, the group size of the int4 formats.
+    Most steps train on short sequences, whose many documents per batch make it learn fast; the last
+    `long_fraction` of the steps on `max_position_embeddings` tokens, so that the model holds over its whole length.
     `learning_rate` is AdamW's (embedding and norms), `matrix_learning_rate` Muon's (all other matrices).
     """
 
     vocab_size: int = 512
-    hidden_size: int = 128
-    intermediate_size: int = 512
-    num_layers: int = 4
+    hidden_size: int = 256
+    intermediate_size: int = 384
+    num_layers: int = 2
     num_heads: int = 4
     num_kv_heads: int = 2
     max_position_embeddings: int = 512
     norm_epsilon: float = 1e-5
     rope_theta: float = 10000.0
     seed: int = 7
-    steps: int = 800
-    batch_size: int = 8
-    sequence_length: int = 128
+    steps: int = 400
+    tokens_per_step: int = 1024
+    short_length: int = 64
+    long_fraction: float = 0.2
     warmup_steps: int = 20
-    learning_rate: float = 8e-3
-    matrix_learning_rate: float = 0.02
+    learning_rate: float = 0.02
+    matrix_learning_rate: float = 0.03
 
     @property
     def head_dim(self) -> int:
