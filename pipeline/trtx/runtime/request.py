@@ -59,7 +59,7 @@ def _check(condition: bool, param: str, wanted: str, value: object) -> None:
         raise RequestRefused(f"{param} must be {wanted}, not {value}", param=param)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Request:
     """One sequence on its way through the engine; changed by the scheduler only.
 

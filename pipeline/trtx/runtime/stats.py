@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import get_args
 
 from trtx.runtime.request import FinishReason
 
@@ -16,7 +17,7 @@ class EngineStats:
     output_tokens: int = 0
     prefill_steps: int = 0
     decode_steps: int = 0
-    finished: Counter[FinishReason] = field(default_factory=Counter)
+    finished: Counter[FinishReason] = field(default_factory=lambda: Counter(dict.fromkeys(get_args(FinishReason), 0)))
 
 
 @dataclass(frozen=True)

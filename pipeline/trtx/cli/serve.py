@@ -1,0 +1,59 @@
+"""`trtx serve`: the OpenAI API over an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trtx.errors import EnvironmentProblem, UsageProblem
+
+
+def command(
+    context: typer.Context,
+    engine: Annotated[Path, typer.Argument(help="A deployment folder, or the engine folder inside it.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")] = 8000,
+    model_name: Annotated[
+        str | None, typer.Option(help="Name that clients call the model by; by default the folder's.")
+    ] = None,
+    kv_cache_size: Annotated[
+        str | None, typer.Option(help="Memory for the KV cache, such as 1GiB; by default a part of what is free.")
+    ] = None,
+    memory_fraction: Annotated[
+        float, typer.Option(help="Part of the free memory for weights and KV cache when no size is given.")
+    ] = 0.9,
+    drain: Annotated[str, typer.Option(help="How long requests in flight may go on after a stop signal.")] = "30s",
+) -> None:
+    """Serve an engine with the OpenAI API: completions, chat completions, models, health and metrics."""
+    import importlib
+
+    from trtx.recipe.units import BadUnit, parse_bytes, parse_seconds
+
+    try:
+        kv_cache_bytes = None if kv_cache_size is None else parse_bytes(kv_cache_size)
+        drain_s = parse_seconds(drain)
+    except BadUnit as error:
+        raise UsageProblem(str(error), fix=error.fix) from error
+    if not 0 < memory_fraction <= 1:
+        raise UsageProblem(f"--memory-fraction must be above 0 and at most 1, not {memory_fraction}")
+    try:
+        # By name, because the control plane must not depend on torch.
+        server = importlib.import_module("trtx.serve.main")
+    except ModuleNotFoundError as error:
+        raise EnvironmentProblem(
+            "this installation of trtx cannot serve",
+            why=f"the package {error.name} is not installed",
+            fix="pip install 'trtx[engine]'",
+        ) from error
+    server.serve_engine(
+        engine,
+        host=host,
+        port=port,
+        model_name=model_name,
+        kv_cache_bytes=kv_cache_bytes,
+        memory_fraction=memory_fraction,
+        drain_s=drain_s,
+        say=context.obj.say,
+    )

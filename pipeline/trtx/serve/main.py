@@ -1,0 +1,138 @@
+"""The server process: a socket, an engine, uvicorn, and an orderly end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from trtx.errors import EnvironmentProblem
+from trtx.runtime.engine import Engine
+from trtx.runtime.folders import ENGINE_FOLDER, find_folders
+from trtx.serve.app import create_app
+
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
+
+
+def serve_engine(
+    folder: Path,
+    *,
+    host: str,
+    port: int,
+    model_name: str | None,
+    kv_cache_bytes: int | None,
+    memory_fraction: float,
+    drain_s: float,
+    say: Callable[[str], None],
+) -> None:
+    """Serve an engine until SIGINT or SIGTERM; requests in flight then have `drain_s` seconds to end.
+
+    `port` 0 takes any free port. `say` gets the lines for people: what is served, and how to try it.
+
+    Raises EnvironmentProblem when the address is taken, and what Engine.load raises.
+    """
+    find_folders(folder)
+    # Bound before the engine is loaded, so that a wrong port is known at once; nothing is accepted until it listens.
+    listener = bind(host, port)
+    engine = Engine.load(folder, kv_cache_bytes=kv_cache_bytes, memory_fraction=memory_fraction)
+    name = model_name or served_name(folder)
+    url = url_of(listener)
+
+    def on_ready() -> None:
+        load = engine.load_now
+        say(f"serving {name} on {url} ({load.kv_blocks} KV-cache blocks of {engine.card.kv_cache.tokens_per_block})")
+        say(f"try it:\n  {curl_line(url, name, chat=engine.tokenizer.chat_template is not None)}")
+
+    run_app(create_app(engine, model_name=name), listener, drain_s=drain_s, on_ready=on_ready)
+    say("stopped")
+
+
+def served_name(folder: Path) -> str:
+    """The model's name when none is given: the folder's, or its parent's for the engine inside a deployment."""
+    resolved = folder.resolve()
+    return (resolved.parent if resolved.name == ENGINE_FOLDER else resolved).name or "model"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound TCP socket that does not listen yet. Raises EnvironmentProblem when that is not possible."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family)
+        # Else a port stays taken for a minute after a server that had connections.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        raise EnvironmentProblem(
+            f"cannot listen on {host}:{port}",
+            why="another program listens there" if taken else error.strerror or str(error),
+            fix=f"choose another port, such as --port {port + 1}" if taken else "choose another --host or --port",
+        ) from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a client on this machine finds the server."""
+    host, port = listener.getsockname()[:2]
+    host = ANY_ADDRESS.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def curl_line(url: str, model: str, *, chat: bool) -> str:
+    """A request to paste into a shell."""
+    body: dict[str, Any] = {"model": model, "max_tokens": 32}
+    if chat:
+        path, body["messages"] = "chat/completions", [{"role": "user", "content": "Hello"}]
+    else:
+        path, body["prompt"] = "completions", "Hello"
+    quoted = json.dumps(body).replace("'", "'\\''")
+    return f"curl -s {url}/v1/{path} -H 'content-type: application/json' -d '{quoted}'"
+
+
+def run_app(app: FastAPI, listener: socket.socket, *, drain_s: float, on_ready: Callable[[], None]) -> None:
+    """Run an application on a bound socket until SIGINT or SIGTERM. Raises EnvironmentProblem when it does not start.
+
+    A second signal ends it without draining.
+    """
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=math.ceil(drain_s)
+    )
+    server = _Server(config, on_ready)
+    # uvicorn sends itself the signal once more after its shutdown, to this handler: an ordered stop is no failure.
+    previous = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run(sockets=[listener])
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        listener.close()
+    if not server.was_ready:
+        raise EnvironmentProblem(
+            "the server did not start", why="its own message stands above", fix="correct what it names"
+        )
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.was_ready = False
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.was_ready = True
+            self._on_ready()
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    pass
