@@ -11,9 +11,13 @@ from trtx.errors import UsageProblem, did_you_mean
 
 DType = Literal["float32", "bfloat16", "float16"]
 
-# RoPE kinds whose frequencies do not depend on the length of the sequence and need no attention factor
-# (transformers.modeling_rope_utils); see models/rope.py.
-ROPE_TYPES = ("default", "linear", "llama3")
+# RoPE kinds whose frequencies do not depend on the length of the sequence and need no attention factor, with their
+# parameters (transformers.modeling_rope_utils); see models/rope.py.
+ROPE_TYPES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
 # The `architectures` field of config.json → the module that builds the program.
 ARCHITECTURES = {"LlamaForCausalLM": "trtx.models.llama"}
@@ -86,17 +90,26 @@ def read_model_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def _read_rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The parameters of a scaled RoPE, `rope_type` among them; None for plain RoPE."""
-    scaling = dict(rope)
-    rope_type = scaling.pop("type", None) or scaling.get("rope_type") or "default"
+    """The parameters of a scaled RoPE as floats, with `rope_type`; None for plain RoPE.
+
+    Only what the kind uses is kept, so that configs written by different transformers agree.
+    """
+    rope_type = rope.get("rope_type") or rope.get("type") or "default"
     if rope_type not in ROPE_TYPES:
         raise UsageProblem(
             f"RoPE scaling of type {rope_type!r} is not supported",
             why="config.json names it under `rope_parameters` or `rope_scaling`",
             fix=f"use a model with one of: {', '.join(ROPE_TYPES)}",
         )
-    if scaling.get("partial_rotary_factor", 1.0) != 1.0:
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise UsageProblem(
             "RoPE on a part of each head is not supported", fix="use a model without partial_rotary_factor"
         )
-    return None if rope_type == "default" else {**scaling, "rope_type": rope_type}
+    if missing := [key for key in ROPE_TYPES[rope_type] if key not in rope]:
+        raise UsageProblem(
+            f"RoPE scaling of type {rope_type!r} lacks {', '.join(missing)}",
+            fix="complete config.json's rope parameters",
+        )
+    if rope_type == "default":
+        return None
+    return {"rope_type": rope_type, **{key: float(rope[key]) for key in ROPE_TYPES[rope_type]}}

@@ -7,7 +7,7 @@ Sharding, for `tensor` × `pipeline` ranks (rank = pipeline index × tensor + te
 | tensor | tensor parallel | pipeline parallel |
 |---|---|---|
 | embed.weight | whole on every rank | first stage; also the last when the embeddings are tied |
-| attention.qkv | output rows by head: each rank's query heads, then its key heads, then its value heads | its own layers |
+| attention.qkv | output rows by head: the rank's query, then key, then value heads | its own layers |
 | attention.out | input columns by head | its own layers |
 | mlp.gate_up | output rows: the rank's gate rows, then its up rows | its own layers |
 | mlp.down | input columns | its own layers |
@@ -198,7 +198,7 @@ def linear_tensors(spec: LinearSpec, dtype: DType) -> tuple[TensorSpec, ...]:
             why=f"its {k} input columns on a rank do not divide into groups of {group}",
             fix="exclude it, lower tensor parallelism, or choose another algorithm",
         )
-    shapes: dict[str, tuple[tuple[int, ...], str]] = {
+    by_algorithm: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {
         "none": {"weight": ((n, k), dtype)},
         "fp8": {"weight": ((n, k), "float8_e4m3fn"), "weight_scale": ((n,), "float32"), "input_scale": ((), "float32")},
         "int8_sq": {
@@ -210,7 +210,8 @@ def linear_tensors(spec: LinearSpec, dtype: DType) -> tuple[TensorSpec, ...]:
         "int8_wo": {"weight": ((n, k), "int8"), "weight_scale": ((n,), "float32")},
         "int4_wo": _int4_tensors(n, k, group or k),
         "int4_awq": _int4_tensors(n, k, group or k),
-    }[spec.algorithm]
+    }
+    shapes = by_algorithm[spec.algorithm]
     # ModelOpt folds the AWQ scales of qkv and gate_up into the norm before them.
     if spec.algorithm == "int4_awq" and spec.cut == "columns":
         shapes["pre_quant_scale"] = ((k,), "float32")

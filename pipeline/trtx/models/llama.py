@@ -1,7 +1,8 @@
 """The Llama decoder over a paged key-value pool: one module behind the prefill and decode programs.
 
-Legend: B sequences, T tokens per sequence (padded), M = B·T, W blocks per table, C = W·S context slots, N selected rows,
-P blocks in a pool, S tokens per block, H query heads, G key-value heads, D channels per head, E hidden, V vocabulary.
+Legend: B sequences, T tokens per sequence (padded), M = B·T, W blocks per table, C = W·S context slots,
+N selected rows, P blocks in a pool, S tokens per block, H query heads, G key-value heads, D channels per head,
+E hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -159,8 +160,8 @@ class Layer(nn.Module):
 
     def forward(self, x_BTE: Tensor, step: Step, k_pool_PSGD: Tensor, v_pool_PSGD: Tensor) -> Tensor:
         x_BTE = x_BTE + self.attention(self.attention_norm(x_BTE), step, k_pool_PSGD, v_pool_PSGD)
-        x_BTE = x_BTE + self.mlp(self.mlp_norm(x_BTE))
-        return x_BTE
+        y_BTE: Tensor = x_BTE + self.mlp(self.mlp_norm(x_BTE))
+        return y_BTE
 
 
 class Llama(nn.Module):

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trtx.models.config import ModelConfig
+from trtx.models.config import ROPE_TYPES, ModelConfig
 
 
 def make_inv_freq(config: ModelConfig) -> Tensor:
     """Radians per position of each pair of channels, float32 [head_dim / 2]."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    inv_freq = 1.0 / (config.rope_theta**exponents)
+    inv_freq: Tensor = 1.0 / (config.rope_theta**exponents)
     if config.rope_scaling is None:
         return inv_freq
-    return _SCALED[config.rope_scaling["rope_type"]](inv_freq, config.rope_scaling, config.max_position_embeddings)
+    return _SCALED[config.rope_scaling["rope_type"]](inv_freq, config.rope_scaling)
 
 
 def make_rotation(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,14 +37,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
 
-def _linear(inv_freq: Tensor, scaling: dict[str, Any], max_positions: int) -> Tensor:
-    return inv_freq / scaling["factor"]
+def _linear(inv_freq: Tensor, scaling: dict[str, Any]) -> Tensor:
+    scaled: Tensor = inv_freq / scaling["factor"]
+    return scaled
 
 
-def _llama3(inv_freq: Tensor, scaling: dict[str, Any], max_positions: int) -> Tensor:
+def _llama3(inv_freq: Tensor, scaling: dict[str, Any]) -> Tensor:
     """Long wavelengths are slowed by `factor`, short ones kept, those between interpolated (Llama 3.1)."""
-    factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
-    original = scaling.get("original_max_position_embeddings") or max_positions
+    factor, low, high, original = (scaling[key] for key in ROPE_TYPES["llama3"])
     wavelength = 2 * math.pi / inv_freq
     smooth = (original / wavelength - low) / (high - low)
     between = (1 - smooth) * inv_freq / factor + smooth * inv_freq
@@ -53,4 +53,4 @@ def _llama3(inv_freq: Tensor, scaling: dict[str, Any], max_positions: int) -> Te
     return torch.where(is_between, between, scaled)
 
 
-_SCALED: dict[str, Callable[[Tensor, dict[str, Any], int], Tensor]] = {"linear": _linear, "llama3": _llama3}
+_SCALED: dict[str, Callable[[Tensor, dict[str, Any]], Tensor]] = {"linear": _linear, "llama3": _llama3}

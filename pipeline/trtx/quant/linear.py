@@ -8,7 +8,7 @@ Legend: N output rows, K input columns, Z = K / group size. x stands for activat
 | fp8 | (e4m3(x / input_scale) · Wᵀ) · input_scale · weight_scale[N], W e4m3 |
 | int8_sq | (int8(x · pre_quant_scale[K] / input_scale) · Wᵀ) · input_scale · weight_scale[N], W int8, sums in int32 |
 | int8_wo | (x · Wᵀ) · weight_scale[N], W int8 |
-| int4_wo, int4_awq | (x · pre_quant_scale[K] ) · (W · weight_scale[N, Z])ᵀ, W int4; pre_quant_scale where there is one |
+| int4_wo, int4_awq | (x · pre_quant_scale[K]) · (W · weight_scale[N, Z])ᵀ, W int4; int4_wo has no pre_quant_scale |
 
 Scales are per output row, so that parts with a scale of their own (q, k, v; gate, up) fuse without error. int4 weights
 are bytes [N, K/2]: the low nibble is the even column, the high nibble the odd one, each a value -8…7 stored plus 8.
@@ -75,7 +75,7 @@ class Int8Linear(Linear):
         smoothed = x.float() if self.pre_quant_scale is None else x.float() * self.pre_quant_scale
         x_MK = (smoothed / self.input_scale).round().clamp(-128, 127).to(torch.int8).flatten(0, -2)
         y_MN = torch._int_mm(x_MK, self.weight.t()).float() * (self.input_scale * self.weight_scale)
-        return self.add_bias(y_MN.to(x.dtype).unflatten(0, x.shape[:-1]))
+        return self.add_bias(y_MN.to(x.dtype).view(*x.shape[:-1], -1))
 
 
 class Int8WeightLinear(Linear):
@@ -98,7 +98,7 @@ class Int4WeightLinear(Linear):
 def dequantize_int4(packed: Tensor, scale: Tensor) -> Tensor:
     """float32 [N, K] of packed bytes [N, K/2] and scales [N, Z]."""
     nibbles_NK = torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
-    grouped_NZk = (nibbles_NK.float() - INT4_OFFSET).unflatten(-1, (scale.shape[-1], -1))
+    grouped_NZk = (nibbles_NK.float() - INT4_OFFSET).view(*scale.shape, -1)
     return (grouped_NZk * scale.unsqueeze(-1)).flatten(-2)
 
 

@@ -48,12 +48,17 @@ class Rank(_Part):
 
 
 class CompiledFor(_Part):
-    """The hardware the code runs on. `cpu_flags` are names of /proc/cpuinfo that must be present."""
+    """The hardware the code runs on. `cpu_flags` are names of /proc/cpuinfo that must be present.
+
+    `simulated` is true when the device has no arithmetic for the number format, so that the programs round as the
+    format does and compute in a wider one: true results, and no gain in speed.
+    """
 
     device: Literal["cpu", "cuda"]
     arch: str
     isa: str
     cpu_flags: tuple[str, ...] = ()
+    simulated: bool = False
 
 
 class Program(_Part):

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from trtx.errors import EnvironmentProblem, VerificationFailed
 from trtx.files import sha256_file
 from trtx.models.weights_config import load_weights_config
+from trtx.models.weights_file import map_weights
 from trtx.runtime.card import EngineCard, KvCache, load_card
 from trtx.runtime.fit import check_machine
 
@@ -45,15 +45,20 @@ class Programs(Protocol):
         ...
 
 
-class _Eager(Protocol):
-    def prefill(self, *tensors: Tensor) -> Tensor: ...
-    def decode(self, *tensors: Tensor) -> Tensor: ...
+class Decoder(Protocol):
+    """A module of trtx.models: the programs before compilation, with the pools as arguments."""
+
+    def prefill(
+        self, tokens_BT: Tensor, positions_BT: Tensor, block_tables_BW: Tensor, select_N: Tensor, *pools: Tensor
+    ) -> Tensor: ...
+
+    def decode(self, tokens_B: Tensor, positions_B: Tensor, block_tables_BW: Tensor, *pools: Tensor) -> Tensor: ...
 
 
 class EagerPrograms:
     """The same module, not compiled: what compiled programs are compared with."""
 
-    def __init__(self, card: EngineCard, model: _Eager, num_blocks: int) -> None:
+    def __init__(self, card: EngineCard, model: Decoder, num_blocks: int) -> None:
         self.card = card
         self.num_blocks = num_blocks
         self._model = model
@@ -114,7 +119,7 @@ def load_programs(engine: Path, weights: Path, num_blocks: int, *, verify: bool 
     """
     card = load_card(engine)
     check_machine(card)
-    packages = {name: engine / program.path for name, program in card.programs.items()}
+    packages: dict[str, Path] = {name: engine / program.path for name, program in card.programs.items()}
     for name, program in card.programs.items():
         if verify and (not packages[name].is_file() or sha256_file(packages[name]) != program.sha256):
             raise VerificationFailed(
@@ -139,7 +144,7 @@ def load_weights(card: EngineCard, weights: Path) -> dict[str, Tensor]:
             why=f"layout {found[:12]} instead of {card.weights_layout_sha256[:12]}",
             fix="convert the checkpoint with the model, quantization, dtype and parallelism of the engine",
         )
-    return load_file(weights / config.ranks[rank].file)
+    return map_weights(weights / config.ranks[rank].file)
 
 
 def make_pools(kv_cache: KvCache, num_blocks: int) -> list[Tensor]:

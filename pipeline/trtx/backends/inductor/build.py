@@ -1,0 +1,124 @@
+"""Builds an engine: two programs compiled side by side, and the card that says what they are. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from trtx.backends.inductor.process import Child, run_children
+from trtx.backends.inductor.spec import CompileFacts, CompileJob, EngineSpec, ProgramName, make_card
+from trtx.errors import EnvironmentProblem, StepFailed, UsageProblem
+from trtx.files import sha256_file, write_json
+from trtx.runtime.card import CARD_NAME, EngineCard, Program
+from trtx.runtime.fit import check_machine
+
+PROGRAMS: tuple[ProgramName, ...] = ("prefill", "decode")
+
+
+def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]) -> EngineCard:
+    """Write engine.json and programs/ into `output`; `work` is scratch space.
+
+    Raises UsageProblem for a target or parallelism that cannot be built, EnvironmentProblem when this machine has no
+    compiler or cannot run the result, StepFailed when compiling fails.
+    """
+    if spec.rank.tensor * spec.rank.pipeline > 1:
+        raise UsageProblem(
+            "the inductor backend runs one rank",
+            why=f"the recipe asks for tensor {spec.rank.tensor} × pipeline {spec.rank.pipeline}",
+            fix="set both to 1",
+        )
+    compiler = find_compiler()
+    toolchain = {"torch": version("torch"), "g++": compiler_version(compiler)}
+    # Every engine is loaded and asked before it counts, so the building machine must be able to run it.
+    check_machine(make_card(spec, {}, toolchain, ""))
+    facts = compile_programs(spec, compiler, output / "programs", work, say)
+    programs: dict[ProgramName, Program] = {
+        name: Program(
+            path=f"programs/{name}.pt2",
+            sha256=sha256_file(output / "programs" / f"{name}.pt2"),
+            constants=facts[name].constants,
+        )
+        for name in PROGRAMS
+    }
+    card = make_card(spec, programs, toolchain, facts["decode"].vector_isa)
+    write_json(output / CARD_NAME, card.model_dump(mode="json", by_alias=True))
+    return card
+
+
+def find_compiler() -> Path:
+    """The C++ compiler: `$CXX`, else g++. Raises EnvironmentProblem when there is none."""
+    wanted = os.environ.get("CXX") or "g++"
+    found = shutil.which(wanted)
+    if found is None:
+        raise EnvironmentProblem(
+            f"there is no C++ compiler '{wanted}' on this machine",
+            why="programs are compiled to machine code when an engine is built; running one needs no compiler",
+            fix="install it (Debian and Ubuntu: apt-get install g++) or set CXX",
+        )
+    return Path(found)
+
+
+def compiler_version(compiler: Path) -> str:
+    """Version of a compiler as it says itself, such as `12.2.0`. Raises EnvironmentProblem when it cannot be run."""
+    try:
+        argv = [str(compiler), "-dumpfullversion", "-dumpversion"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EnvironmentProblem(
+            f"the C++ compiler {compiler} does not work", why=str(error), fix="install g++ again or set CXX"
+        ) from error
+    return done.stdout.strip()
+
+
+def compile_programs(
+    spec: EngineSpec, compiler: Path, packages: Path, work: Path, say: Callable[[str], None]
+) -> dict[str, CompileFacts]:
+    """Compile the programs, each in a process of its own, into `packages`; what the compiler says, by program.
+
+    Raises StepFailed with the last lines of the one that failed.
+    """
+    packages.mkdir(parents=True, exist_ok=True)
+    jobs = [_make_job(spec, program, compiler, packages, work) for program in PROGRAMS]
+    started = time.monotonic()
+    children = [_make_child(job) for job in jobs]
+    ended = run_children(children, work)
+    for job, child, end in zip(jobs, children, ended, strict=True):
+        if end.code > 0:
+            say(child.log.read_text(errors="replace"))
+            raise StepFailed(
+                f"compiling the {job.program} program failed",
+                why=end.tail[-1] if end.tail else f"exit code {end.code}",
+                fix="the compiler's output is in the log of this step",
+            )
+    if killed := [job.program for job, end in zip(jobs, ended, strict=True) if end.code < 0]:
+        raise StepFailed(
+            f"compiling the {killed[0]} program was killed", why="most often memory ran out", fix="use a larger machine"
+        )
+    say(f"compiled {' and '.join(PROGRAMS)} in {time.monotonic() - started:.1f} s")
+    return {job.program: CompileFacts.model_validate_json(Path(job.facts).read_bytes()) for job in jobs}
+
+
+def _make_job(spec: EngineSpec, program: ProgramName, compiler: Path, packages: Path, work: Path) -> CompileJob:
+    scratch = work / program
+    scratch.mkdir(parents=True)
+    return CompileJob(
+        spec=spec,
+        program=program,
+        compiler=str(compiler),
+        work=str(scratch),
+        package=str(packages / f"{program}.pt2"),
+        facts=str(scratch / "facts.json"),
+    )
+
+
+def _make_child(job: CompileJob) -> Child:
+    scratch = Path(job.work)
+    path = scratch / "job.json"
+    write_json(path, job.model_dump(mode="json"))
+    environ = {"TORCHINDUCTOR_CACHE_DIR": str(scratch), "TMPDIR": str(scratch)}
+    return Child("trtx.backends.inductor.compile", (str(path),), scratch / "compile.log", environ)

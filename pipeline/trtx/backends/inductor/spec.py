@@ -1,0 +1,116 @@
+"""What a build is made from: shapes, formats and a target, never weight values."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from trtx import __version__
+from trtx.errors import UsageProblem, did_you_mean
+from trtx.hardware.gpus import ISAS, Isa
+from trtx.models.config import DType, ModelConfig
+from trtx.models.formats import QuantFormat
+from trtx.models.layout import make_layout, make_shard
+from trtx.runtime.card import CompiledFor, EngineCard, KvCache, Limits, Program, Rank
+
+ProgramName = Literal["prefill", "decode"]
+
+# Number formats that no CPU of the catalogue computes in.
+SIMULATED_ON_CPU = ("fp8",)
+
+
+class EngineSpec(BaseModel):
+    """Everything that the bytes of an engine's programs depend on, besides the toolchain."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelConfig
+    quantization: QuantFormat
+    dtype: DType
+    limits: Limits
+    tokens_per_block: int
+    rank: Rank
+    arch: str
+
+    @property
+    def max_blocks(self) -> int:
+        """Blocks that the longest sequence takes."""
+        return math.ceil(self.limits.max_seq_len / self.tokens_per_block)
+
+
+class CompileJob(BaseModel):
+    """One program to compile. `work` is scratch space, `package` and `facts` the two files to write."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spec: EngineSpec
+    program: ProgramName
+    compiler: str
+    work: str
+    package: str
+    facts: str
+
+
+class CompileFacts(BaseModel):
+    """What the compiler says about a program it made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    constants: tuple[str, ...]
+    vector_isa: str
+
+
+def find_isa(arch: str) -> Isa:
+    """The instruction set that an architecture such as `x86-64-v3` stands for.
+
+    Raises UsageProblem when this backend has no compiler for it.
+    """
+    if arch not in ISAS:
+        raise UsageProblem(
+            f"the inductor backend cannot compile for {arch} yet",
+            why="it compiles for CPUs",
+            fix=did_you_mean(arch, ISAS),
+        )
+    return ISAS[arch]
+
+
+def make_kv_cache(spec: EngineSpec) -> KvCache:
+    """The pools of one rank."""
+    shard = make_shard(spec.model, spec.rank.tensor, spec.rank.pipeline, spec.rank.rank)
+    return KvCache(
+        dtype="float8_e4m3fn" if spec.quantization.kv_cache == "fp8" else spec.dtype,
+        tokens_per_block=spec.tokens_per_block,
+        num_layers=len(shard.layers),
+        num_kv_heads=len(shard.kv_heads),
+        head_dim=spec.model.head_dim,
+    )
+
+
+def make_card(
+    spec: EngineSpec, programs: dict[ProgramName, Program], toolchain: dict[str, str], vector_isa: str
+) -> EngineCard:
+    """The card of an engine with these programs; `vector_isa` is what the compiler reports it used."""
+    rank = spec.rank
+    layout = make_layout(spec.model, spec.quantization, spec.dtype, rank.tensor, rank.pipeline, rank.rank)
+    isa = find_isa(spec.arch)
+    return EngineCard(
+        backend="inductor",
+        model=spec.model,
+        quantization=spec.quantization,
+        dtype=spec.dtype,
+        kv_cache=make_kv_cache(spec),
+        limits=spec.limits,
+        rank=rank,
+        compiled_for=CompiledFor(
+            device="cpu",
+            arch=spec.arch,
+            isa=vector_isa,
+            cpu_flags=tuple(sorted(isa.flags)),
+            simulated=spec.quantization.algorithm in SIMULATED_ON_CPU,
+        ),
+        programs=programs,
+        weights_layout_sha256=layout.sha256,
+        toolchain={"trtx": __version__, **toolchain},
+    )

@@ -1,0 +1,141 @@
+"""Reads Hugging Face checkpoints tensor by tensor: one model.safetensors, or shards with an index.
+
+Format of the index: https://huggingface.co/docs/safetensors and `model.safetensors.index.json` of
+transformers.PreTrainedModel.save_pretrained.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from trtx.errors import UsageProblem, VerificationFailed
+from trtx.models.config import ModelConfig, read_model_config
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """An open checkpoint folder; a context manager. Tensors are read from the mapped files when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open `folder`.
+
+        Raises UsageProblem when it has no safetensors weights, VerificationFailed when a file is missing or damaged.
+        """
+        self.folder = folder
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}
+        try:
+            for name in _file_names(folder):
+                handle = self._stack.enter_context(self._open(name))
+                self._files.update(dict.fromkeys(handle.keys(), handle))
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.clear()
+        self._stack.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+        return sorted(self._files)
+
+    def dtype(self, name: str) -> str:
+        """How a tensor is stored, by its name in the format: `BF16`, `F8_E4M3`, `I8` …"""
+        stored: str = self._find(name).get_slice(name).get_dtype()
+        return stored
+
+    def read(self, name: str) -> Tensor:
+        """One whole tensor. Raises VerificationFailed when there is none of that name."""
+        tensor: Tensor = self._find(name).get_tensor(name)
+        return tensor
+
+    def read_part(self, name: str, rows: range, columns: range | None = None) -> Tensor:
+        """A contiguous part of a tensor; only that part is read from disk when it is made of whole rows.
+
+        Raises VerificationFailed when the tensor is missing or smaller.
+        """
+        part = self._find(name).get_slice(name)
+        shape = part.get_shape()
+        if rows.stop > shape[0] or (columns is not None and columns.stop > shape[1]):
+            raise VerificationFailed(
+                f"{name} in {self.folder} has the wrong shape",
+                why=f"it is {shape} and config.json asks for {rows.stop}" + (f" × {columns.stop}" if columns else ""),
+                fix="fetch or export the checkpoint again",
+            )
+        where = slice(rows.start, rows.stop)
+        tensor: Tensor = part[where] if columns is None else part[where, columns.start : columns.stop]
+        return tensor
+
+    def _find(self, name: str) -> Any:
+        if name not in self._files:
+            raise VerificationFailed(
+                f"the checkpoint {self.folder} has no tensor {name}",
+                why="config.json describes a model that needs it",
+                fix="fetch or export the checkpoint again",
+            )
+        return self._files[name]
+
+    def _open(self, name: str) -> Any:
+        path = self.folder / name
+        try:
+            return safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise VerificationFailed(
+                f"{path} is not a readable safetensors file",
+                why=str(error).splitlines()[0],
+                fix="fetch or export the checkpoint again",
+            ) from error
+
+
+def load_model_config(folder: Path) -> ModelConfig:
+    """The shape of the model of a Hugging Face folder, from its config.json.
+
+    Raises VerificationFailed when there is none, UsageProblem when the model cannot be compiled.
+    """
+    return read_model_config(read_json_file(folder / "config.json"))
+
+
+def read_json_file(path: Path) -> Any:
+    """Content of a JSON file that must be there. Raises VerificationFailed when it is not, or is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError) as error:
+        raise VerificationFailed(
+            f"{path.parent} is not a whole checkpoint",
+            why=f"{path.name} is {'missing' if isinstance(error, FileNotFoundError) else 'not JSON'}",
+            fix="fetch or export the checkpoint again",
+        ) from error
+
+
+def _file_names(folder: Path) -> list[str]:
+    if (folder / INDEX).is_file():
+        names = sorted(set(read_json_file(folder / INDEX)["weight_map"].values()))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise VerificationFailed(
+                f"{folder / INDEX} names files outside its folder", why=outside[0], fix="do not use this checkpoint"
+            )
+        return names
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    raise UsageProblem(
+        f"there are no safetensors weights in {folder}",
+        why=f"there is only {pickles[0]}, and loading it could run code" if pickles else f"there is no {SINGLE}",
+        fix="convert the weights to safetensors, or choose a revision that has them",
+    )
