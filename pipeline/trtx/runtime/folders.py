@@ -44,10 +44,10 @@ def find_folders(folder: Path, weights: Path | None = None) -> EngineFolders:
     """
     engine = folder if (folder / CARD_NAME).is_file() else folder / ENGINE_FOLDER
     if not (engine / CARD_NAME).is_file():
-        what = f"{folder} is not an engine folder" if folder.is_dir() else f"there is no folder {folder}"
+        exists = folder.is_dir()
         raise UsageProblem(
-            what,
-            why=f"neither {CARD_NAME} nor {ENGINE_FOLDER}/{CARD_NAME} is in it",
+            f"{folder} is not an engine folder" if exists else f"there is no folder {folder}",
+            why=f"neither {CARD_NAME} nor {ENGINE_FOLDER}/{CARD_NAME} is in it" if exists else "",
             fix="give the package folder that `trtx apply` printed, or the engine folder inside it",
         )
     weights = weights or engine / WEIGHTS_FOLDER

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.unit.runtime.fakes import EOS_ID, FakePrograms, expected_tokens, make_card, make_engine, make_tokenizer
+from tests.support.engines import EOS_ID, FakePrograms, expected_tokens, make_card, make_engine, make_tokenizer
 from trtx.runtime.engine import Engine
 from trtx.runtime.request import Output, Request, RequestRefused, SamplingParams
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.unit.runtime.fakes import expected_tokens, make_engine
+from tests.support.engines import expected_tokens, make_engine
 from trtx.runtime.engine import Engine
 from trtx.runtime.loop import EngineFailed, EngineThread, Stream
 from trtx.runtime.request import Output, SamplingParams

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.runtime.fakes import make_card
+from tests.support.engines import make_card
 from trtx.errors import EnvironmentProblem
 from trtx.runtime import memory
 from trtx.runtime.memory import available_bytes, block_bytes, plan_num_blocks

@@ -1,4 +1,4 @@
-"""Stand-ins that behave: programs that really read and write a paged pool, and a tokenizer without training."""
+"""Engines for tests: programs that really read and write a paged pool, and a tokenizer without training."""
 
 from __future__ import annotations
 
