@@ -118,8 +118,13 @@ print(json.dumps(sorted(names - {"trtx"} - sys.stdlib_module_names)))
 """
     answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     imported = set(json.loads(answer.stdout))
-    # Import names that differ from the distribution's; pydantic exports parts of its API from pydantic_core only.
-    names = {"yaml": "pyyaml", "huggingface_hub": "huggingface-hub", "pydantic_core": "pydantic"}
+    # Import names that differ from the distribution's; pydantic and fastapi keep parts of their API in the others.
+    names = {
+        "yaml": "pyyaml",
+        "huggingface_hub": "huggingface-hub",
+        "pydantic_core": "pydantic",
+        "starlette": "fastapi",
+    }
     names |= {"prometheus_client": "prometheus-client", "modelopt": "nvidia-modelopt"}
     declared = {requirement.name for requirement in declared_requirements(project)}
     undeclared = sorted(name for name in imported if names.get(name, name) not in declared)

@@ -249,5 +249,5 @@ def test_the_memory_of_the_kv_cache_is_set_by_size_or_by_fraction(deploy: Deploy
         serve: list[str] = json.loads((folder / "deployment.json").read_bytes())["serve"]
         return serve
 
-    assert "1048576" in options(deploy("size", kv_cache_bytes=2**20))
-    assert "0.25" in options(deploy("fraction", kv_cache_bytes=None, memory_fraction=0.25))
+    assert "--kv-cache-size=1048576B" in options(deploy("size", kv_cache_bytes=2**20))
+    assert "--memory-fraction=0.25" in options(deploy("fraction", kv_cache_bytes=None, memory_fraction=0.25))

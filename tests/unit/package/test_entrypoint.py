@@ -64,7 +64,7 @@ def test_an_intact_folder_on_a_fitting_machine_becomes_the_server(package: Path,
     command = json.loads(answer.stdout)
     assert command[0] == sys.executable
     assert command[3:5] == ["serve", str(package / "engine")]
-    assert command[5:7] == ["--port", "8000"]
+    assert command[5:7] == ["--port=8000", "--model-name=llama"]
     assert command[-2:] == ["--host", "0.0.0.0"]  # noqa: S104
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from trtx.backends.images import check_base, make_image
+from trtx.backends.images import MOVING_TAGS, check_base, make_image
 from trtx.errors import UsageProblem
+from trtx.recipe import checks
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -29,6 +30,10 @@ def test_a_base_with_a_tag_that_stays_or_a_digest_is_taken_as_it_is(reference: s
 def test_a_base_that_moves_is_refused(reference: str) -> None:
     with pytest.raises(UsageProblem, match="is not pinned"):
         check_base(reference)
+
+
+def test_the_check_of_recipes_refuses_the_same_tags() -> None:
+    assert checks.MOVING_TAGS == MOVING_TAGS
 
 
 @pytest.mark.parametrize(

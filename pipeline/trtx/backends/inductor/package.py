@@ -31,8 +31,10 @@ from trtx.files import (
     write_json,
     write_text,
 )
+from trtx.models.weights_config import TOKENIZER_FOLDER
 from trtx.render import TEMPLATES, render
 from trtx.runtime.card import CARD_NAME, EngineCard, load_card
+from trtx.runtime.folders import ENGINE_FOLDER, WEIGHTS_FOLDER
 
 SUMS_NAME = "SHA256SUMS"
 CHECK_NAME = "check.json"
@@ -59,10 +61,11 @@ class Deployment:
     @property
     def serve_options(self) -> list[str]:
         """Options of `trtx serve`."""
-        options = ["--port", str(self.port)]
+        # One word each: a name may look like an option.
+        options = [f"--port={self.port}", f"--model-name={self.name}"]
         if self.kv_cache_bytes is not None:
-            return [*options, "--kv-cache-bytes", str(self.kv_cache_bytes)]
-        return [*options, "--memory-fraction", repr(self.memory_fraction)]
+            return [*options, f"--kv-cache-size={self.kv_cache_bytes}B"]
+        return [*options, f"--memory-fraction={self.memory_fraction}"]
 
 
 def make_deployment(
@@ -103,7 +106,7 @@ def join_engine(engine: Path, weights: Path, check: Path, target: Path) -> Engin
     _link_tree(engine / "programs", target / "programs")
     for path in _plain_files(weights):
         relative = path.relative_to(weights)
-        folder = target if relative.parts[0] == "tokenizer" else target / "weights"
+        folder = target if relative.parts[0] == TOKENIZER_FOLDER else target / WEIGHTS_FOLDER
         link_or_copy(path, folder / relative)
     link_or_copy(check, target / CHECK_NAME)
     return card
@@ -154,7 +157,7 @@ def make_sums(root: Path) -> str:
 
 
 def _template_values(target: Path, deployment: Deployment, card: EngineCard, benchmark: Path | None) -> dict[str, Any]:
-    weights_bytes = sum(path.stat().st_size for path in (target / "engine" / "weights").iterdir())
+    weights_bytes = sum(path.stat().st_size for path in (target / ENGINE_FOLDER / WEIGHTS_FOLDER).iterdir())
     compiled_for = card.compiled_for
     return {
         "name": deployment.name,
