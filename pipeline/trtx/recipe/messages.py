@@ -153,8 +153,10 @@ def _bad_tag(finding: Finding) -> Message:
 
 
 def _no_tag(finding: Finding) -> Message:
-    what = f"the key 'type' is missing in {finding.name}"
-    return Message(finding.path, what, "it says what kind of runner this is", "add `type: local`", at_key=True)
+    what, why = f"the key 'type' is missing in {finding.name}", "it says what kind of runner this is"
+    mistyped = nearest("type", finding.value)
+    fix = f"write 'type' instead of '{mistyped}'" if mistyped else "add `type: local`"
+    return Message(finding.path, what, why, fix, at_key=True)
 
 
 def _unit(finding: Finding) -> Message:

@@ -86,12 +86,12 @@ def _validator(parse: Callable[[str], Any]) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
-def _json_schema(units: Mapping[str, float], example: str) -> WithJsonSchema:
-    return WithJsonSchema(
-        {"type": "string", "pattern": rf"^\s*{NUMBER} ?({'|'.join(units)})\s*$", "examples": [example]}
-    )
+def _json_schema(units: Mapping[str, float], example: str, *, positive: bool = False) -> WithJsonSchema:
+    """A pattern with the same language as the parser; `positive` wants a digit other than 0."""
+    pattern = rf"^{'(?=[^1-9]*[1-9])' if positive else ''}\s*{NUMBER} ?({'|'.join(units)})\s*$"
+    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": [example]})
 
 
-ByteSize = Annotated[int, _validator(parse_bytes), Field(ge=1), _json_schema(SIZES, "2GiB")]
+ByteSize = Annotated[int, _validator(parse_bytes), Field(ge=1), _json_schema(SIZES, "2GiB", positive=True)]
 Duration = Annotated[float, _validator(parse_seconds), Field(ge=0), _json_schema(DURATIONS, "400ms")]
 Percent = Annotated[float, _validator(parse_percent), Field(ge=0), _json_schema(PERCENT, "2%")]
