@@ -74,10 +74,10 @@ def _status(step: Step, found: Mapping[str, Found], needed: Mapping[str, str], p
         return StepStatus(step, State.CACHED, _describe_hit(entry.manifest), _duration(entry.manifest), entry.manifest)
     if step.id not in needed:
         return StepStatus(step, State.NOT_NEEDED, "not in the cache, and nothing that runs needs it")
-    missing = [entry.step for entry in step.inputs.values() if entry.step in needed]
+    missing = list(dict.fromkeys(entry.step for entry in step.inputs.values() if entry.step in needed))
     reason = _describe_miss(step, entry, previous)
     if missing:
-        reason = f"{reason}; after {', '.join(dict.fromkeys(missing))}"
+        reason = f"{reason}; after {_list_some(missing)}"
     return StepStatus(step, State.WAITING if missing else State.TO_RUN, reason, corrupt=entry.fault is not None)
 
 
@@ -100,8 +100,13 @@ def _describe_miss(step: Step, entry: Found, previous: Plan | None) -> str:
     if before.key == step.key:
         return "not finished in the last run"
     changes = changed_factors(before.factors, step.factors)
-    more = f" and {len(changes) - 2} more" if len(changes) > 2 else ""
-    return f"changed since the last run: {', '.join(changes[:2])}{more}"
+    return f"changed since the last run: {_list_some(changes)}"
+
+
+def _list_some(texts: list[str]) -> str:
+    """The first two of a list, and how many more there are."""
+    more = f" and {len(texts) - 2} more" if len(texts) > 2 else ""
+    return f"{', '.join(texts[:2])}{more}"
 
 
 def overlay(statuses: list[StepStatus], record: RunRecord) -> list[StepStatus]:
