@@ -10,6 +10,7 @@ from trtx.files import canonical_json, sha256_bytes
 
 MODEL_NAME = "tiny-llama"
 CORPUS_NAME = "docs"
+CORPUS_SPLITS = ("train", "validation")
 
 # Raise with any change of corpus.py that changes its documents, or of tokenizer.py or train.py that changes the model.
 CORPUS_VERSION = 1

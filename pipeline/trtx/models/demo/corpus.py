@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trtx.errors import EnvironmentProblem
 from trtx.files import write_text
+from trtx.models.demo.config import CORPUS_SPLITS
 
 # Not documentation, not part of every installation, or gone in newer versions.
 SKIPPED_FOLDERS = {
@@ -31,7 +32,6 @@ SKIPPED_FOLDERS = {
 }
 MIN_CHARACTERS = 80
 HELD_OUT_BYTES = 13  # of 256 values of the first digest byte: 5 % of the documents
-SPLITS = ("train", "valid")
 
 
 def collect_docs(root: Path | None = None) -> dict[str, list[str]]:
@@ -43,10 +43,10 @@ def collect_docs(root: Path | None = None) -> dict[str, list[str]]:
     Raises EnvironmentProblem when the library comes without sources.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
-    docs: dict[str, list[str]] = {split: [] for split in SPLITS}
+    docs: dict[str, list[str]] = {split: [] for split in CORPUS_SPLITS}
     for doc in dict.fromkeys(doc for path in python_files(root) for doc in docstrings(path)):
         held_out = hashlib.sha256(doc.encode()).digest()[0] < HELD_OUT_BYTES
-        docs["valid" if held_out else "train"].append(doc)
+        docs["validation" if held_out else "train"].append(doc)
     if not all(docs.values()):
         raise EnvironmentProblem(
             "this Python's standard library has no readable sources",
@@ -77,9 +77,7 @@ def docstrings(path: Path) -> Iterator[str]:
                 yield doc
 
 
-def write_corpus(output: Path, split: str | None) -> None:
-    """Write train.jsonl and valid.jsonl (or one of them), rows {"text": …}."""
-    docs = collect_docs()
-    for name in SPLITS if split is None else (split,):
-        rows = (json.dumps({"text": doc}) + "\n" for doc in docs[name])
-        write_text(output / f"{name}.jsonl", "".join(rows))
+def write_corpus(output: Path) -> None:
+    """Write train.jsonl and validation.jsonl, rows {"text": …}."""
+    for split, docs in collect_docs().items():
+        write_text(output / f"{split}.jsonl", "".join(json.dumps({"text": doc}) + "\n" for doc in docs))

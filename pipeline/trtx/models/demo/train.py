@@ -37,8 +37,8 @@ def train_model(demo: DemoConfig, output: Path, progress: Progress) -> None:
     """Train and save the demo model, its tokenizer, and trtx_demo.json with its bits per byte on held-out text."""
     docs = collect_docs()
     tokenizer = train_tokenizer(docs["train"], demo.vocab_size)
-    train_S, valid_S = encode(tokenizer, docs["train"]), encode(tokenizer, docs["valid"])
-    bytes_per_token = sum(len(doc) for doc in docs["valid"]) / len(valid_S)  # the corpus is ASCII
+    train_S, valid_S = encode(tokenizer, docs["train"]), encode(tokenizer, docs["validation"])
+    bytes_per_token = sum(len(doc) for doc in docs["validation"]) / len(valid_S)  # the corpus is ASCII
     print(f"corpus: {len(train_S)} training tokens, {len(valid_S)} held out, {bytes_per_token:.2f} bytes a token")
     with reproducible(demo.seed):
         model = Llama(demo)

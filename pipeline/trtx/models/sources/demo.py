@@ -1,6 +1,6 @@
 """demo://: a small model trained on the spot and its corpus. Every Python has what they are made from.
 
-`demo://tiny-llama` is a model, `demo://docs` a dataset with the splits `train` and `valid`.
+`demo://tiny-llama` is a model, `demo://docs` a dataset with the splits `train` and `validation`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ def resolve(request: Request) -> Resolved:
     if name != known:
         raise unknown_name(f"demo {request.kind}", name, [known])
     if request.kind == "dataset":
+        if request.split not in (None, *config.CORPUS_SPLITS):
+            raise unknown_name("split of demo://docs", str(request.split), list(config.CORPUS_SPLITS))
         return Resolved(request.url, config.corpus_identity(), {})
     demo = config.DemoConfig()
     return Resolved(request.url, config.model_identity(demo), config.make_hf_config(demo), config.TOOLCHAIN)
@@ -38,7 +40,7 @@ def fetch(request: Request, identity: str, output: Path, progress: Progress) -> 
     if request.kind == "dataset":
         from trtx.models.demo.corpus import write_corpus
 
-        write_corpus(output, request.split)
+        write_corpus(output)
     else:
         from trtx.models.demo.train import train_model
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtx.errors import EnvironmentProblem, UsageProblem, VerificationFailed
-from trtx.files import walk_files
+from trtx.files import walk_files, write_text
 from trtx.models.sources.base import Progress, Request, Resolved
 from trtx.models.sources.local import read_config
-from trtx.models.sources.select import data_files, model_files
+from trtx.models.sources.select import data_files, held_out_files, model_files, names_one_file
 from trtx.models.sources.transfer import check_shards, copy_stream, require_space
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def resolve(request: Request) -> Resolved:
     hub = read_hub(request, request.revision or "main")
     commit, files = list_cached(hub) if hub.offline else list_remote(hub)
     _select(request, hub, files)
+    if not hub.offline:
+        remember_commit(hub, commit)
     if request.kind == "dataset":
         return Resolved(request.url, commit, {})
     config = download(hub, commit, hub.folder + "config.json")
@@ -145,6 +147,12 @@ def list_remote(hub: Hub) -> tuple[str, list[RemoteFile]]:
     if info.sha is None:
         raise EnvironmentProblem(f"{hub.endpoint} does not say which commit {hub.revision} of {hub.repo} is")
     return info.sha, files
+
+
+def remember_commit(hub: Hub, commit: str) -> None:
+    """Note in the hub cache which commit a branch or tag names, for times without a network, as the library does."""
+    if not COMMIT.fullmatch(hub.revision):
+        write_text(hub.cached / "refs" / hub.revision, commit)
 
 
 def list_cached(hub: Hub) -> tuple[str, list[RemoteFile]]:
@@ -225,20 +233,39 @@ def copy_checked(hub: Hub, file: RemoteFile, source: Path, target: Path) -> None
 def _select(request: Request, hub: Hub, files: list[RemoteFile]) -> list[RemoteFile]:
     """The files to download; their names still start with the folder."""
     inside = {file.name.removeprefix(hub.folder): file for file in files if file.name.startswith(hub.folder)}
+    if not inside and names_one_file(request.url):
+        inside = {file.name: file for file in files if file.name + "/" == hub.folder}
     if not inside:
-        raise UsageProblem(f"{hub.repo} has no folder '{hub.folder.strip('/')}'", fix=f"see {hub.asked.page}/tree/main")
-    if request.kind == "model":
-        names = model_files(inside, request.url, allow_pickle=request.allow_pickle)
-    else:
-        names = data_files(inside, request.url, request.split)
-        folders = sorted({name.rpartition("/")[0] for name in names})
-        if request.split is not None and len(folders) > 1:
-            raise UsageProblem(
-                f"{request.url} has several parts with a split '{request.split}'",
-                why=f"folders: {', '.join(folders)}",
-                fix=f"name one, such as {request.url}/{folders[-1]}",
-            )
+        raise UsageProblem(f"{hub.repo} has no '{hub.folder.strip('/')}'", fix=f"see {hub.asked.page}/tree/main")
+    try:
+        if request.kind == "model":
+            names = model_files(inside, request.url, allow_pickle=request.allow_pickle)
+        else:
+            names = _data_names(request, list(inside))
+    except UsageProblem as error:
+        if not hub.offline:
+            raise
+        raise EnvironmentProblem(
+            f"the local hub cache may hold only a part of {hub.repo}",
+            why=f"{error.what}, and the network may not be used",
+            fix=f"run once with a network, or `hf download {hub.repo}`",
+        ) from error
     return [inside[name] for name in names]
+
+
+def _data_names(request: Request, inside: list[str]) -> tuple[str, ...]:
+    """The files of the split, and of the validation split beside it, from which held-out rows are drawn."""
+    if request.split is None or names_one_file(request.url):
+        return data_files(inside, request.url, None)
+    names = data_files(inside, request.url, request.split)
+    folders = sorted({name.rpartition("/")[0] for name in names})
+    if len(folders) > 1:
+        raise UsageProblem(
+            f"{request.url} has several parts with a split '{request.split}'",
+            why=f"folders: {', '.join(folders)}",
+            fix=f"name one, such as {request.url}/{folders[-1]}",
+        )
+    return tuple(sorted({*names, *held_out_files(inside, request.split)}))
 
 
 def _offset(progress: Progress, before: int, total: int) -> Callable[[int], None]:

@@ -22,7 +22,7 @@ def resolve(request: Request) -> Resolved:
     """Pin a folder (or one data file) by the digest of its files' names and contents."""
     path = _path(request)
     root, names = _list(path, request)
-    identity = tree_digest([*digest_files(root, names, request.environ)])
+    identity = tree_digest(digest_files(root, names, request.environ))
     config = read_config(root / "config.json", str(path)) if request.kind == "model" else {}
     if request.kind == "model":
         check_shards(root, str(path))
@@ -77,7 +77,7 @@ def _path(request: Request) -> Path:
     if not text:
         raise UsageProblem("file:// names nothing", fix="write file:///absolute/path or file://relative/path")
     path = Path(text).expanduser().absolute()
-    if request.revision is not None:
+    if request.revision not in (None, "main"):  # "main" is the recipe's default for every source
         raise UsageProblem(f"{request.url} has no revisions", fix="remove `revision`")
     if not path.exists():
         raise UsageProblem(
@@ -98,6 +98,8 @@ def _list(path: Path, request: Request) -> tuple[Path, tuple[str, ...]]:
             return path, model_files(names, str(path), allow_pickle=request.allow_pickle)
         if path.is_file():
             return path.parent, data_files([path.name], str(path), None)
-        return path, data_files([file.relative_to(path).as_posix() for file in walk_files(path)], str(path), None)
+        names = [file.relative_to(path).as_posix() for file in walk_files(path)]
+        data_files(names, str(path), request.split)  # says so now if there is no such split
+        return path, data_files(names, str(path), None)
     except PermissionError as error:
         raise UsageProblem(f"cannot read {path}", why=error.strerror or "") from error

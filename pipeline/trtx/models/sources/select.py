@@ -41,7 +41,7 @@ def model_files(names: Iterable[str], where: str, *, allow_pickle: bool) -> tupl
 
     Raises UsageProblem when there is no config.json, no tokenizer, or no weights in an allowed format.
     """
-    present = set(names)
+    present = {name for name in names if is_inside(name)}
     if "config.json" not in present:
         raise UsageProblem(
             f"{where} is not a model",
@@ -91,30 +91,49 @@ def data_files(names: Iterable[str], where: str, split: str | None) -> tuple[str
 
     Raises UsageProblem when there is no data or no such split.
     """
-    present = sorted(name for name in names if PurePosixPath(name).suffix in DATA_SUFFIXES)
+    present = sorted(name for name in names if PurePosixPath(name).suffix in DATA_SUFFIXES and is_inside(name))
     if not present:
         raise UsageProblem(
             f"{where} has no data files", why=f"none ends in {' '.join(DATA_SUFFIXES)}", fix="name a folder with text"
         )
     if split is None:
         return tuple(present)
-    by_split: dict[str, list[str]] = {}
-    for name in present:
-        by_split.setdefault(split_of(name, split), []).append(name)
-    if set(by_split) == {""}:
-        by_split = {"train": by_split[""]}
+    by_split = group_by_split(present, split)
     if split not in by_split:
-        known = sorted(set(by_split) - {""})
-        raise UsageProblem(f"{where} has no split '{split}'", fix=did_you_mean(split, known))
+        raise UsageProblem(
+            f"{where} has no split '{split}'", why="no file name says so", fix=did_you_mean(split, set(by_split) - {""})
+        )
     return tuple(by_split[split])
+
+
+def held_out_files(names: Iterable[str], split: str) -> tuple[str, ...]:
+    """The files of the validation split, where there is one beside the split asked for; else nothing."""
+    present = sorted(name for name in names if PurePosixPath(name).suffix in DATA_SUFFIXES and is_inside(name))
+    return () if split == "validation" else tuple(group_by_split(present, split).get("validation", ()))
+
+
+def names_one_file(url: str) -> bool:
+    """Whether a URL ends like a data file; such a source has no splits."""
+    return PurePosixPath(url).suffix in DATA_SUFFIXES
+
+
+def group_by_split(names: Iterable[str], asked: str) -> dict[str, list[str]]:
+    """File names by split; '' holds those of none, unless no name says any split: then all are `train`."""
+    by_split: dict[str, list[str]] = {}
+    for name in names:
+        by_split.setdefault(split_of(name, asked), []).append(name)
+    return {"train": by_split[""]} if set(by_split) == {""} else by_split
 
 
 def split_of(name: str, asked: str) -> str:
     """The split a path belongs to: the asked word itself, a usual one, or '' for none."""
     words = set(re.split(r"[^A-Za-z0-9]+", name.lower()))
-    if asked in words:
+    if asked.lower() in words:
         return asked
-    for split, aliases in SPLIT_WORDS.items():
-        if words.intersection(aliases):
-            return split
-    return ""
+    return next((split for split, aliases in SPLIT_WORDS.items() if words.intersection(aliases)), "")
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative name stays in its folder."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
