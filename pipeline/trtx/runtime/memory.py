@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from trtx.errors import EnvironmentProblem
+from trtx.hardware.host import cgroup_folders
 from trtx.runtime.card import EngineCard
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
@@ -51,33 +51,23 @@ def plan_num_blocks(card: EngineCard, *, kv_cache_bytes: int | None, memory_frac
     return min(fitting, card.limits.max_batch_size * blocks_per_sequence(card) + 1)
 
 
-def available_bytes() -> int:
-    """Memory that this process can still take: what the kernel calls available, or what its cgroups leave."""
-    headroom = [_meminfo_available(), *_cgroup_headroom()]
-    return max(0, min(headroom))
+def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that this process can still take: what the kernel calls available, or what the tightest cgroup leaves."""
+    sizes = [_kernel_available(proc / "meminfo")]
+    for folder in cgroup_folders(proc, cgroup, "memory"):
+        # The first pair of names is cgroup 2's, the second cgroup 1's.
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            if (folder / limit).is_file() and (text := (folder / limit).read_text().strip()) != "max":
+                sizes.append(int(text) - int((folder / used).read_text()))
+    return max(0, min(sizes))
 
 
-def _meminfo_available() -> int:
+def _kernel_available(meminfo: Path) -> int:
     # proc(5): values are in kB, which here means 1024 bytes.
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in meminfo.read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    raise EnvironmentProblem("cannot tell how much memory is free", why="/proc/meminfo names no MemAvailable")
-
-
-def _cgroup_headroom(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """What each cgroup v2 from this process's own up to the root leaves (Documentation/admin-guide/cgroup-v2.rst)."""
-    lines = proc.read_text().splitlines() if proc.is_file() else []
-    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
-    if own is None:
-        return
-    folder = root / own
-    for group in (folder, *folder.parents):
-        if not group.is_relative_to(root):
-            return
-        limit, used = group / "memory.max", group / "memory.current"
-        if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-            yield int(text) - int(used.read_text())
+    raise EnvironmentProblem("cannot tell how much memory is free", why=f"{meminfo} names no MemAvailable")
 
 
 def _mib(num_bytes: int) -> str:

@@ -51,14 +51,29 @@ def test_available_memory_is_positive_and_below_the_total() -> None:
     assert 0 < available_bytes() < total
 
 
-def test_every_cgroup_above_the_process_bounds_its_memory(tmp_path: Path) -> None:
-    own = tmp_path / "a" / "b"
-    own.mkdir(parents=True)
-    for folder, limit, used in ((own, "max", "10"), (own.parent, "1000", "400")):
-        (folder / "memory.max").write_text(limit + "\n")
-        (folder / "memory.current").write_text(used + "\n")
-    proc = tmp_path / "cgroup"
-    proc.write_text("12:cpu:/x\n0::/a/b\n")
-    assert list(memory._cgroup_headroom(proc, tmp_path)) == [600]
-    proc.write_text("12:cpu:/x\n")
-    assert list(memory._cgroup_headroom(proc, tmp_path)) == []
+@pytest.mark.parametrize(
+    ("line", "limit", "used"),
+    [("0::/a/b", "memory.max", "memory.current"), ("3:memory:/a/b", "memory.limit_in_bytes", "memory.usage_in_bytes")],
+)
+def test_every_cgroup_around_the_process_bounds_its_memory(tmp_path: Path, line: str, limit: str, used: str) -> None:
+    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
+    inner = cgroup / "a" / "b"
+    inner.mkdir(parents=True)
+    (proc / "self").mkdir(parents=True)
+    (proc / "self" / "cgroup").write_text(line + "\n")
+    (proc / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 2 kB\n")
+    assert available_bytes(proc, cgroup) == 2048
+    (inner / limit).write_text("5000\n")
+    (inner / used).write_text("10\n")
+    assert available_bytes(proc, cgroup) == 2048
+    (inner.parent / limit).write_text("1000\n")
+    (inner.parent / used).write_text("400\n")
+    assert available_bytes(proc, cgroup) == 600
+    (inner.parent / used).write_text("1400\n")
+    assert available_bytes(proc, cgroup) == 0
+
+
+def test_a_kernel_that_does_not_tell_is_a_problem_of_the_machine(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\n")
+    with pytest.raises(EnvironmentProblem, match="how much memory"):
+        available_bytes(tmp_path, tmp_path)
