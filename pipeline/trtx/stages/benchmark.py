@@ -1,0 +1,36 @@
+"""The benchmark step: an engine under load, at every concurrency of every workload."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trtx.bench.report import write_report
+from trtx.bench.sweep import Level, Method, run_sweep, summarize
+from trtx.runtime.engine import Engine
+from trtx.stages.base import StepContext
+from trtx.stages.params import BenchmarkParams
+
+
+def run(params: BenchmarkParams, context: StepContext) -> dict[str, Any]:
+    """Write benchmark.json, benchmark.csv and check.json. Inputs: engine, weights; witnesses: checkpoint, model.
+
+    Raises StepFailed when a request fails or no token comes, VerificationFailed when these programs with these weights
+    do not answer like the model.
+    """
+    engine = Engine.load(
+        context.inputs["engine"],
+        weights=context.inputs["weights"],
+        kv_cache_bytes=params.kv_cache_bytes,
+        memory_fraction=params.memory_fraction,
+    )
+    levels = [
+        Level(name, load.input_tokens, load.output_tokens, concurrency, load.requests)
+        for name, load in params.workloads.items()
+        for concurrency in load.concurrency
+    ]
+    method = Method(params.repeats, params.warmup_requests, params.seed)
+    report = run_sweep(engine, levels, method, progress=context.progress, say=context.say)
+    write_report(context.output, report)
+    for note in report.notes:
+        context.say(f"note: {note}")
+    return {"output_tokens_per_s": summarize(report), "notes": list(report.notes)}
