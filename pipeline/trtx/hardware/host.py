@@ -35,19 +35,9 @@ class HostGpu:
 
     @property
     def catalogue_name(self) -> str | None:
-        """The catalogue's name for it: same architecture and words, memory within 3 %; None when nothing matches."""
-        words = set(self.name.lower().replace("-", " ").split())
-        for gpu in CATALOGUE:
-            same_size = gpu.memory_bytes and abs(gpu.memory_bytes - self.memory_bytes) < 0.03 * gpu.memory_bytes
-            if gpu.arch == self.arch and same_size and _describes(gpu, words):
-                return gpu.name
-        return None
-
-
-def _describes(gpu: Gpu, words: set[str]) -> bool:
-    """Whether every part of a catalogue name but the memory is in nvidia-smi's words (which say SXM5 for sxm)."""
-    parts = gpu.name.split("-")[:-1]
-    return all(any(word == part or (part == "sxm" and word.startswith("sxm")) for word in words) for part in parts)
+        """The catalogue's name for it; None when the catalogue does not have it."""
+        product = self.name.removeprefix("NVIDIA ")
+        return next((gpu.name for gpu in CATALOGUE if product in gpu.products and gpu.arch == self.arch), None)
 
 
 @dataclass(frozen=True)
