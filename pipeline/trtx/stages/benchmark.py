@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from trtx.backends.inductor.evidence import CHECK_NAME, ensure_checked
 from trtx.bench.report import write_report
 from trtx.bench.sweep import Level, Method, run_sweep, summarize
 from trtx.runtime.engine import Engine
@@ -17,9 +18,20 @@ def run(params: BenchmarkParams, context: StepContext) -> dict[str, Any]:
     Raises StepFailed when a request fails or no token comes, VerificationFailed when these programs with these weights
     do not answer like the model.
     """
+    inputs = context.inputs
+    # Other weights of the same shape may have joined these programs since they were built.
+    ensure_checked(
+        inputs["engine"],
+        inputs["weights"],
+        inputs["checkpoint"],
+        inputs["model"],
+        context.keys["weights"],
+        inputs["engine"] / CHECK_NAME,
+        context.output / CHECK_NAME,
+    )
     engine = Engine.load(
-        context.inputs["engine"],
-        weights=context.inputs["weights"],
+        inputs["engine"],
+        weights=inputs["weights"],
         kv_cache_bytes=params.kv_cache_bytes,
         memory_fraction=params.memory_fraction,
     )
