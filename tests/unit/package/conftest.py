@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pytest
 
 from trtx.backends.inductor.package import join_engine, make_deployment, write_deployment
-from trtx.files import sha256_bytes, write_bytes, write_json
+from trtx.files import link_or_copy, sha256_bytes, write_bytes, write_json
 from trtx.models.config import ModelConfig
 from trtx.models.formats import QuantFormat
 from trtx.models.weights_config import RankFile, WeightsConfig
@@ -121,7 +121,8 @@ def deploy(tmp_path: Path, engine: Path, weights: Path) -> Deploy:
             "keys": KEYS,
         }
         deployment = make_deployment(**(values | changes))
-        card = join_engine(engine, weights, engine / "check.json", target / "engine")
+        link_or_copy(engine / "check.json", target / "engine" / "check.json")
+        card = join_engine(engine, weights, target / "engine")
         write_deployment(target, deployment, card, emit=("compose",), benchmark=benchmark)
         return target
 

@@ -21,6 +21,7 @@ from typing import Any
 import trtx
 from trtx.backends.images import check_base, make_image
 from trtx.backends.shipping import pinned_requirements, requirements_text, wheel_name, write_wheel
+from trtx.bench.report import REPORT_NAME, TABLE_NAME, BenchmarkReport
 from trtx.errors import VerificationFailed
 from trtx.files import (
     canonical_json,
@@ -37,7 +38,6 @@ from trtx.runtime.card import CARD_NAME, EngineCard, load_card
 from trtx.runtime.folders import ENGINE_FOLDER, WEIGHTS_FOLDER
 
 SUMS_NAME = "SHA256SUMS"
-CHECK_NAME = "check.json"
 SCHEMA = "trtx.deployment/v1"
 # What a server on a CPU needs beside its weights and its KV cache: Python, torch, activations.
 OVERHEAD_MIB = 1024
@@ -99,8 +99,8 @@ def make_deployment(
     )
 
 
-def join_engine(engine: Path, weights: Path, check: Path, target: Path) -> EngineCard:
-    """Make `target` a ready engine folder of a build, a conversion and the evidence that they belong together."""
+def join_engine(engine: Path, weights: Path, target: Path) -> EngineCard:
+    """Make `target`, which holds the evidence that they belong together, a ready engine of a build and a conversion."""
     card = load_card(engine)
     link_or_copy(engine / CARD_NAME, target / CARD_NAME)
     _link_tree(engine / "programs", target / "programs")
@@ -108,7 +108,6 @@ def join_engine(engine: Path, weights: Path, check: Path, target: Path) -> Engin
         relative = path.relative_to(weights)
         folder = target if relative.parts[0] == TOKENIZER_FOLDER else target / WEIGHTS_FOLDER
         link_or_copy(path, folder / relative)
-    link_or_copy(check, target / CHECK_NAME)
     return card
 
 
@@ -117,14 +116,17 @@ def write_deployment(
 ) -> None:
     """Write everything around `target/engine`, SHA256SUMS last."""
     if benchmark is not None:
-        for name in ("benchmark.json", "benchmark.csv"):
+        for name in (REPORT_NAME, TABLE_NAME):
             link_or_copy(benchmark / name, target / "benchmark" / name)
     write_wheel(target / "wheels")
     write_text(target / "requirements.txt", requirements_text(deployment.pins))
     write_json(target / "deployment.json", describe(deployment, card))
     for name in ("entrypoint.py", "healthcheck.py"):
         write_text(target / name, (TEMPLATES / "package" / name).read_text(encoding="utf-8"))
-    values = _template_values(target, deployment, card, benchmark) | {"compose": "compose" in emit}
+    report = None
+    if benchmark is not None:
+        report = BenchmarkReport.model_validate_json((benchmark / REPORT_NAME).read_bytes())
+    values = _template_values(target, deployment, card) | {"compose": "compose" in emit, "report": report}
     write_text(target / "Dockerfile", render("package/Dockerfile.j2", **values))
     if "compose" in emit:
         write_text(target / "compose.yaml", render("package/compose.yaml.j2", **values))
@@ -156,7 +158,7 @@ def make_sums(root: Path) -> str:
     return "".join(f"{sha256_file(root / name)}  {name}\n" for name in names if name != SUMS_NAME)
 
 
-def _template_values(target: Path, deployment: Deployment, card: EngineCard, benchmark: Path | None) -> dict[str, Any]:
+def _template_values(target: Path, deployment: Deployment, card: EngineCard) -> dict[str, Any]:
     weights_bytes = sum(path.stat().st_size for path in (target / ENGINE_FOLDER / WEIGHTS_FOLDER).iterdir())
     compiled_for = card.compiled_for
     return {
@@ -177,8 +179,6 @@ def _template_values(target: Path, deployment: Deployment, card: EngineCard, ben
         "card": card,
         "python": ".".join(platform.python_version_tuple()[:2]),
         "torch": deployment.pins["torch"],
-        "benchmark": benchmark is not None,
-        "benchmark_rows": (),
     }
 
 
