@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-TRTX = (sys.executable, "-m", "trtx.cli")
+TRTX = str(Path(sys.executable).with_name("trtx"))
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 ALGORITHMS = ("none", "fp8", "int8_sq", "int8_wo", "int4_wo", "int4_awq")
 # Steps per target that no other target shares: build, benchmark and package of every variant.
@@ -68,6 +68,7 @@ def large_recipe() -> dict[str, object]:
         "name": "large",
         "model": {"source": "demo://tiny-llama"},
         "quantization": {name.replace("_", "-"): {"algorithm": name} for name in ALGORITHMS},
+        "engine": {"limits": {"max_num_tokens": 512, "max_seq_len": 256}},
         "targets": {
             f"cpu-{number}": {"gpu": "cpu", "engine": {"limits": {"max_batch_size": number}}}
             for number in range(1, NUM_TARGETS + 1)
@@ -82,26 +83,24 @@ def time_planning(folder: Path, cache: Path, runs: int) -> list[Timing]:
     from trtx.plan.facts import gather_facts
     from trtx.plan.make import Options, make_plan
     from trtx.plan.resolve import resolve_sources
+    from trtx.plan.steps import Plan
     from trtx.recipe.load import load_recipe
 
     path = folder / "large.yaml"
     path.write_text(yaml.safe_dump(large_recipe(), sort_keys=False))
     recipe = load_recipe(path).recipe
     sources = resolve_sources(recipe, set(recipe.quantization), os.environ)
-    facts = gather_facts(
-        os.environ, {name for source in (sources.model, *sources.datasets.values()) for name in source.toolchain}
-    )
-    num_steps = len(make_plan(recipe, path, sources, facts, Options()).steps)
-    return [
-        measure(
-            f"make a plan of {num_steps:,} steps", runs, lambda: make_plan(recipe, path, sources, facts, Options())
-        ),
-        measure(
-            f"trtx plan of {num_steps:,} steps",
-            runs,
-            lambda: run(*TRTX, "-q", "plan", str(path), folder=folder, cache=cache),
-        ),
-    ]
+    generators = {name for source in (sources.model, *sources.datasets.values()) for name in source.toolchain}
+    facts = gather_facts(os.environ, generators)
+
+    def plan() -> Plan:
+        return make_plan(recipe, path, sources, facts, Options())
+
+    def command() -> None:
+        run(TRTX, "-q", "plan", str(path), folder=folder, cache=cache)
+
+    steps = f"{len(plan().steps):,} steps"
+    return [measure(f"make a plan of {steps}", runs, plan), measure(f"trtx plan of {steps}", runs, command)]
 
 
 def measure_all(runs: int, cache: Path) -> list[Timing]:
@@ -111,15 +110,14 @@ def measure_all(runs: int, cache: Path) -> list[Timing]:
         def start(*command: str) -> Callable[[], object]:
             return lambda: run(*command, folder=folder, cache=cache)
 
-        quickstart = start(*TRTX, "-q", "apply", str(QUICKSTART))
+        quickstart = start(TRTX, "-q", "apply", str(QUICKSTART))
         quickstart()  # Fills the cache when it is empty: minutes.
-        python = sys.executable
+        bare = start(sys.executable, "-c", "pass")
+        peers = start(sys.executable, "-c", "import typer, pydantic, yaml")
         return [
-            measure("python -c pass", runs, start(python, "-c", "pass")),
-            measure(
-                "python -c 'import typer, pydantic, yaml'", runs, start(python, "-c", "import typer, pydantic, yaml")
-            ),
-            measure("trtx --help", runs, start(*TRTX, "--help"), limit_ms=120),
+            measure("python -c pass", runs, bare),
+            measure("python -c 'import typer, pydantic, yaml'", runs, peers),
+            measure("trtx --help", runs, start(TRTX, "--help"), limit_ms=120),
             measure("trtx apply recipes/quickstart.yaml, nothing to do", runs, quickstart, limit_ms=350),
             *time_planning(folder, cache, runs),
         ]
