@@ -42,62 +42,88 @@ def command(context: typer.Context, output: OutputOption = OutputFormat.TABLE) -
     environ = os.environ
     host, docker, compiler = read_host(), read_docker(environ), read_compiler(environ)
     slurm, missing_slurm = read_slurm(environ)
-    machine = dict(describe_machine(host, docker, compiler, slurm, environ))
+    machine = describe_machine(host, docker, compiler, slurm, environ)
     features = [
         *python_features(),
         *build_features(host, compiler),
         cache_feature(environ),
         docker_feature(docker),
-        {
-            "feature": "Slurm runner",
-            "state": "unavailable",
-            "detail": f"not available in this version; commands missing here: {', '.join(missing_slurm) or 'none'}",
-            "quickstart": False,
-        },
+        slurm_feature(missing_slurm),
     ]
     blocked = [row["feature"] for row in features if row["quickstart"] and row["state"] != "ok"]
     if output is OutputFormat.JSON:
         console.json({"schema": SCHEMA, "machine": machine, "features": features, "quickstart": not blocked})
     else:
-        console.table(("this machine", ""), [(name, str(value or "none")) for name, value in machine.items()])
+        console.table(("this machine", ""), machine_rows(machine))
         styles = ["ok" if row["state"] == "ok" else "error" if row["quickstart"] else "note" for row in features]
         rows = [(row["feature"], row["state"], row["detail"]) for row in features]
         console.table(("feature", "state", "needs"), rows, styles=styles)
         if not blocked:
             console.say(f"{console.paint('ok:', 'ok')} the quickstart can run here")
     if blocked:
-        console.error(f"error: the quickstart cannot run here: {', '.join(blocked)} (see above)")
+        console.error(f"error: the quickstart cannot run here: {', '.join(blocked)}")
         raise typer.Exit(EXIT_SOMETHING_MISSING)
 
 
 def describe_machine(
     host: Host, docker: Docker, compiler: str | None, slurm: str | None, environ: Mapping[str, str]
-) -> Iterator[tuple[str, Any]]:
-    """Everything found, by name; None for what is not there."""
+) -> dict[str, Any]:
+    """Everything found, as JSON; null for what is not there."""
     import platform
 
     from trtx.files import free_bytes
+    from trtx.hardware.host import visible_gpus
     from trtx.hardware.versions import installed_version
     from trtx.paths import cache_dir
+
+    folder = cache_dir(environ)
+    gpus = [
+        {"index": gpu.index, "name": gpu.name, "gpu": gpu.catalogue_name, "arch": gpu.arch, "bytes": gpu.memory_bytes}
+        for gpu in visible_gpus(host, environ)
+    ]
+    return {
+        "processor": host.cpu_model,
+        "machine": host.machine,
+        "instruction_set": host.isa.name if host.isa else None,
+        "num_cpus": host.num_cpus,
+        "memory_bytes": host.memory_bytes,
+        "gpus": gpus,
+        "gpus_problem": host.gpus_problem,
+        "driver": host.driver,
+        "cache_dir": str(folder),
+        "cache_free_bytes": free_bytes(folder),
+        "python": platform.python_version(),
+        "packages": {name: installed_version(name) for name in SHOWN_PACKAGES},
+        "compiler": compiler,
+        "docker": {"client": docker.client, "daemon": docker.daemon, "problem": docker.problem},
+        "slurm": slurm,
+        # Whether, never what.
+        "hf_token": bool(environ.get("HF_TOKEN")),
+    }
+
+
+def machine_rows(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same for people."""
     from trtx.recipe.units import format_bytes
 
-    gpus = [f"{gpu.index}: {gpu.name} ({gpu.catalogue_name or gpu.arch})" for gpu in host.gpus]
-    folder = cache_dir(environ)
-    yield "processor", host.cpu_model
-    yield "instruction set", host.isa.name if host.isa else f"{host.machine} (older than x86-64-v3)"
-    yield "cores", str(host.num_cpus)
-    yield "memory", format_bytes(host.memory_bytes)
-    yield "GPUs", "; ".join(gpus) or host.gpus_problem
-    yield "NVIDIA driver", host.driver
-    yield "cache", f"{folder} ({format_bytes(free_bytes(folder))} free)"
-    yield "Python", platform.python_version()
-    for name in SHOWN_PACKAGES:
-        yield name, installed_version(name)
-    yield "g++", compiler
-    yield "Docker client", docker.client
-    yield "Docker daemon", docker.daemon or f"none ({docker.problem})"
-    yield "Slurm", slurm
-    yield "HF_TOKEN", "set" if environ.get("HF_TOKEN") else "not set (only gated models need it)"
+    gpus = [f"{gpu['index']}: {gpu['name']} ({gpu['gpu'] or gpu['arch']})" for gpu in machine["gpus"]]
+    docker = machine["docker"]
+    return [
+        ("processor", machine["processor"]),
+        ("instruction set", machine["instruction_set"] or f"{machine['machine']}, none that trtx builds for"),
+        ("cores", str(machine["num_cpus"])),
+        ("memory", format_bytes(machine["memory_bytes"])),
+        ("GPUs", "; ".join(gpus) or machine["gpus_problem"] or "none"),
+        ("NVIDIA driver", machine["driver"] or "none"),
+        ("cache", f"{machine['cache_dir']} ({format_bytes(machine['cache_free_bytes'])} free)"),
+        ("Python", machine["python"]),
+        *((name, version or "none") for name, version in machine["packages"].items()),
+        ("g++", machine["compiler"] or "none"),
+        ("Docker command", docker["client"] or "none"),
+        ("Docker daemon", docker["daemon"] or f"none: {docker['problem']}"),
+        ("Slurm", machine["slurm"] or "none"),
+        ("HF_TOKEN", "set" if machine["hf_token"] else "not set; only gated models need it"),
+    ]
 
 
 def make_feature(name: str, needs: list[str], fix: str, *, quickstart: bool = True) -> dict[str, Any]:
@@ -172,3 +198,9 @@ def docker_feature(docker: Docker) -> dict[str, Any]:
     if docker.client is None:
         needs.append("no docker command")
     return make_feature("build a package's image", needs, "install Docker, or set DOCKER_HOST", quickstart=False)
+
+
+def slurm_feature(missing: list[str]) -> dict[str, Any]:
+    """Slurm is in the language and not in this version."""
+    detail = "not available in this version" + (f"; no {', '.join(missing)} here either" if missing else "")
+    return {"feature": "runner of type slurm", "state": "unavailable", "detail": detail, "quickstart": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -57,6 +58,9 @@ def read_docker(environ: Mapping[str, str]) -> Docker:
 
 
 def _ask_daemon(environ: Mapping[str, str]) -> tuple[str | None, str | None]:
+    address = environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    if address.startswith("unix://") and (problem := _socket_problem(address.removeprefix("unix://"))):
+        return None, problem
     import docker
     from docker.errors import DockerException
     from requests.exceptions import RequestException
@@ -71,11 +75,22 @@ def _ask_daemon(environ: Mapping[str, str]) -> tuple[str | None, str | None]:
         return None, _shorten(str(error))
 
 
+def _socket_problem(path: str) -> str | None:
+    """Why nobody answers at a socket; asked first because the docker package hides the reason and leaks the socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(DOCKER_TIMEOUT_S)
+        try:
+            probe.connect(path)
+        except OSError as error:
+            return f"{path}: {(error.strerror or str(error)).lower()}"
+    return None
+
+
 def _shorten(text: str) -> str:
     """The innermost message of an error of the docker package, which nests three of them."""
-    for known in ("No such file or directory", "Permission denied", "Connection refused", "timed out"):
-        if known.lower() in text.lower():
-            return known.lower()
+    for known in ("permission denied", "connection refused", "timed out", "name or service not known"):
+        if known in text.lower():
+            return known
     return text.splitlines()[0][:120] if text else "no answer"
 
 
