@@ -7,7 +7,7 @@ import re
 import shlex
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
 
@@ -49,12 +49,18 @@ def quote_shell(value: Any) -> str:
 
 def quote_json(value: Any, indent: int | None = None) -> str:
     """JSON with sorted keys and UTF-8 text."""
-    return json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False)
+    return json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False, default=_no_json)
 
 
 def quote_yaml(value: Any) -> str:
     """One YAML flow value on one line. JSON in ASCII is YAML 1.2, so a value cannot end its line or its quotes."""
-    return json.dumps(value, sort_keys=True)
+    return json.dumps(value, sort_keys=True, default=_no_json)
+
+
+def _no_json(value: Any) -> NoReturn:
+    """Called by json for what it cannot write: an undefined name says so, as it does everywhere else."""
+    str(value)
+    raise TypeError(f"a template cannot write {type(value).__name__} as JSON")
 
 
 def quote_dockerfile(value: Any) -> str:
