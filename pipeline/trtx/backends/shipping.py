@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,6 @@ from packaging.utils import canonicalize_name
 
 import trtx
 from trtx.errors import EnvironmentProblem
-from trtx.files import sha256_bytes
 
 # What `trtx serve` imports beyond trtx's own dependencies. Quantization and compilation stay at home.
 RUNTIME_DISTRIBUTIONS = (
@@ -95,13 +93,6 @@ def write_wheel(folder: Path) -> Path:
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, data)
     return target
-
-
-@functools.cache
-def sources_sha256() -> str:
-    """Digest of every source file of trtx as it would be shipped: a factor of a package's key."""
-    lines = [f"{sha256_bytes(path.read_bytes())}  {name}" for name, path in _sources().items()]
-    return sha256_bytes("\n".join(lines).encode())
 
 
 def _sources() -> dict[str, Path]:

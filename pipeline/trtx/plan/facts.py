@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtx.files import sha256_bytes, sha256_file, walk_files
+from trtx.files import sha256_bytes, sha256_file
 from trtx.hardware.host import Host, read_host
 from trtx.hardware.versions import installed_version
 from trtx.paths import cache_dir
@@ -67,11 +67,14 @@ def read_compiler(environ: Mapping[str, str]) -> str:
 
 
 def own_code_digest() -> str:
-    """SHA-256 over trtx's own sources: a package ships them, so they are a factor of the package stage."""
+    """SHA-256 over trtx's own files: a package ships them, so they are a factor of the package stage.
+
+    Links are followed: in a source tree runners, templates and recipes are links to folders.
+    """
     root = Path(__file__).parent.parent
-    lines = [
-        f"{sha256_file(path)}  {path.relative_to(root)}"
-        for path in walk_files(root)
-        if path.suffix in (".py", ".j2") and "__pycache__" not in path.parts
-    ]
+    lines = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(set(folders) - {"__pycache__"})
+        paths = [Path(folder, name) for name in sorted(names) if not name.endswith(".pyc")]
+        lines += [f"{sha256_file(path)}  {path.relative_to(root)}" for path in paths]
     return sha256_bytes("\n".join(lines).encode())

@@ -13,6 +13,7 @@ import pytest
 import trtx
 from trtx.backends import shipping
 from trtx.errors import EnvironmentProblem
+from trtx.plan import facts
 
 
 def test_every_pin_is_the_installed_version_and_trtx_is_not_among_them() -> None:
@@ -117,20 +118,19 @@ def test_a_wheel_written_by_an_installed_wheel_is_the_same_again(tmp_path: Path)
     assert (tmp_path / "second" / wheel.name).read_bytes() == wheel.read_bytes()
 
 
-def test_the_source_digest_covers_templates_and_runners(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    root = tmp_path / "trtx"
-    for name in ("__init__.py", "runners/local.py", "templates/package/Dockerfile.j2"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text("one")
-    monkeypatch.setattr(trtx, "__file__", str(root / "__init__.py"))
-
-    def digest() -> str:
-        shipping.sources_sha256.cache_clear()
-        return shipping.sources_sha256()
-
-    seen = {digest()}
-    for name in ("runners/local.py", "templates/package/Dockerfile.j2"):
-        (root / name).write_text("two")
-        seen.add(digest())
-    assert len(seen) == 3
-    shipping.sources_sha256.cache_clear()
+def test_a_change_of_any_shipped_file_changes_the_digest_that_a_package_is_keyed_by(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("plan/facts.py", "py.typed"):
+        (tmp_path / "trtx" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "trtx" / name).write_text("one")
+    (tmp_path / "templates" / "package").mkdir(parents=True)
+    template = tmp_path / "templates" / "package" / "Dockerfile.j2"
+    template.write_text("one")
+    (tmp_path / "trtx" / "templates").symlink_to("../templates")
+    monkeypatch.setattr(facts, "__file__", str(tmp_path / "trtx" / "plan" / "facts.py"))
+    seen = {facts.own_code_digest()}
+    for path in (template, tmp_path / "trtx" / "py.typed", tmp_path / "trtx" / "plan" / "facts.py"):
+        path.write_text("two")
+        seen.add(facts.own_code_digest())
+    assert len(seen) == 4
