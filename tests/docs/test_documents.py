@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.shell_blocks import Block, find_blocks, problems
@@ -79,72 +80,79 @@ def test_the_quick_start_is_run_and_not_only_looked_at() -> None:
 @pytest.mark.parametrize(
     "document", [name for name in DOCUMENTS if any(b.kind in ("run", "serve") for b in blocks_of(name))]
 )
-def test_the_commands_of_a_document_work_when_typed_in_order(document: str, tree: Path) -> None:
+def test_the_commands_of_a_document_work_when_typed_in_order(
+    document: str, tree: Path, quickstart: Any, shared_cache: Path
+) -> None:
+    # The quickstart is in the cache by now, so that what is typed here is planned again and run only where it is new.
+    reader = Reader(tree, make_environment(shared_cache))
     with ExitStack() as servers:
-        port: int | None = None
+        port = 8000
         for block in blocks_of(document):
             if block.kind == "serve":
-                port = servers.enter_context(serving(block, tree))
+                port = servers.enter_context(reader.serving(block))
             elif block.kind == "run":
-                answer = shell(PORT.sub(str(port or 8000), block.script), tree)
+                answer = reader.run(PORT.sub(str(port), block.script))
                 assert answer.returncode == 0, f"{document}:{block.line}\n{answer.stdout}\n{answer.stderr}"
                 if "/v1/" in block.script:
                     assert '"choices"' in answer.stdout, f"{document}:{block.line} got {answer.stdout}"
 
 
-def environment() -> dict[str, str]:
-    """This session's, with the cache that the flow tests filled, when there is one."""
-    variables = dict(os.environ)
-    if "TRTX_TEST_CACHE" in variables:
-        variables["TRTX_CACHE_DIR"] = variables["TRTX_TEST_CACHE"]
-    return variables
+def make_environment(cache: Path) -> dict[str, str]:
+    """A shell's, without what the make or the environment that runs the tests has put there."""
+    hidden = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VIRTUAL_ENV")
+    return {name: value for name, value in os.environ.items() if name not in hidden} | {"TRTX_CACHE_DIR": str(cache)}
 
 
-def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = ["bash", "-euo", "pipefail", "-c", script]
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+@dataclass(frozen=True)
+class Reader:
+    """Somebody who types what a document says."""
+
+    folder: Path
+    environ: dict[str, str]
+
+    def run(self, script: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", "-euo", "pipefail", "-c", script]
+        return subprocess.run(command, cwd=self.folder, env=self.environ, capture_output=True, text=True, check=False)
+
+    @contextmanager
+    def serving(self, block: Block) -> Iterator[int]:
+        """Run a block that starts a server, on a free port, until the context ends. Yields the port."""
+        port = free_port()
+        script = PORT.sub(str(port), block.script).rstrip().removesuffix("&").rstrip()
+        if str(port) not in script:
+            script += f" --port {port}"
+        log = self.folder / "server.log"
+        with log.open("wb") as stream:
+            # exec: the process that gets the signal at the end is the server itself.
+            command = ["bash", "-euc", f"exec {script}"]
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environ, stdout=stream, stderr=subprocess.STDOUT
+            )
+            try:
+                wait_until_healthy(process, f"http://127.0.0.1:{port}/health", log)
+                yield port
+            finally:
+                process.terminate()
+                process.wait(timeout=60)
 
 
-@contextmanager
-def serving(block: Block, folder: Path) -> Iterator[int]:
-    """Run a block that starts a server, on a free port, until the context ends. Yields the port."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = PORT.sub(str(port), block.script).rstrip().removesuffix("&").rstrip()
-    if str(port) not in script:
-        script += f" --port {port}"
-    log = folder / "server.log"
-    with log.open("wb") as stream:
-        # exec: the process that gets the signal at the end is the server itself.
-        process = subprocess.Popen(
-            ["bash", "-euc", f"exec {script}"], cwd=folder, env=environment(), stdout=stream, stderr=subprocess.STDOUT
-        )
-        try:
-            wait_until_healthy(process, f"http://127.0.0.1:{port}/health", log)
-            yield port
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + SERVER_START_S
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + SERVER_START_S
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the server ended with {process.returncode}:\n{log.read_text()}"
         try:
             with opener.open(url, timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            process_wait(process)
+                assert answer.status == 200
+                return
+        except OSError:  # Not listening yet, or an answer that says so.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.1)
     pytest.fail(f"no answer from {url} in {SERVER_START_S} s:\n{log.read_text()}")
-
-
-def process_wait(process: subprocess.Popen[bytes]) -> None:
-    """A short pause that ends at once when the process does."""
-    try:
-        process.wait(timeout=0.2)
-    except subprocess.TimeoutExpired:
-        return
