@@ -20,13 +20,25 @@ from trtx.files import disk_errors
 
 def ask(argv: Sequence[str], *, timeout_s: float, environment: Mapping[str, str] | None = None) -> str | None:
     """What a short command prints on stdout; None when it is missing, fails or does not answer in time."""
+    return ask_or_why(argv, timeout_s=timeout_s, environment=environment)[0]
+
+
+def ask_or_why(
+    argv: Sequence[str], *, timeout_s: float, environment: Mapping[str, str] | None = None
+) -> tuple[str | None, str]:
+    """What a short command prints on stdout, or None and the reason, such as the first line it complained with."""
     try:
         answer = subprocess.run(
             list(argv), capture_output=True, text=True, timeout=timeout_s, env=environment, stdin=subprocess.DEVNULL
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout if answer.returncode == 0 else None
+    except subprocess.TimeoutExpired:
+        return None, f"did not answer within {timeout_s:g} s"
+    except OSError as error:
+        return None, f"could not be started: {error.strerror}"
+    if answer.returncode != 0:
+        said = (answer.stderr + answer.stdout).strip().splitlines()
+        return None, said[0] if said else f"exit status {answer.returncode}"
+    return answer.stdout, ""
 
 
 def start_process(

@@ -7,13 +7,13 @@ import io
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from trtx.errors import EnvironmentProblem
 from trtx.hardware.gpus import CATALOGUE, ISAS, MIB, Gpu, Isa, isa_level
+from trtx.processes import ask_or_why
 
 # A healthy nvidia-smi answers in about a second; one that hangs means a driver in trouble.
 NVIDIA_SMI_TIMEOUT_S = 10.0
@@ -174,18 +174,10 @@ def read_gpus() -> tuple[tuple[HostGpu, ...], str | None, str | None]:
     if program is None:
         return (), None, None
     argv = [program, f"--query-gpu={','.join(NVIDIA_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        return (), None, f"nvidia-smi did not answer within {NVIDIA_SMI_TIMEOUT_S:.0f} s"
-    except OSError as error:
-        return (), None, f"nvidia-smi could not be started: {error.strerror}"
-    if done.returncode != 0:
-        evidence = (done.stdout + done.stderr).strip().splitlines()
-        return (), None, f"nvidia-smi: {evidence[0] if evidence else f'exit status {done.returncode}'}"
-    return parse_nvidia_smi(done.stdout)
+    answer, why = ask_or_why(argv, timeout_s=NVIDIA_SMI_TIMEOUT_S)
+    if answer is None:
+        return (), None, f"nvidia-smi: {why}"
+    return parse_nvidia_smi(answer)
 
 
 def parse_nvidia_smi(text: str) -> tuple[tuple[HostGpu, ...], str | None, str | None]:
