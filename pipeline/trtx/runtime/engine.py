@@ -114,7 +114,9 @@ class Engine:
         wrong = next((token for token in (*ids, *params.stop_token_ids) if not 0 <= token < vocab_size), None)
         if wrong is not None:
             param = "prompt" if wrong in ids else "stop_token_ids"
-            raise RequestRefused(f"token id {wrong} is not in the vocabulary of {vocab_size}", param=param)
+            raise RequestRefused(
+                f"{param} has the token id {wrong}, and the vocabulary ends at {vocab_size - 1}", param=param
+            )
         eos_ids = frozenset[int]() if params.ignore_eos else self.tokenizer.eos_ids
         request = Request(next(self._ids), ids, params, eos_ids.union(params.stop_token_ids), self.clock())
         self._scheduler.check(request)

@@ -13,6 +13,9 @@ from starlette.exceptions import HTTPException
 from trtx.runtime.loop import EngineFailed
 from trtx.runtime.request import RequestRefused
 
+# Parts of a path that name fields and items; what pydantic adds after them are its own types.
+PATH_DEPTH = {"messages": 3, "stream_options": 2}
+
 
 class ApiProblem(Exception):
     """A request that gets an error; `param` names the field at fault, `code` is for programs."""
@@ -26,8 +29,7 @@ class ApiProblem(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON of the error."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": _as_utf8(str(self)), "type": kind, "param": _as_utf8(self.param), "code": self.code}
-        return {"error": error}
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 def install_handlers(app: FastAPI, on_refused: Callable[[], None]) -> None:
@@ -74,14 +76,10 @@ def _describe_invalid(errors: Sequence[Mapping[str, Any]]) -> ApiProblem:
     first = errors[0]
     if first["type"] == "json_invalid":
         return ApiProblem(f"the body is not JSON: {first['ctx']['error']}")
-    path = ".".join(str(part) for part in first["loc"][1:])
+    names = first["loc"][1:]
+    path = ".".join(str(part) for part in names[: PATH_DEPTH.get(names[0], 1)]) if names else ""
     # Errors of the whole body name their field themselves.
     field = (first.get("ctx") or {}).get("field") or path
     if not field:
         return ApiProblem("the body must be a JSON object, sent with content-type: application/json")
     return ApiProblem(first["msg"] if field in first["msg"] else f"{field}: {first['msg']}", param=field)
-
-
-def _as_utf8(text: str | None) -> str | None:
-    # JSON can escape half a surrogate pair, which UTF-8 cannot write.
-    return text and text.encode(errors="replace").decode()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from trtx.errors import did_you_mean
@@ -48,6 +48,18 @@ NEUTRAL_CHAT = NEUTRAL | {
 DEFAULT_COMPLETION_TOKENS = 16
 
 
+def _check_text(text: str) -> str:
+    # JSON can escape half a surrogate pair; no tokenizer can read that.
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("text", "text must be valid Unicode") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+
+
 class StreamOptions(BaseModel):
     """`include_usage` adds a last event that counts tokens."""
 
@@ -69,7 +81,7 @@ class Body(BaseModel):
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Text | list[Text] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
@@ -127,7 +139,7 @@ class CompletionBody(Body):
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL_COMPLETION
 
-    prompt: Annotated[list[str | list[int]], BeforeValidator(_split_prompts)]
+    prompt: Annotated[list[Text | list[int]], BeforeValidator(_split_prompts)]
 
     @property
     def num_tokens(self) -> int:
@@ -140,7 +152,7 @@ class TextPart(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
@@ -149,8 +161,8 @@ class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+    content: Text | list[TextPart]
+    name: Text | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -195,4 +207,8 @@ def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
 
 
 def _field_error(field: str, message: str) -> PydanticCustomError:
-    return PydanticCustomError("field", "{message}", {"field": field, "message": message})
+    # pydantic fails on a name that UTF-8 cannot write.
+    shown = {"field": field, "message": message}
+    return PydanticCustomError(
+        "field", "{message}", {k: v.encode(errors="backslashreplace").decode() for k, v in shown.items()}
+    )
