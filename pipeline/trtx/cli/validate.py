@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from trtx.cli.options import OutputFormat, OutputOption
 from trtx.console import Console
 
 SCHEMA = "trtx.validate/v1"
+# Sources whose config.json is at hand.
+LOCAL_SCHEMES = ("demo://", "file://")
 
 
 def command(
@@ -20,9 +23,10 @@ def command(
 ) -> None:
     """Check a recipe and show all its problems at once, each with its place in the file.
 
-    Needs no network, so what depends on the model itself, such as its number of heads, is checked by plan.
+    Uses no network: a model from elsewhere is checked against the recipe (heads, layers, positions) by plan.
     """
     from trtx.hardware import support
+    from trtx.recipe.check_model import check_model
     from trtx.recipe.checks import read_recipe
     from trtx.recipe.problems import RecipeInvalid
 
@@ -30,6 +34,10 @@ def command(
     as_json = output is OutputFormat.JSON
     try:
         loaded = read_recipe(recipe, support)
+        if loaded.recipe.model.source.startswith(LOCAL_SCHEMES):
+            from trtx.plan.resolve import resolve_model
+
+            check_model(loaded, resolve_model(loaded.recipe, os.environ)[1])
     except RecipeInvalid as error:
         if not as_json:
             raise

@@ -45,6 +45,7 @@ FETCHING = (
     "no_proxy",
 )
 FETCHING_STAGES = ("download", "dataset")
+MEASURING_STAGES = ("benchmark",)
 
 
 def make_environment(stage: str, threads: int) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -53,8 +54,10 @@ def make_environment(stage: str, threads: int) -> tuple[dict[str, str], tuple[st
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
     }
+    if stage not in MEASURING_STAGES:
+        # Threads that wait must not spin: two steps at once, or a busy neighbour, would slow each other ten-fold.
+        settings["OMP_WAIT_POLICY"] = "PASSIVE"
     if stage in FETCHING_STAGES:
         return settings, tuple(sorted(ALWAYS + FETCHING))
     return settings | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}, ALWAYS

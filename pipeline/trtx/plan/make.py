@@ -11,7 +11,7 @@ from trtx.errors import UsageProblem, did_you_mean
 from trtx.hardware.gpus import Gpu, find_gpu
 from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import QuantFormat
-from trtx.plan.environment import make_environment
+from trtx.plan.environment import MEASURING_STAGES, make_environment
 from trtx.plan.facts import TOOLCHAIN, Facts
 from trtx.plan.keys import make_factors, make_key
 from trtx.plan.resolve import PinnedSources, dataset_name
@@ -30,9 +30,6 @@ from trtx.stages.params import (
     Params,
     Workload,
 )
-
-# Steps that measure have the machine to themselves.
-EXCLUSIVE_STAGES = ("benchmark",)
 
 
 @dataclass(frozen=True)
@@ -270,7 +267,7 @@ class _Planner:
         key = make_key(factors)
         if key in self._by_key:
             return self._by_key[key]
-        exclusive = params.stage in EXCLUSIVE_STAGES
+        exclusive = params.stage in MEASURING_STAGES  # They have the machine to themselves.
         alone = exclusive or params.stage in ("download", "dataset")
         environment, inherit = make_environment(params.stage, self.facts.host.num_cpus if alone else self.threads)
         step = Step(
