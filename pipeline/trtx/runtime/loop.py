@@ -55,11 +55,18 @@ class EngineThread:
         """A stream of the outputs of requests made by `engine.make_request`; nothing is queued until it is entered."""
         return Stream(self, requests)
 
+    def close(self, reason: str) -> None:
+        """Serve nobody any more: streams that are open raise EngineFailed with the reason, new ones too."""
+        self._failure = self._failure or reason
+        for stream in set(self._streams.values()):
+            stream.outputs.put_nowait(EngineFailed(reason))
+        self._streams.clear()
+
     async def stop(self) -> None:
-        """End the thread after the step it is in; streams that are still open raise EngineFailed."""
+        """Close, and end the thread after the step it is in."""
+        self.close("the server is shutting down")
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
-        self._close("the server is shutting down")
 
     def _submit(self, stream: Stream) -> None:
         if self._failure is not None:
@@ -82,7 +89,7 @@ class EngineThread:
         # Whatever broke, those who wait must hear of it.
         except Exception as error:
             logger.exception("the engine has failed")
-            self._loop.call_soon_threadsafe(self._close, f"the engine has failed: {error}")
+            self._loop.call_soon_threadsafe(self.close, f"the engine has failed: {error}")
 
     def _obey(self) -> bool:
         """Carry out what was asked; wait for a command when there is nothing to run. False when told to end."""
@@ -104,12 +111,6 @@ class EngineThread:
                 stream.outputs.put_nowait(output)
             if output.finish_reason is not None:
                 self._streams.pop(output.request.id, None)
-
-    def _close(self, reason: str) -> None:
-        self._failure = self._failure or reason
-        for stream in set(self._streams.values()):
-            stream.outputs.put_nowait(EngineFailed(reason))
-        self._streams.clear()
 
 
 class Stream:

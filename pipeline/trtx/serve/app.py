@@ -107,6 +107,7 @@ def create_app(engine: Engine, *, model_name: str) -> FastAPI:
 
     # No documentation pages: they would load scripts from another host.
     app = FastAPI(title="trtx", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
     install_handlers(app, service.metrics.refused.inc)
     app.add_api_route("/v1/completions", service.complete, methods=["POST"], response_model=None)
     app.add_api_route("/v1/chat/completions", service.chat, methods=["POST"], response_model=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import math
@@ -18,9 +19,12 @@ from fastapi import FastAPI
 from trtx.errors import EnvironmentProblem
 from trtx.runtime.engine import Engine
 from trtx.runtime.folders import ENGINE_FOLDER, find_folders
-from trtx.serve.app import create_app
+from trtx.serve.app import Service, create_app
 
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
+
+# After the drain a client that does not read its error is waited for this long.
+STUCK_CLIENT_S = 5
 
 
 def serve_engine(
@@ -99,14 +103,12 @@ def curl_line(url: str, model: str, *, chat: bool) -> str:
 
 
 def run_app(app: FastAPI, listener: socket.socket, *, drain_s: float, on_ready: Callable[[], None]) -> None:
-    """Run an application on a bound socket until SIGINT or SIGTERM. Raises EnvironmentProblem when it does not start.
+    """Run an application of `create_app` on a bound socket until SIGINT or SIGTERM.
 
-    A second signal ends it without draining.
+    Then nothing new is accepted, and requests in flight go on for `drain_s` seconds or until a second signal; those
+    that are left get an error. Raises EnvironmentProblem when the server does not start.
     """
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=math.ceil(drain_s)
-    )
-    server = _Server(config, on_ready)
+    server = _Server(app, drain_s, on_ready)
     # uvicorn sends itself the signal once more after its shutdown, to this handler: an ordered stop is no failure.
     previous = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -116,22 +118,47 @@ def run_app(app: FastAPI, listener: socket.socket, *, drain_s: float, on_ready: 
             signal.signal(number, handler)
         listener.close()
     if not server.was_ready:
-        raise EnvironmentProblem(
-            "the server did not start", why="its own message stands above", fix="correct what it names"
-        )
+        raise EnvironmentProblem("the server did not start", why="its own message stands above", fix="correct it")
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
-        super().__init__(config)
+    """uvicorn, except that whoever is left after the drain gets an error and not a broken connection."""
+
+    def __init__(self, app: FastAPI, drain_s: float, on_ready: Callable[[], None]) -> None:
+        backstop_s = math.ceil(drain_s) + STUCK_CLIENT_S
+        super().__init__(
+            uvicorn.Config(
+                app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=backstop_s
+            )
+        )
         self.was_ready = False
+        self._service: Service = app.state.service
+        self._drain_s = drain_s
         self._on_ready = on_ready
+        self._loop: asyncio.AbstractEventLoop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
             self.was_ready = True
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        timer = self._loop.call_later(self._drain_s, self._cut_off)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self._loop.call_soon_threadsafe(self._cut_off)
+        else:
+            super().handle_exit(sig, frame)
+
+    def _cut_off(self) -> None:
+        self._service.thread.close("the server is shutting down")
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ from trtx.runtime.loop import EngineFailed, EngineThread, Stream
 from trtx.runtime.request import Output, SamplingParams
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
+GREEDY_LONG = SamplingParams(max_tokens=4000, temperature=0, ignore_eos=True)
 
 
 @asynccontextmanager
@@ -61,9 +62,8 @@ def test_one_stream_carries_several_requests() -> None:
 
 def test_leaving_a_stream_early_cancels_its_requests_and_frees_their_blocks() -> None:
     async def main() -> None:
-        params = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
-        async with running(make_engine()) as thread:
-            with open_stream(thread, [[1], [2]], params) as stream:
+        async with running(make_engine(max_seq_len=4096, num_blocks=2100)) as thread:
+            with open_stream(thread, [[1], [2]], GREEDY_LONG) as stream:
                 await anext(stream)
             # A later request ends only after the cancellation before it was carried out.
             await read_tokens(open_stream(thread, [[3]]))
@@ -134,10 +134,10 @@ def test_an_engine_failure_reaches_everyone_who_waits_and_everyone_who_comes_lat
 
 def test_stopping_ends_open_streams_with_a_reason() -> None:
     async def main() -> None:
-        thread = EngineThread(make_engine())
+        thread = EngineThread(make_engine(max_seq_len=4096, num_blocks=2100))
         assert thread.failure == "the engine has not been started"
         thread.start()
-        with open_stream(thread, [[1]]) as stream:
+        with open_stream(thread, [[1]], GREEDY_LONG) as stream:
             stopping = asyncio.create_task(thread.stop())
             with pytest.raises(EngineFailed, match="shutting down"):
                 while True:
