@@ -46,17 +46,16 @@ def serve_engine(
     """
     find_folders(folder)
     # Bound before the engine is loaded, so that a wrong port is known at once; nothing is accepted until it listens.
-    listener = bind(host, port)
-    engine = Engine.load(folder, kv_cache_bytes=kv_cache_bytes, memory_fraction=memory_fraction)
-    name = model_name or served_name(folder)
-    url = url_of(listener)
+    with bind(host, port) as listener:
+        engine = Engine.load(folder, kv_cache_bytes=kv_cache_bytes, memory_fraction=memory_fraction)
+        name = model_name or served_name(folder)
+        url, blocks = url_of(listener), engine.load_now.kv_blocks
 
-    def on_ready() -> None:
-        load = engine.load_now
-        say(f"serving {name} on {url} ({load.kv_blocks} KV-cache blocks of {engine.card.kv_cache.tokens_per_block})")
-        say(f"try it:\n  {curl_line(url, name, chat=engine.tokenizer.chat_template is not None)}")
+        def on_ready() -> None:
+            say(f"serving {name} on {url} ({blocks} KV-cache blocks of {engine.card.kv_cache.tokens_per_block} tokens)")
+            say(f"try it:\n  {curl_line(url, name, chat=engine.tokenizer.chat_template is not None)}")
 
-    run_app(create_app(engine, model_name=name), listener, drain_s=drain_s, on_ready=on_ready)
+        run_app(create_app(engine, model_name=name), listener, drain_s=drain_s, on_ready=on_ready)
     say("stopped")
 
 
@@ -68,6 +67,7 @@ def served_name(folder: Path) -> str:
 
 def bind(host: str, port: int) -> socket.socket:
     """A bound TCP socket that does not listen yet. Raises EnvironmentProblem when that is not possible."""
+    listener = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family)
@@ -75,6 +75,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         taken = error.errno == errno.EADDRINUSE
         raise EnvironmentProblem(
             f"cannot listen on {host}:{port}",
@@ -116,7 +118,6 @@ def run_app(app: FastAPI, listener: socket.socket, *, drain_s: float, on_ready: 
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        listener.close()
     if not server.was_ready:
         raise EnvironmentProblem("the server did not start", why="its own message stands above", fix="correct it")
 
