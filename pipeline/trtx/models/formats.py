@@ -46,9 +46,10 @@ class AlgorithmFacts:
 
     `hf_quant_algo` is the name in hf_quant_config.json; `modelopt_config` the name in
     modelopt.torch.quantization; `needs_calibration` whether activations must be observed;
-    `weight_bits`/`activation_bits` are bits per number; `logit_tolerance` is the largest relative L2
-    distance of the compiled program's logits from the unquantized model's, `perplexity_tolerance` the
-    largest relative distance of its perplexity from ModelOpt's own figure.
+    `weight_bits`/`activation_bits` are bits per number. The tolerances are relative and bound the check of every
+    engine (backends/inductor/check.py): `rounding_tolerance` the distance that rounding activations may make,
+    `logit_tolerance` the distance of the logits from the unquantized model's, `perplexity_tolerance` the distance
+    of the perplexity from the figure that ModelOpt itself measured. Distances of logits are L2 norms.
     """
 
     hf_quant_algo: str | None
@@ -57,18 +58,25 @@ class AlgorithmFacts:
     weight_bits: int
     activation_bits: int
     group_size: int | None
+    rounding_tolerance: float
     logit_tolerance: float
     perplexity_tolerance: float
 
 
 ALGORITHMS: dict[str, AlgorithmFacts] = {
-    "none": AlgorithmFacts(None, None, False, 16, 16, None, 0.02, 0.005),
-    "fp8": AlgorithmFacts("FP8", "FP8_DEFAULT_CFG", True, 8, 8, None, 0.15, 0.01),
-    "int8_sq": AlgorithmFacts("W8A8_SQ_PER_CHANNEL", "INT8_SMOOTHQUANT_CFG", True, 8, 8, None, 0.15, 0.01),
-    "int8_wo": AlgorithmFacts("W8A16", "INT8_WEIGHT_ONLY_CFG", False, 8, 16, None, 0.05, 0.01),
-    "int4_wo": AlgorithmFacts("W4A16_AWQ", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG", False, 4, 16, 128, 0.3, 0.01),
-    "int4_awq": AlgorithmFacts("W4A16_AWQ", "INT4_AWQ_CFG", True, 4, 16, 128, 0.3, 0.01),
+    "none": AlgorithmFacts(None, None, False, 16, 16, None, 0.0, 0.0, 0.0),
+    "fp8": AlgorithmFacts("FP8", "FP8_DEFAULT_CFG", True, 8, 8, None, 0.1, 0.15, 0.01),
+    "int8_sq": AlgorithmFacts("W8A8_SQ_PER_CHANNEL", "INT8_SMOOTHQUANT_CFG", True, 8, 8, None, 0.1, 0.15, 0.01),
+    "int8_wo": AlgorithmFacts("W8A16", "INT8_WEIGHT_ONLY_CFG", False, 8, 16, None, 0.0, 0.05, 0.01),
+    "int4_wo": AlgorithmFacts("W4A16_AWQ", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG", False, 4, 16, 128, 0.0, 0.3, 0.01),
+    "int4_awq": AlgorithmFacts("W4A16_AWQ", "INT4_AWQ_CFG", True, 4, 16, 128, 0.0, 0.3, 0.01),
 }
+
+# What the engine's own number format and an fp8 KV cache add to the tolerances of logits, and to that of perplexity.
+DTYPE_LOGIT_TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.04}
+DTYPE_PERPLEXITY_TOLERANCE = {"float32": 1e-4, "float16": 0.002, "bfloat16": 0.005}
+KV_CACHE_LOGIT_TOLERANCE = {"auto": 0.0, "fp8": 0.05}
+KV_CACHE_PERPLEXITY_TOLERANCE = {"auto": 0.0, "fp8": 0.005}
 
 # Algorithms of the recipe language that this version cannot run yet.
 NOT_YET = ("w4a8_awq", "int4_gptq", "nvfp4", "mxfp4")

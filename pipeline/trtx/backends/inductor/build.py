@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from trtx.backends.inductor.process import Child, run_children
 from trtx.backends.inductor.spec import CompileFacts, CompileJob, EngineSpec, ProgramName, make_card
 from trtx.errors import EnvironmentProblem, StepFailed, UsageProblem
 from trtx.files import sha256_file, write_json
+from trtx.models.layout import make_layout
 from trtx.runtime.card import CARD_NAME, EngineCard, Program
 from trtx.runtime.fit import check_machine
 
@@ -37,6 +38,7 @@ def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]
     # Every engine is loaded and asked before it counts, so the building machine must be able to run it.
     check_machine(make_card(spec, {}, toolchain, ""))
     facts = compile_programs(spec, compiler, output / "programs", work, say)
+    check_constants(spec, facts)
     programs: dict[ProgramName, Program] = {
         name: Program(
             path=f"programs/{name}.pt2",
@@ -48,6 +50,23 @@ def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]
     card = make_card(spec, programs, toolchain, facts["decode"].vector_isa)
     write_json(output / CARD_NAME, card.model_dump(mode="json", by_alias=True))
     return card
+
+
+def check_constants(spec: EngineSpec, facts: Mapping[str, CompileFacts]) -> None:
+    """Every weight must come from outside, in every program: one that is missing was compiled in.
+
+    Raises StepFailed.
+    """
+    rank = spec.rank
+    layout = make_layout(spec.model, spec.quantization, spec.dtype, rank.tensor, rank.pipeline, rank.rank)
+    expected = {tensor.name for tensor in layout.tensors}
+    for program, found in facts.items():
+        if wrong := sorted(expected ^ set(found.constants)):
+            raise StepFailed(
+                f"the compiled {program} program does not take its weights from outside",
+                why=f"{wrong[0]} is {'compiled in' if wrong[0] in expected else 'not a weight'}",
+                fix="report this with your versions of trtx and torch",
+            )
 
 
 def find_compiler() -> Path:

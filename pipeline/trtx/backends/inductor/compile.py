@@ -94,6 +94,9 @@ def make_options(isa: Isa, program: ProgramName, compiler: Path) -> dict[str, An
     """Options of inductor (torch._inductor.config)."""
     return {
         "aot_inductor.package_constants_in_so": False,
+        # Without this, scalars and vectors of up to 8 numbers (scales!) would be compiled in with the values they have
+        # while compiling, which are nobody's.
+        "always_keep_tensor_constants": True,
         "aot_inductor.model_name_for_generated_files": program,
         # Precompiled headers pay only when a cache keeps them, and need the openssl program.
         "aot_inductor.precompile_headers": False,

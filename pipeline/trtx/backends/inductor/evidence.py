@@ -1,0 +1,164 @@
+"""check.json: evidence that programs and weights answer right together, and how to come by it. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trtx.backends.inductor.process import Child, run_children
+from trtx.errors import BY_NAME, TrtxError, VerificationFailed
+from trtx.files import write_json
+from trtx.models.formats import (
+    ALGORITHMS,
+    DTYPE_LOGIT_TOLERANCE,
+    DTYPE_PERPLEXITY_TOLERANCE,
+    KV_CACHE_LOGIT_TOLERANCE,
+    KV_CACHE_PERPLEXITY_TOLERANCE,
+)
+from trtx.runtime.card import EngineCard, load_card
+
+CHECK_NAME = "check.json"
+FAILURE_NAME = "failure.json"
+
+# What each figure is, for messages.
+FIGURES = {
+    "compiled_vs_eager": "relative distance of the compiled programs' logits from the same module's, not compiled",
+    "logits_vs_checkpoint": "relative distance of the logits from transformers' with dequantized weights",
+    "logits_vs_model": "relative distance of the logits from transformers' on the unquantized model",
+    "perplexity_vs_modelopt": "relative distance of the perplexity from the one ModelOpt measured on the same text",
+    "greedy_mismatches": "greedily generated tokens that transformers would not have chosen",
+}
+
+
+class Evidence(BaseModel):
+    """Content of check.json. `programs` are SHA-256 digests by name; `tolerances` bounds `figures`, name by name.
+
+    `perplexity` is the one measured through the compiled programs, `reference_perplexity` ModelOpt's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: Literal["trtx.check/v1"] = Field(default="trtx.check/v1", alias="schema")
+    weights_key: str
+    weights_layout_sha256: str
+    programs: dict[str, str]
+    perplexity: float
+    reference_perplexity: float
+    figures: dict[str, float]
+    tolerances: dict[str, float]
+    passed: bool
+
+
+def make_tolerances(card: EngineCard) -> dict[str, float]:
+    """The bound of every figure that is taken of an engine; greedy tokens are compared where nothing is rounded."""
+    facts, kv_cache = ALGORITHMS[card.quantization.algorithm], card.quantization.kv_cache
+    base = DTYPE_LOGIT_TOLERANCE[card.dtype] + KV_CACHE_LOGIT_TOLERANCE[kv_cache]
+    perplexity = DTYPE_PERPLEXITY_TOLERANCE[card.dtype] + KV_CACHE_PERPLEXITY_TOLERANCE[kv_cache]
+    bounds = {
+        "compiled_vs_eager": base + facts.rounding_tolerance,
+        "logits_vs_checkpoint": base + facts.rounding_tolerance,
+        "logits_vs_model": base + facts.logit_tolerance,
+        "perplexity_vs_modelopt": perplexity + facts.perplexity_tolerance,
+    }
+    if card.dtype == "float32" and card.quantization.algorithm == "none" and kv_cache == "auto":
+        bounds["greedy_mismatches"] = 0
+    return bounds
+
+
+def ensure_checked(
+    engine: Path,
+    weights: Path,
+    checkpoint: Path,
+    model: Path,
+    weights_key: str,
+    evidence: Path | None,
+    output: Path,
+) -> Evidence:
+    """Have evidence in the file `output` that these programs and these weights answer right together.
+
+    `evidence` is an earlier check.json, used when it is about exactly this pair. Else the check runs in a process of
+    its own, which nothing that built the engine has touched.
+
+    Raises VerificationFailed when a figure is out of bounds or the programs crash, EnvironmentProblem when the
+    engine does not fit this machine.
+    """
+    card = load_card(engine)
+    found = read_evidence(evidence) if evidence else None
+    if found is None or not _is_about(found, card, weights_key):
+        found = run_check(engine, weights, checkpoint, model, weights_key)
+    write_json(output, found.model_dump(mode="json", by_alias=True))
+    return found
+
+
+def run_check(engine: Path, weights: Path, checkpoint: Path, model: Path, weights_key: str) -> Evidence:
+    """Run the check in a fresh process. Raises as ensure_checked does."""
+    with tempfile.TemporaryDirectory(prefix="trtx-check-") as folder:
+        result, log = Path(folder, CHECK_NAME), Path(folder, "check.log")
+        paths = (engine, weights, checkpoint, model, result)
+        arguments = (*(str(path.absolute()) for path in paths), weights_key)
+        child = Child("trtx.backends.inductor.check", arguments, log, {})
+        ended = run_children([child], Path(folder))[0]
+        if ended.code != 0:
+            raise _read_failure(Path(folder, FAILURE_NAME), ended.code, ended.tail)
+        checked = Evidence.model_validate_json(result.read_bytes())
+    if not checked.passed:
+        raise make_verdict(checked)
+    return checked
+
+
+def make_verdict(checked: Evidence) -> VerificationFailed:
+    """The error for evidence that did not pass: it names the figures that are out of bounds."""
+    wrong = out_of_bounds(checked.figures, checked.tolerances)
+    worst = [f"{FIGURES[name]} is {checked.figures[name]:.4g}, bound {checked.tolerances[name]:.4g}" for name in wrong]
+    return VerificationFailed(
+        f"the engine does not answer like its model: {', '.join(wrong)}",
+        why="; ".join(worst),
+        fix="the programs or the weights are wrong: run `trtx apply` again, and report it if it stays",
+    )
+
+
+def out_of_bounds(figures: dict[str, float], tolerances: dict[str, float]) -> list[str]:
+    """Names of figures beyond their tolerance; a figure that is not a number is."""
+    return [name for name, bound in tolerances.items() if not figures[name] <= bound]
+
+
+def read_evidence(path: Path) -> Evidence | None:
+    """Earlier evidence; None when there is none that this version can read."""
+    try:
+        return Evidence.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def write_failure(folder: Path, error: TrtxError) -> None:
+    """How a checking process hands an error with a known cause to the step that started it."""
+    facts = {"error": type(error).__name__, "what": error.what, "why": error.why, "fix": error.fix}
+    write_json(folder / FAILURE_NAME, facts)
+
+
+def _read_failure(path: Path, code: int, tail: list[str]) -> TrtxError:
+    if path.is_file():
+        facts: dict[str, Any] = json.loads(path.read_bytes())
+        return BY_NAME[facts["error"]](facts["what"], why=facts["why"], fix=facts["fix"])
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return VerificationFailed(
+        "the engine could not be checked: the process that ran it crashed",
+        why=f"{how}: {tail[-1]}" if tail else how,
+        fix="run `trtx apply` again, and report it if it stays",
+    )
+
+
+def _is_about(found: Evidence, card: EngineCard, weights_key: str) -> bool:
+    programs = {name: program.sha256 for name, program in card.programs.items()}
+    return (
+        found.passed
+        and found.weights_key == weights_key
+        and found.weights_layout_sha256 == card.weights_layout_sha256
+        and found.programs == programs
+        and found.tolerances == make_tolerances(card)
+    )
