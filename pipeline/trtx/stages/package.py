@@ -33,18 +33,18 @@ def run(params: PackageParams, context: StepContext) -> dict[str, Any]:
         keys={name: keys[name] for name in KEYED_INPUTS if name in keys},
     )
     folders = [inputs[name] for name in ("benchmark", "engine") if name in inputs]
-    evidence = next((folder / CHECK_NAME for folder in folders if (folder / CHECK_NAME).is_file()), None)
-    ensure_checked(
+    earlier = next((folder / CHECK_NAME for folder in folders if (folder / CHECK_NAME).is_file()), None)
+    checked = ensure_checked(
         inputs["engine"],
         inputs["weights"],
         inputs["checkpoint"],
         inputs["model"],
         keys["weights"],
-        evidence,
+        earlier,
         engine / CHECK_NAME,
     )
     card = join_engine(inputs["engine"], inputs["weights"], engine)
-    write_deployment(context.output, deployment, card, emit=params.emit, benchmark=inputs.get("benchmark"))
+    write_deployment(context.output, deployment, card, checked, emit=params.emit, benchmark=inputs.get("benchmark"))
     sizes = [path.stat().st_size for path in walk_files(context.output)]
     context.say(f"packaged {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB, as {deployment.image}")
     return {"image": deployment.image, "version": deployment.version, "bytes": sum(sizes)}

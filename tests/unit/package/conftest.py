@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from trtx.backends.inductor.evidence import Evidence, make_tolerances
 from trtx.backends.inductor.package import join_engine, make_deployment, write_deployment
 from trtx.files import link_or_copy, sha256_bytes, write_bytes, write_json
 from trtx.models.config import ModelConfig
@@ -72,8 +73,22 @@ def write_engine(folder: Path, card: EngineCard) -> Path:
     write_json(folder / "engine.json", card.model_dump(mode="json", by_alias=True))
     for name in ("prefill", "decode"):
         write_bytes(folder / "programs" / f"{name}.pt2", name.encode())
-    write_json(folder / "check.json", {"weights": KEYS["weights"]})
+    write_json(folder / "check.json", make_evidence(card).model_dump(mode="json", by_alias=True))
     return folder
+
+
+def make_evidence(card: EngineCard) -> Evidence:
+    """What a build leaves when its programs answered right with the weights of KEYS."""
+    return Evidence(
+        weights_key=KEYS["weights"],
+        weights_layout_sha256=card.weights_layout_sha256,
+        programs={name: program.sha256 for name, program in card.programs.items()},
+        perplexity=20.01,
+        reference_perplexity=20.0,
+        figures={},
+        tolerances=make_tolerances(card),
+        passed=True,
+    )
 
 
 def write_weights(folder: Path) -> Path:
@@ -123,7 +138,7 @@ def deploy(tmp_path: Path, engine: Path, weights: Path) -> Deploy:
         deployment = make_deployment(**(values | changes))
         link_or_copy(engine / "check.json", target / "engine" / "check.json")
         card = join_engine(engine, weights, target / "engine")
-        write_deployment(target, deployment, card, emit=("compose",), benchmark=benchmark)
+        write_deployment(target, deployment, card, make_evidence(card), emit=("compose",), benchmark=benchmark)
         return target
 
     return write

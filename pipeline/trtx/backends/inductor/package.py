@@ -20,6 +20,7 @@ from typing import Any
 
 import trtx
 from trtx.backends.images import check_base, make_image
+from trtx.backends.inductor.evidence import Evidence
 from trtx.backends.shipping import pinned_requirements, requirements_text, wheel_name, write_wheel
 from trtx.bench.report import REPORT_NAME, TABLE_NAME, BenchmarkReport
 from trtx.errors import VerificationFailed
@@ -112,7 +113,13 @@ def join_engine(engine: Path, weights: Path, target: Path) -> EngineCard:
 
 
 def write_deployment(
-    target: Path, deployment: Deployment, card: EngineCard, *, emit: tuple[str, ...], benchmark: Path | None
+    target: Path,
+    deployment: Deployment,
+    card: EngineCard,
+    evidence: Evidence,
+    *,
+    emit: tuple[str, ...],
+    benchmark: Path | None,
 ) -> None:
     """Write everything around `target/engine`, SHA256SUMS last."""
     if benchmark is not None:
@@ -126,7 +133,8 @@ def write_deployment(
     report = None
     if benchmark is not None:
         report = BenchmarkReport.model_validate_json((benchmark / REPORT_NAME).read_bytes())
-    values = _template_values(target, deployment, card) | {"compose": "compose" in emit, "report": report}
+    values = _template_values(target, deployment, card)
+    values |= {"compose": "compose" in emit, "report": report, "evidence": evidence}
     write_text(target / "Dockerfile", render("package/Dockerfile.j2", **values))
     if "compose" in emit:
         write_text(target / "compose.yaml", render("package/compose.yaml.j2", **values))
