@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtx.errors import EnvironmentProblem, UsageProblem, VerificationFailed
-from trtx.files import walk_files, write_text
+from trtx.files import disk_errors, walk_files, write_text
 from trtx.models.sources.base import Progress, Request, Resolved
 from trtx.models.sources.local import read_config
 from trtx.models.sources.select import data_files, held_out_files, model_files, names_one_file
@@ -144,8 +144,12 @@ def list_remote(hub: Hub) -> tuple[str, list[RemoteFile]]:
         )
         for entry in info.siblings or []
     ]
-    if info.sha is None:
-        raise EnvironmentProblem(f"{hub.endpoint} does not say which commit {hub.revision} of {hub.repo} is")
+    if not info.sha:
+        raise EnvironmentProblem(
+            f"{hub.endpoint} does not say which commit {hub.revision} of {hub.repo} is",
+            why="without one nothing is pinned",
+            fix="check HF_ENDPOINT: a mirror must give `sha`",
+        )
     return info.sha, files
 
 
@@ -186,13 +190,16 @@ def list_cached(hub: Hub) -> tuple[str, list[RemoteFile]]:
 
 
 def download(hub: Hub, commit: str, name: str, advance: Callable[[int], None] | None = None) -> Path:
-    """A file's path in the hub cache, downloaded (resuming) if need be."""
+    """A file's path in the hub cache, downloaded if need be.
+
+    The library resumes a dropped connection; after a killed process it starts that one file again.
+    """
     from huggingface_hub import hf_hub_download
 
     from trtx.models.sources.hub_errors import hub_errors
     from trtx.models.sources.hub_progress import make_bar
 
-    with hub_errors(hub.asked):
+    with disk_errors(hub.cache), hub_errors(hub.asked):
         return Path(
             hf_hub_download(
                 hub.repo,

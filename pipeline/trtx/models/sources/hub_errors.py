@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 from huggingface_hub import errors
 
-from trtx.errors import EnvironmentProblem, UsageProblem, VerificationFailed
+from trtx.errors import EnvironmentProblem, TrtxError, UsageProblem, VerificationFailed
 
 
 @dataclass(frozen=True)
@@ -29,56 +30,51 @@ class Asked:
 
 @contextmanager
 def hub_errors(asked: Asked) -> Iterator[None]:
-    """Turn what the hub library raises into UsageProblem, EnvironmentProblem or VerificationFailed."""
+    """Turn what the hub library raises into a TrtxError; errors of the disk pass."""
     try:
         yield
-    except errors.HFValidationError as error:
-        raise UsageProblem(f"hf://{asked.repo} is not the name of a repository", why=first_line(error)) from error
-    except errors.GatedRepoError as error:
-        raise _gated(asked) from error
-    except errors.RepositoryNotFoundError as error:
-        raise _not_found(asked) from error
-    except errors.RevisionNotFoundError as error:
-        raise UsageProblem(
-            f"{asked.repo} has no revision '{asked.revision}'",
-            why=f"{asked.endpoint} knows no such branch, tag or commit",
-            fix=f"see {asked.page}/tree/main for those that exist",
-        ) from error
-    except errors.RemoteEntryNotFoundError as error:
-        raise VerificationFailed(
-            f"a file of {asked.repo} at {asked.revision} cannot be downloaded", why=first_line(error)
-        ) from error
     except errors.LocalEntryNotFoundError as error:
-        raise unreachable(asked, "the connection failed and the local hub cache does not have it") from error
-    except errors.HfHubHTTPError as error:
-        raise _refused(asked, error) from error
-    except errors.OfflineModeIsEnabled as error:
-        raise unreachable(asked, "HF_HUB_OFFLINE is set") from error
-    except (httpx.TimeoutException, httpx.TransportError) as error:
-        raise unreachable(asked, f"{type(error).__name__}: {first_line(error)}") from error
-    except (errors.FileMetadataError, httpx.HTTPError) as error:
-        raise EnvironmentProblem(
-            f"{asked.endpoint} does not answer like a Hugging Face hub",
-            why=first_line(error),
-            fix="check HF_ENDPOINT, and whether a proxy or a login page is in between",
+        # Asking for a file failed, and the library looked into its cache in vain; the cause says how it failed.
+        raise translate(asked, error.__cause__ or error) from error
+    except tuple(MEANINGS) as error:
+        raise translate(asked, error) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise VerificationFailed(
+            f"a download of {asked.repo} is incomplete", why=first_line(error), fix="run again: finished files are kept"
         ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _no_hub(asked, error) from error
 
 
-def unreachable(asked: Asked, why: str) -> EnvironmentProblem:
-    return EnvironmentProblem(
-        f"cannot reach {asked.endpoint} for {asked.repo}",
-        why=why,
-        fix="check the network and HF_ENDPOINT, or use a file:// source; the hub cache answers with HF_HUB_OFFLINE=1",
-    )
+def translate(asked: Asked, error: BaseException) -> TrtxError:
+    """The error to show for one of the library's."""
+    meaning = next((meaning for kind, meaning in MEANINGS.items() if isinstance(error, kind)), unreachable)
+    return meaning(asked, error)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a message; the library's own run over many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 
 
-def _gated(asked: Asked) -> UsageProblem:
+def unreachable(asked: Asked, error: BaseException) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"cannot reach {asked.endpoint} for {asked.repo}",
+        why=f"{type(error).__name__}: {first_line(error)}",
+        fix="check the network and HF_ENDPOINT, or use a file:// source; the hub cache answers with HF_HUB_OFFLINE=1",
+    )
+
+
+def _bad_name(asked: Asked, error: BaseException) -> UsageProblem:
+    return UsageProblem(
+        f"hf://{asked.repo} is not the name of a repository", why=first_line(error), fix="write hf://owner/name"
+    )
+
+
+def _gated(asked: Asked, error: BaseException) -> UsageProblem:
     if asked.has_token:
         return UsageProblem(
             f"{asked.repo} is gated and your token has no access to it",
@@ -92,7 +88,7 @@ def _gated(asked: Asked) -> UsageProblem:
     )
 
 
-def _not_found(asked: Asked) -> UsageProblem:
+def _not_found(asked: Asked, error: BaseException) -> UsageProblem:
     """The hub answers 401 for both missing and private repositories, so that neither can be told from the other."""
     if asked.has_token:
         return UsageProblem(
@@ -107,7 +103,21 @@ def _not_found(asked: Asked) -> UsageProblem:
     )
 
 
-def _refused(asked: Asked, error: errors.HfHubHTTPError) -> UsageProblem | EnvironmentProblem:
+def _no_revision(asked: Asked, error: BaseException) -> UsageProblem:
+    return UsageProblem(
+        f"{asked.repo} has no revision '{asked.revision}'",
+        why=f"{asked.endpoint} knows no such branch, tag or commit",
+        fix=f"see {asked.page}/tree/main for those that exist",
+    )
+
+
+def _no_file(asked: Asked, error: BaseException) -> VerificationFailed:
+    return VerificationFailed(
+        f"a file of {asked.repo} is listed and cannot be had", why=first_line(error), fix="try again later"
+    )
+
+
+def _refused(asked: Asked, error: Any) -> UsageProblem | EnvironmentProblem:
     status = error.response.status_code
     if status == 401:
         return UsageProblem(
@@ -118,5 +128,28 @@ def _refused(asked: Asked, error: errors.HfHubHTTPError) -> UsageProblem | Envir
             f"your token may not read {asked.repo}", why="HTTP 403", fix="give the token read access to it"
         )
     return EnvironmentProblem(
-        f"{asked.endpoint} refused {asked.repo}", why=f"HTTP {status}", fix="try again later; a download resumes"
+        f"{asked.endpoint} refused {asked.repo}", why=f"HTTP {status}", fix="try again later: finished files are kept"
     )
+
+
+def _no_hub(asked: Asked, error: BaseException) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{asked.endpoint} does not answer like a Hugging Face hub",
+        why=first_line(error),
+        fix="check HF_ENDPOINT, and whether a proxy or a login page is in between",
+    )
+
+
+# Subclasses before their bases.
+MEANINGS: dict[type[BaseException], Callable[[Asked, Any], TrtxError]] = {
+    errors.HFValidationError: _bad_name,
+    errors.GatedRepoError: _gated,
+    errors.RepositoryNotFoundError: _not_found,
+    errors.RevisionNotFoundError: _no_revision,
+    errors.RemoteEntryNotFoundError: _no_file,
+    errors.HfHubHTTPError: _refused,
+    errors.FileMetadataError: _no_hub,
+    errors.OfflineModeIsEnabled: unreachable,
+    httpx.TransportError: unreachable,
+    httpx.HTTPError: _no_hub,
+}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +34,21 @@ def copy_stream(source: BinaryIO, target: Path, *watchers: Callable[[bytes], Non
                 for watch in watchers:
                     watch(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """`disk_errors` for code that writes through safetensors, whose own error class hides the system's error number."""
+    from safetensors import SafetensorError
+
+    with disk_errors(path):
+        try:
+            yield
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), str(error)) from error
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:
