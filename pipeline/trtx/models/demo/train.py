@@ -17,13 +17,14 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from trtx.files import disk_errors, write_json
+from trtx.files import write_json
 from trtx.models.demo.config import EOS_TOKEN, DemoConfig, make_hf_config
 from trtx.models.demo.corpus import collect_docs
 from trtx.models.demo.muon import Muon
 from trtx.models.demo.network import Llama
 from trtx.models.demo.tokenizer import save_tokenizer, train_tokenizer
 from trtx.models.sources.base import Progress
+from trtx.models.sources.transfer import saving
 
 SUMMARY_NAME = "trtx_demo.json"
 NUM_THREADS = 2
@@ -147,8 +148,7 @@ def save_model(model: Llama, demo: DemoConfig, output: Path) -> None:
     """config.json, generation_config.json and model.safetensors (float32), as transformers names things."""
     tensors = {f"model.{name}": parameter.detach().contiguous() for name, parameter in model.named_parameters()}
     output.mkdir(parents=True, exist_ok=True)
-    with disk_errors(output):
+    with saving(output):
         save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
-        (output / "model.safetensors").chmod(0o644)  # save_file makes it private
     write_json(output / "config.json", make_hf_config(demo))
     write_json(output / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2})
