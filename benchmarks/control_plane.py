@@ -123,12 +123,12 @@ def measure_all(runs: int, cache: Path) -> list[Timing]:
         ]
 
 
-def print_table(timings: list[Timing]) -> None:
-    print("| what | min ms | median ms | promised ms |")
-    print("|---|---:|---:|---:|")
+def format_table(timings: list[Timing]) -> str:
+    lines = ["| what | min ms | median ms | promised ms |", "|---|---:|---:|---:|"]
     for timing in timings:
         promised = f"{timing.limit_ms:.0f}" if timing.limit_ms is not None else ""
-        print(f"| {timing.what} | {timing.min_ms:.0f} | {timing.median_ms:.0f} | {promised} |")
+        lines.append(f"| {timing.what} | {timing.min_ms:.0f} | {timing.median_ms:.0f} | {promised} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -140,10 +140,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     timings = measure_all(options.runs, options.cache.absolute())
-    if options.json:
-        print(json.dumps([asdict(timing) for timing in timings], indent=2))
-    else:
-        print_table(timings)
+    print(json.dumps([asdict(timing) for timing in timings], indent=2) if options.json else format_table(timings))
 
 
 if __name__ == "__main__":
