@@ -10,6 +10,7 @@ import asyncio
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -59,7 +60,7 @@ class EngineThread:
         """Serve nobody any more: streams that are open raise EngineFailed with the reason, new ones too."""
         self._failure = self._failure or reason
         for stream in set(self._streams.values()):
-            stream.outputs.put_nowait(EngineFailed(reason))
+            stream.put(EngineFailed(reason))
         self._streams.clear()
 
     async def stop(self) -> None:
@@ -108,7 +109,7 @@ class EngineThread:
         for output in outputs:
             stream = self._streams.get(output.request.id)
             if stream is not None:
-                stream.outputs.put_nowait(output)
+                stream.put(output)
             if output.finish_reason is not None:
                 self._streams.pop(output.request.id, None)
 
@@ -125,7 +126,8 @@ class Stream:
 
     def __init__(self, thread: EngineThread, requests: Sequence[Request]) -> None:
         self.requests = requests
-        self.outputs: asyncio.Queue[Output | EngineFailed] = asyncio.Queue()
+        self._items: deque[Output | EngineFailed] = deque()
+        self._arrived = asyncio.Event()
         self._thread = thread
         self._open = len(requests)
 
@@ -144,8 +146,20 @@ class Stream:
     async def __anext__(self) -> Output:
         if self._open == 0:
             raise StopAsyncIteration
-        output = await self.outputs.get()
+        while not self._items:
+            self._arrived.clear()
+            await self._arrived.wait()
+        output = self._items.popleft()
         if isinstance(output, EngineFailed):
             raise output
+        # A reader that fell behind gets in one piece what has come meanwhile.
+        while len(self.requests) == 1 and self._items and isinstance(later := self._items[0], Output):
+            self._items.popleft()
+            output = output.joined(later)
         self._open -= output.finish_reason is not None
         return output
+
+    def put(self, item: Output | EngineFailed) -> None:
+        """Give the reader something more; belongs to the EngineThread."""
+        self._items.append(item)
+        self._arrived.set()

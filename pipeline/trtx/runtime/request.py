@@ -101,7 +101,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one step added to one request.
+    """What one step, or some in a row, added to one request.
 
     `text` may be empty while a character or a possible stop string is incomplete. `time_s` is on the engine's clock.
     """
@@ -111,3 +111,9 @@ class Output:
     text: str
     finish_reason: FinishReason | None
     time_s: float
+
+    def joined(self, later: Output) -> Output:
+        """This output and a later one of the same request as one."""
+        return Output(
+            self.request, self.token_ids + later.token_ids, self.text + later.text, later.finish_reason, later.time_s
+        )

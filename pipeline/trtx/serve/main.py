@@ -69,8 +69,10 @@ def bind(host: str, port: int) -> socket.socket:
     """A bound TCP socket that does not listen yet. Raises EnvironmentProblem when that is not possible."""
     listener = None
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        # asyncio turns Nagle's algorithm off only where the protocol is named; else every event waits for 40 ms.
+        listener = socket.socket(family, kind, protocol)
         # Else a port stays taken for a minute after a server that had connections.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -107,7 +107,10 @@ def test_a_slow_reader_keeps_nobody_else_waiting() -> None:
             with open_stream(thread, [[1]]) as slow:
                 await read_tokens(open_stream(thread, [[2]]))
                 await read_tokens(open_stream(thread, [[3]]))
-                assert [output.token_ids[0] async for output in slow] == expected_tokens([1], 12)
+                pieces = [output async for output in slow]
+        # What came while nobody read is one piece.
+        assert [list(piece.token_ids) for piece in pieces] == [expected_tokens([1], 12)]
+        assert pieces[0].text == thread.engine.tokenizer.decode(pieces[0].token_ids)
 
     asyncio.run(main())
 

@@ -39,6 +39,12 @@ def test_a_port_can_be_used_again_right_after_a_server_ended() -> None:
     bind(*address).close()
 
 
+def test_events_are_not_held_back_by_the_network_stack() -> None:
+    with bind("127.0.0.1", 0) as listener:
+        # asyncio sets TCP_NODELAY on connections of such a socket, and of no other.
+        assert listener.proto == socket.IPPROTO_TCP
+
+
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")])  # noqa: S104
 def test_the_url_is_one_that_a_client_on_this_machine_can_use(host: str, shown: str) -> None:
     with bind(host, 0) as listener:
