@@ -58,6 +58,7 @@ def make_facts(tmp_path: Path, **versions: str) -> Facts:
     return Facts(
         host=read_host(),
         versions=dict.fromkeys(names, "1.0") | versions,
+        pins={"python": "3.11.7", "torch": "1.0"},
         compiler="g++ 12.2.0",
         own_code="code",
         python="/usr/bin/python3",

@@ -115,6 +115,16 @@ class Store:
             self._write_memo(manifest.key, fresh)
         return None
 
+    def accept_links(self, key: str) -> None:
+        """Renew the memo of an entry that was checked and whose files were linked to since.
+
+        A link changes a file's ctime and nothing else; without this the next look would read all of it again.
+        """
+        memo, root = self._read_memo(key), self.output(key)
+        fresh = {path: _fingerprint(root / path) for path in memo if (root / path).exists()}
+        if fresh != memo and all(fresh[path][:3] == memo[path][:3] for path in fresh):
+            self._write_memo(key, fresh)
+
     def _memo_path(self, key: str) -> Path:
         return self.root / "memo" / key[:2] / f"{key}.json"
 

@@ -27,11 +27,13 @@ def command(
         Optional[int], typer.Option("--attempt", min=1, help="Which attempt; the last when left out.")  # noqa: UP045
     ] = None,
 ) -> None:
-    """Print a step's log on stdout; with -f as it is written."""
-    from trtx.plan.record import find_run
+    """Print a step's log on stdout, of the latest run that ran it; with -f as it is written."""
+    from trtx.plan.record import find_run, find_run_of
 
     record = find_run(Path.cwd(), run)
     planned = record.load_plan().step(step)
+    if run is None and not record.is_driven():
+        record = find_run_of(Path.cwd(), planned.id) or record
     while not record.attempts(planned.id):
         if not (follow and record.is_driven()):
             raise UsageProblem(

@@ -61,6 +61,7 @@ def _deliver_one(plan: Plan, step: Step, store: Store, root: Path) -> Delivered:
         except BaseException:
             remove_tree(fresh)
             raise
+        store.accept_links(step.key)
         write_text(marker, step.key)
         remove_tree(old)
     return delivered

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtx.files import sha256_bytes, sha256_file
+from trtx.errors import EnvironmentProblem
+from trtx.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
 from trtx.hardware.host import Host, read_host
 from trtx.hardware.versions import installed_version
 from trtx.paths import cache_dir
@@ -25,7 +28,8 @@ TOOLCHAIN: dict[str, tuple[str, ...]] = {
     "convert": (),
     "build": ("torch",),
     "benchmark": ("torch",),
-    "package": ("torch", "tokenizers", "safetensors", "fastapi", "uvicorn", "prometheus-client"),
+    # A package pins all that it installs: see Facts.pins.
+    "package": (),
 }
 
 
@@ -33,11 +37,13 @@ TOOLCHAIN: dict[str, tuple[str, ...]] = {
 class Facts:
     """The machine and the tools a plan is made for.
 
-    `versions` by distribution name; `own_code` is the digest of trtx's sources; `python` the interpreter of the steps.
+    `versions` by distribution name; `pins` are the versions that a package installs; `own_code` is the digest of
+    trtx's files; `python` the interpreter of the steps.
     """
 
     host: Host
     versions: Mapping[str, str]
+    pins: Mapping[str, str]
     compiler: str
     own_code: str
     python: str
@@ -50,6 +56,7 @@ def gather_facts(environ: Mapping[str, str], distributions: Iterable[str] = ()) 
     return Facts(
         host=read_host(gpus=False),
         versions={name: installed_version(name) or ABSENT for name in sorted(names)},
+        pins=read_pins(cache_dir(environ)),
         compiler=read_compiler(environ),
         own_code=own_code_digest(),
         python=sys.executable,
@@ -64,6 +71,34 @@ def read_compiler(environ: Mapping[str, str]) -> str:
         return ABSENT
     version = ask([path, "-dumpfullversion"], timeout_s=20)
     return f"g++ {version.strip()}" if version else ABSENT
+
+
+def read_pins(cache: Path) -> dict[str, str]:
+    """What a package pins: Python and every distribution its server needs, directly or not.
+
+    Following all requirements takes 50 ms, so the answer is kept in the cache with the names (versions included) of
+    all installed distributions. Without the engine packages there is nothing to pin.
+    """
+    folders = [Path(entry) for entry in sys.path if Path(entry).is_dir()]
+    installed = sorted(path.name for folder in folders for path in folder.glob("*.dist-info"))
+    question = sha256_bytes(canonical_json([platform.python_version(), installed]))
+    memo = cache / "memo" / "pins.json"
+    try:
+        answer = read_json(memo)
+        if answer["question"] == question:
+            pins: dict[str, str] = answer["pins"]
+            return pins
+    except (OSError, ValueError, KeyError):
+        pass
+    from trtx.backends.shipping import pinned_requirements
+
+    try:
+        pins = {"python": platform.python_version(), **pinned_requirements()}
+    except EnvironmentProblem:
+        return {"python": platform.python_version(), "engine": ABSENT}
+    with contextlib.suppress(OSError, EnvironmentProblem):
+        write_json(memo, {"question": question, "pins": pins})
+    return pins
 
 
 def own_code_digest() -> str:

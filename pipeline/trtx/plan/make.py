@@ -237,7 +237,7 @@ class _Planner:
         if "benchmark" in made:
             inputs["benchmark"] = made["benchmark"]
         # A package ships trtx's own code, so that is a factor as well.
-        toolchain = self._toolchain(TOOLCHAIN["package"]) | {"trtx": self.facts.own_code}
+        toolchain = {**self.facts.pins, "trtx": self.facts.own_code}
         return self._add(
             f"package/{cell.name}",
             params,

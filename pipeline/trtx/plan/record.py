@@ -123,6 +123,13 @@ def find_run(project: Path, run_id: str | None = None) -> RunRecord:
     return RunRecord(runs_dir(project) / (run_id or names[-1]))
 
 
+def find_run_of(project: Path, step_id: str) -> RunRecord | None:
+    """The latest run that started a step, if any: in later ones it was cached."""
+    folders = sorted((path.parent for path in runs_dir(project).glob("*/plan.json")), reverse=True)
+    records = (RunRecord(folder) for folder in folders)
+    return next((record for record in records if record.attempts(step_id)), None)
+
+
 def latest_run(project: Path) -> RunRecord | None:
     """The latest run, if any."""
     try:

@@ -156,6 +156,8 @@ def _perform(job: Job, folder: Path, started: float) -> dict[str, Any]:
             summary = load_stage(job.stage).run(params, context)
         draft = Manifest(job.key, job.step, job.stage, job.factors, (), _provenance(job, started), summary)
         store.publish(staged, draft)
+    for entry in job.inputs.values():
+        store.accept_links(entry.key)
     return {"state": "published", "summary": summary}
 
 

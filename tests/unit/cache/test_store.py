@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.steps import corrupt
 
 from trtx.cache.manifest import Manifest, ManifestCorrupt, load_manifest
 from trtx.cache.store import Store, remove_tree
@@ -200,3 +201,16 @@ def test_a_full_disk_is_one_message_and_leaves_no_entry(tmp_path: Path) -> None:
         assert not store.entry(KEY).exists()
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_linked_entry_is_not_read_again_and_a_changed_one_is(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store)
+    os.link(store.output(KEY) / "engine.json", store.root / "tmp" / "link")
+    store.accept_links(KEY)
+    read: list[Path] = []
+    monkeypatch.setattr("trtx.cache.store.sha256_file", lambda path: read.append(path) or "")
+    assert store.find(KEY).manifest is not None
+    assert read == []
+    corrupt(store.output(KEY) / "engine.json")
+    store.accept_links(KEY)
+    assert "SHA-256" in (store.find(KEY).fault or "")
