@@ -274,7 +274,8 @@ CROSS_CASES = (
     ),
     case(
         "a block longer than a sequence",
-        engine("  limits: {max_seq_len: 64}\n  kv_cache: {tokens_per_block: «128}"),
+        engine("  limits: {max_seq_len: «64}\n  kv_cache: {tokens_per_block: «128}"),
+        ("less than the 128 tokens of the text that checks",),
         ("more than max_seq_len 64",),
     ),
     case(

@@ -31,7 +31,7 @@ from trtx.quant.checkpoint_folder import (
     load_tokenizer,
     write_plain_format,
 )
-from trtx.quant.perplexity import make_windows, mean_nats, perplexity_of
+from trtx.quant.perplexity import MAX_WINDOW, make_windows, mean_nats, perplexity_of
 from trtx.quant.rows import encode_rows, make_batches, read_rows
 
 CALIBRATION_NAME, HELD_OUT_NAME = "trtx_calibration.json", "trtx_heldout.safetensors"
@@ -70,14 +70,14 @@ def quantize_checkpoint(
     length = min(max_length, model.config.max_position_embeddings)
     texts = read_rows(data / "heldout.jsonl")
     held_out = encode_rows(tokenizer, texts)
-    windows_KU = make_windows(held_out, length)
+    windows_KU = make_windows(held_out, min(length, MAX_WINDOW))
     is_plain = quantization.algorithm == "none" and quantization.kv_cache == "auto"
     batches = (
         []
         if is_plain
         else make_batches(encode_rows(tokenizer, read_rows(data / "calibration.jsonl")), length, batch_size)
     )
-    run = Forward(model, progress, 2 * math.ceil(len(windows_KU) / batch_size) + len(batches))
+    run = Forward(model, progress, count_passes(quantization, len(windows_KU), batch_size, len(batches)))
 
     before = mean_nats(run.logits, windows_KU, batch_size)
     say(f"perplexity {perplexity_of(before):.4f} on {windows_KU[:, 1:].numel()} held-out tokens, {describe(model)}")
@@ -103,7 +103,7 @@ def quantize_checkpoint(
             which: nats / math.log(2) / bytes_per_token for which, nats in (("before", before), ("after", after))
         },
         "tokens": windows_KU[:, 1:].numel(),
-        "window": length,
+        "window": windows_KU.shape[1] - 1,
         "calibration_tokens": sum(batch.numel() for batch in batches),
         "device": describe(model),
         "modelopt": None if is_plain else version("nvidia-modelopt"),
@@ -112,6 +112,14 @@ def quantize_checkpoint(
     }
     write_json(output / CALIBRATION_NAME, report)
     return report
+
+
+def count_passes(quantization: QuantFormat, num_windows: int, batch_size: int, num_batches: int) -> int:
+    """Forward passes of a whole calibration, for the progress display: AWQ observes, then searches."""
+    measured = math.ceil(num_windows / batch_size)
+    if num_batches == 0:
+        return measured
+    return 2 * measured + (2 if quantization.algorithm == "int4_awq" else 1) * num_batches
 
 
 class Forward:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from trtx.errors import UsageProblem
 
+# Tokens of a window at most: an engine is asked the same windows, and its sequences may be short.
+MAX_WINDOW = 128
 # Enough to tell formats apart, little enough for a second on a small model.
 MAX_HELD_OUT_TOKENS = 16384
 

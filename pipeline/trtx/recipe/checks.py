@@ -20,6 +20,8 @@ from trtx.recipe.unavailable import GPU_ENGINE, GPU_ENGINE_FIX
 NEEDS_CALIBRATION = frozenset({"fp8", "int8_sq", "int4_awq", "w4a8_awq", "int4_gptq", "nvfp4", "mxfp4"})
 # Image tags that mean something else tomorrow; trtx.backends.images has the same.
 MOVING_TAGS = frozenset({"latest", "main", "master", "edge", "nightly", "stable"})
+# Held-out text is cut into windows of calibration.max_length tokens, or this many; trtx.quant.perplexity has the same.
+MAX_WINDOW = 128
 
 
 class Device(Protocol):
@@ -67,7 +69,8 @@ def check_recipe(loaded: LoadedRecipe, hardware: Hardware) -> list[Problem]:
         *_check_package(loaded),
     ]
     for target in loaded.recipe.targets:
-        found += [*_check_limits(loaded, target), *_check_kv_cache(loaded, target), *_check_workloads(loaded, target)]
+        for check in (_check_limits, _check_windows, _check_kv_cache, _check_workloads):
+            found += check(loaded, target)
     # Targets share settings, and so problems; the first one speaks for all.
     return list({(problem.mark, problem.what): problem for problem in reversed(found)}.values())
 
@@ -190,6 +193,22 @@ def _check_limits(loaded: LoadedRecipe, target: str) -> Iterator[Problem]:
         what = f"tokens_per_block {tokens_per_block} is more than max_seq_len {limits.max_seq_len}"
         path = _stated(loaded, target, ("kv_cache", "tokens_per_block"), ("limits", "max_seq_len"))
         yield loaded.problem(path, what, why="the rest of every block could never be used", fix="use a smaller block")
+
+
+def _check_windows(loaded: LoadedRecipe, target: str) -> Iterator[Problem]:
+    """An engine is checked on the windows that its variant's perplexity was measured on; they must fit."""
+    recipe = loaded.recipe
+    limit = recipe.engine_for(target).limits.max_seq_len
+    lengths = {
+        name: min(recipe.quantization[name].calibration.max_length, MAX_WINDOW)
+        for name in recipe.variants_of(target)
+        if name in recipe.quantization
+    }
+    if long := [name for name, length in lengths.items() if length > limit]:
+        what = f"max_seq_len {limit} is less than the {max(lengths.values())} tokens of the text that checks the engine"
+        why = f"the perplexity of {', '.join(long)} is measured on windows of calibration.max_length tokens"
+        fix = f"raise max_seq_len, or set their calibration.max_length to {limit}"
+        yield loaded.problem(origin(loaded, target, "limits", "max_seq_len"), what, why=why, fix=fix)
 
 
 def _stated(loaded: LoadedRecipe, target: str, *settings: tuple[str, ...]) -> problems.Path:
