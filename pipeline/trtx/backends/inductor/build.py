@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import time
@@ -70,14 +69,16 @@ def check_constants(spec: EngineSpec, facts: Mapping[str, CompileFacts]) -> None
 
 
 def find_compiler() -> Path:
-    """The C++ compiler: `$CXX`, else g++. Raises EnvironmentProblem when there is none."""
-    wanted = os.environ.get("CXX") or "g++"
-    found = shutil.which(wanted)
+    """The C++ compiler, g++ of the PATH: the one whose version is in the step's key.
+
+    Raises EnvironmentProblem when there is none.
+    """
+    found = shutil.which("g++")
     if found is None:
         raise EnvironmentProblem(
-            f"there is no C++ compiler '{wanted}' on this machine",
-            why="programs are compiled to machine code when an engine is built; running one needs no compiler",
-            fix="install it (Debian and Ubuntu: apt-get install g++) or set CXX",
+            "there is no C++ compiler on this machine",
+            why="programs are compiled to machine code by g++ when an engine is built; running one needs no compiler",
+            fix="install it (Debian and Ubuntu: apt-get install g++)",
         )
     return Path(found)
 
@@ -85,11 +86,11 @@ def find_compiler() -> Path:
 def compiler_version(compiler: Path) -> str:
     """Version of a compiler as it says itself, such as `12.2.0`. Raises EnvironmentProblem when it cannot be run."""
     try:
-        argv = [str(compiler), "-dumpfullversion", "-dumpversion"]
+        argv = [str(compiler), "-dumpfullversion"]
         done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
         raise EnvironmentProblem(
-            f"the C++ compiler {compiler} does not work", why=str(error), fix="install g++ again or set CXX"
+            f"the C++ compiler {compiler} does not work", why=str(error), fix="install g++ again"
         ) from error
     return done.stdout.strip()
 

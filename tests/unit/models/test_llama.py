@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from tests.support.checkpoints import make_llama, make_unified
+from tests.support.modules import make_eager_engine, run_in_pieces
+from trtx.models.config import DType
+
+MODELS: dict[str, dict[str, Any]] = {
+    "grouped": {},
+    "tied": {"tie_word_embeddings": True},
+    "biased": {"attention_bias": True, "mlp_bias": True},
+    "multi-head": {"num_key_value_heads": 4},
+    "one key-value head": {"num_key_value_heads": 1},
+    "heads wider than hidden": {"head_dim": 48},
+    "odd sizes": {"hidden_size": 60, "num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 70},
+    "llama3 rope": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        }
+    },
+}
+
+
+def tokens(batch: int, length: int) -> torch.Tensor:
+    return torch.randint(0, 64, (batch, length), generator=torch.Generator().manual_seed(2))
+
+
+@torch.inference_mode()
+def reference(model: LlamaForCausalLM, tokens_BT: torch.Tensor) -> torch.Tensor:
+    return model(tokens_BT).logits
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_chunks_and_steps_answer_like_transformers_at_once(tmp_path: Path, name: str) -> None:
+    model = make_llama(tmp_path / "model", **MODELS[name])
+    programs = make_eager_engine(tmp_path, tmp_path / "model")
+    tokens_BT = tokens(3, 43)
+    found = run_in_pieces(programs, tokens_BT, cuts=(5, 24), num_decoded=7)
+    torch.testing.assert_close(found, reference(model, tokens_BT), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float16", 0.01), ("bfloat16", 0.03)])
+def test_half_precision_stays_near_transformers_in_float32(tmp_path: Path, dtype: DType, bound: float) -> None:
+    model = make_llama(tmp_path / "model", initializer_range=0.05)
+    programs = make_eager_engine(tmp_path, tmp_path / "model", dtype)
+    found, expected = run_in_pieces(programs, tokens(2, 20), (8,), 4), reference(model, tokens(2, 20))
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < bound * expected.norm()
+
+
+def test_an_fp8_cache_rounds_keys_and_values_only(tmp_path: Path) -> None:
+    checkpoint = make_unified(tmp_path / "model", "none", kv_cache="fp8", initializer_range=0.05)
+    model = LlamaForCausalLM.from_pretrained(checkpoint.folder)
+    programs = make_eager_engine(tmp_path, checkpoint.folder)
+    assert {pool.dtype for pool in programs._pools} == {torch.uint8}
+    found, expected = run_in_pieces(programs, tokens(2, 20), (8,), 4), reference(model, tokens(2, 20))
+    distance = (found - expected).norm() / expected.norm()
+    assert 1e-5 < distance < 0.05
+
+
+def test_padding_changes_no_answer_and_writes_to_the_null_block_only(tmp_path: Path) -> None:
+    make_llama(tmp_path / "model")
+    programs = make_eager_engine(tmp_path, tmp_path / "model", num_blocks=4)
+    tokens_BT = tokens(2, 6)
+    positions = torch.arange(6).expand(2, -1).clone()
+    tables = torch.tensor([[1], [2]])
+    whole = programs.prefill(tokens_BT, positions, tables, torch.tensor([5, 11]))
+    before = [pool.clone() for pool in programs._pools]
+    # The second sequence has 4 tokens, a third none at all; tables are padded with the null block.
+    grid = torch.cat([tokens_BT, torch.zeros(1, 6, dtype=torch.int64)])
+    grid_positions = torch.cat([positions, torch.full((1, 6), -1)])
+    grid[1, 4:], grid_positions[1, 4:] = 0, -1
+    padded_tables = torch.tensor([[1, 0], [2, 0], [0, 0]])
+    padded = programs.prefill(grid, grid_positions, padded_tables, torch.tensor([5, 9]))
+    torch.testing.assert_close(padded[0], whole[0])
+    for pool, earlier in zip(programs._pools, before, strict=True):
+        torch.testing.assert_close(pool[1:], earlier[1:])
+        assert pool.isfinite().all()
+
+
+def test_a_padding_sequence_in_a_decode_batch_touches_no_other(tmp_path: Path) -> None:
+    make_llama(tmp_path / "model")
+    programs = make_eager_engine(tmp_path, tmp_path / "model", num_blocks=3)
+    alone = programs.decode(torch.tensor([7]), torch.tensor([0]), torch.tensor([[1]]))
+    padded = programs.decode(torch.tensor([7, 0]), torch.tensor([0, -1]), torch.tensor([[1], [0]]))
+    torch.testing.assert_close(padded[:1], alone)
+
+
+def test_sequences_may_share_blocks_of_a_common_prefix(tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "model")
+    programs = make_eager_engine(tmp_path, tmp_path / "model", num_blocks=6)
+    prefix, ends = tokens(1, 8), torch.tensor([[3, 9], [5, 1]])
+    programs.prefill(prefix, torch.arange(8)[None], torch.tensor([[1]]), torch.tensor([7]))
+    positions = torch.tensor([[8, 9], [8, 9]])
+    found = programs.prefill(ends, positions, torch.tensor([[1, 2], [1, 3]]), torch.tensor([1, 3]))
+    expected = reference(model, torch.cat([prefix.expand(2, -1), ends], 1))[:, -1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
