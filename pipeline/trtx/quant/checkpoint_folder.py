@@ -57,7 +57,11 @@ def load_model(folder: Path) -> Any:
     except (OSError, RuntimeError) as error:
         raise _damaged(error) from error
     except (ValueError, KeyError, ImportError) as error:
-        raise UsageProblem("transformers cannot load the model", why=_short(error)) from error
+        raise UsageProblem(
+            "transformers cannot load the model",
+            why=_short(error),
+            fix="use an architecture that transformers itself has: code of checkpoints is never run",
+        ) from error
     if missing := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
         raise VerificationFailed(
             f"the model's weights are incomplete: {len(missing)} tensors are missing or of another shape",
