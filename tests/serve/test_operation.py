@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import random
 import re
 import socket
 import threading
@@ -187,3 +189,33 @@ def test_an_engine_failure_is_told_to_those_who_wait_and_makes_the_server_unheal
         for stream in (False, True):
             later = server.post("/v1/completions", LONG | {"stream": stream})
             assert (later.status_code, later.json()["error"]["code"]) == (503, "engine_unavailable")
+
+
+def test_streams_that_break_off_at_random_leave_no_block_behind(server: RunningServer) -> None:
+    draw = random.Random(5)
+    cuts = {n: draw.choice((None, 0, 1, 5)) for n in range(60)}
+    texts: dict[int, str] = {}
+
+    async def ask(client: httpx.AsyncClient, n: int) -> None:
+        body = {"prompt": [n, 1], "max_tokens": 40, "temperature": 0, "ignore_eos": True, "stream": True}
+        events = []
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            assert response.status_code == 200
+            if cuts[n] == 0:
+                return
+            async for line in response.aiter_lines():
+                if line.startswith("data: {"):
+                    events.append(json.loads(line[6:])["choices"][0]["text"])
+                if len(events) == cuts[n]:
+                    return
+        texts[n] = "".join(events)
+
+    async def ask_all() -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=20) as client:
+            await asyncio.gather(*(ask(client, n) for n in cuts))
+
+    asyncio.run(ask_all())
+    server.until_idle()
+    decode = make_tokenizer().decode
+    assert all(texts[n] == decode(expected_tokens([n, 1], 40, stop=None)) for n in texts)
+    assert {n for n, cut in cuts.items() if cut is None} <= texts.keys()

@@ -8,6 +8,7 @@ import json
 import math
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,9 @@ from trtx.runtime.folders import ENGINE_FOLDER, find_folders
 from trtx.serve.app import Service, create_app
 
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
+
+# A compiled program holds the GIL, and Python's own 5 ms would let the event loop wait for many steps of a small model.
+SWITCH_INTERVAL_S = 1e-4
 
 # After the drain a client that does not read its error is waited for this long.
 STUCK_CLIENT_S = 5
@@ -113,6 +117,7 @@ def run_app(app: FastAPI, listener: socket.socket, *, drain_s: float, on_ready: 
     that are left get an error. Raises EnvironmentProblem when the server does not start.
     """
     server = _Server(app, drain_s, on_ready)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     # uvicorn sends itself the signal once more after its shutdown, to this handler: an ordered stop is no failure.
     previous = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
