@@ -140,5 +140,4 @@ def _make_child(job: CompileJob) -> Child:
     scratch = Path(job.work)
     path = scratch / "job.json"
     write_json(path, job.model_dump(mode="json"))
-    environ = {"TORCHINDUCTOR_CACHE_DIR": str(scratch), "TMPDIR": str(scratch)}
-    return Child("trtx.backends.inductor.compile", (str(path),), scratch / "compile.log", environ)
+    return Child("trtx.backends.inductor.compile", (str(path),), scratch / "compile.log", {"TMPDIR": str(scratch)})

@@ -8,6 +8,7 @@ the processor at hand, and C++ sources (which quote the compiler's command lines
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import zipfile
@@ -46,6 +47,7 @@ TYPICAL_THREADS = 8
 def compile_program(job: CompileJob) -> CompileFacts:
     """Write the package of one program and return what the compiler says about it."""
     isa, work = find_isa(job.spec.arch), Path(job.work)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = job.work
     use_vector_isa(isa)
     exported = export_program(job.spec, job.program)
     raw = work / f"{job.program}.raw.pt2"
