@@ -7,13 +7,16 @@ held equal to it. An engine belongs to one thread (see loop.py); `make_request` 
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from trtx.hardware.host import count_cpus
 from trtx.runtime.blocks import BlockPool
 from trtx.runtime.card import load_card
 from trtx.runtime.fit import check_machine
@@ -26,6 +29,7 @@ from trtx.runtime.sampler import sample
 from trtx.runtime.scheduler import Batch, Decode, Prefill, Scheduler
 from trtx.runtime.stats import EngineStats, Load
 from trtx.runtime.stops import StopStrings
+from trtx.runtime.threads import choose_num_threads
 from trtx.runtime.tokenizer import TextStream, Tokenizer
 
 DEFAULT_MEMORY_FRACTION = 0.9
@@ -41,16 +45,25 @@ class Completion:
 
 
 class Engine:
-    """Programs, scheduler and tokenizer put together. `clock` gives seconds; only differences count."""
+    """Programs, scheduler and tokenizer put together.
+
+    `num_threads` is for one operation; None leaves it to torch. `clock` gives seconds; only differences count.
+    """
 
     def __init__(
-        self, programs: Programs, tokenizer: Tokenizer, *, clock: Callable[[], float] = time.perf_counter
+        self,
+        programs: Programs,
+        tokenizer: Tokenizer,
+        *,
+        num_threads: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         card = programs.card
         self.card = card
         self.tokenizer = tokenizer
         self.stats = EngineStats()
         self.clock = clock
+        self._num_threads = num_threads
         self._programs = programs
         self._scheduler = Scheduler(BlockPool(programs.num_blocks), card.limits, card.kv_cache.tokens_per_block)
         self._inputs = DecodeInputs(
@@ -81,13 +94,22 @@ class Engine:
         card = load_card(folders.engine)
         check_machine(card)
         tokenizer = Tokenizer.load(folders.tokenizer)
+        weights_bytes = folders.weights_bytes(card)
         num_blocks = plan_num_blocks(
-            card,
-            kv_cache_bytes=kv_cache_bytes,
-            memory_fraction=memory_fraction,
-            weights_bytes=folders.weights_bytes(card),
+            card, kv_cache_bytes=kv_cache_bytes, memory_fraction=memory_fraction, weights_bytes=weights_bytes
         )
-        return cls(load_programs(folders.engine, folders.weights, num_blocks, verify=verify), tokenizer)
+        # torch counts cores, and a container may have fewer processors than its machine has cores.
+        num_cpus = min(torch.get_num_threads(), count_cpus(Path("/proc"), Path("/sys/fs/cgroup")))
+        num_threads = choose_num_threads(weights_bytes, num_cpus, os.environ)
+        programs = load_programs(folders.engine, folders.weights, num_blocks, verify=verify)
+        engine = cls(programs, tokenizer, num_threads=num_threads)
+        engine.use_thread()
+        return engine
+
+    def use_thread(self) -> None:
+        """Make the calling thread the one that runs steps: each has a number of threads for an operation of its own."""
+        if self._num_threads is not None:
+            torch.set_num_threads(self._num_threads)
 
     @property
     def max_request_tokens(self) -> int:

@@ -83,6 +83,7 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
+            self.engine.use_thread()
             while self._obey():
                 outputs = self.engine.step()
                 if outputs:
