@@ -7,7 +7,6 @@ held equal to it. An engine belongs to one thread (see loop.py); `make_request` 
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -98,11 +97,10 @@ class Engine:
         num_blocks = plan_num_blocks(
             card, kv_cache_bytes=kv_cache_bytes, memory_fraction=memory_fraction, weights_bytes=weights_bytes
         )
-        # torch counts cores, and a container may have fewer processors than its machine has cores.
-        num_cpus = min(torch.get_num_threads(), count_cpus(Path("/proc"), Path("/sys/fs/cgroup")))
-        num_threads = choose_num_threads(weights_bytes, num_cpus, os.environ)
+        # torch obeys OMP_NUM_THREADS, else counts cores; a container may have fewer processors than its machine cores.
+        max_threads = min(torch.get_num_threads(), count_cpus(Path("/proc"), Path("/sys/fs/cgroup")))
         programs = load_programs(folders.engine, folders.weights, num_blocks, verify=verify)
-        engine = cls(programs, tokenizer, num_threads=num_threads)
+        engine = cls(programs, tokenizer, num_threads=choose_num_threads(weights_bytes, max_threads))
         engine.use_thread()
         return engine
 

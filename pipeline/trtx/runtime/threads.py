@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 # A thread more for every so many bytes of weights. The threads of a program meet after every operation, and where one
 # of them has to wait for a processor all others wait for it. On two cores a model of 4 MB is a third slower with one
 # thread than with two while nothing else runs, and 20 to 180 times as fast while other programs compute.
 WEIGHTS_PER_THREAD_BYTES = 16 << 20
 
 
-def choose_num_threads(weights_bytes: int, num_cpus: int, environ: Mapping[str, str]) -> int | None:
-    """Threads for one operation, at most the processors at hand; None to leave it as OMP_NUM_THREADS says."""
-    if environ.get("OMP_NUM_THREADS"):
-        return None
-    return max(1, min(num_cpus, -(-weights_bytes // WEIGHTS_PER_THREAD_BYTES)))
+def choose_num_threads(weights_bytes: int, max_threads: int) -> int:
+    """Threads for one operation, at most `max_threads`."""
+    return max(1, min(max_threads, -(-weights_bytes // WEIGHTS_PER_THREAD_BYTES)))
