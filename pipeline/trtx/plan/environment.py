@@ -40,6 +40,7 @@ FETCHING = (
     "HTTP_PROXY",
     "NO_PROXY",
     "REQUESTS_CA_BUNDLE",
+    "TRTX_OFFLINE",
     "http_proxy",
     "https_proxy",
     "no_proxy",

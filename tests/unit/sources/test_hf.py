@@ -13,6 +13,7 @@ from unit.sources.conftest import MODEL_FILES, OTHER_FILES
 from trtx.errors import EnvironmentProblem, TrtxError, UsageProblem, VerificationFailed
 from trtx.models.sources import hf
 from trtx.models.sources.base import Request, find_source
+from trtx.models.sources.hub import read_hub
 
 URL = "hf://owner/tiny"
 SECRET = "hf_secret_of_mine"
@@ -23,7 +24,12 @@ class World:
 
     def __init__(self, hub: Hub, folder: Path) -> None:
         self.hub, self.folder = hub, folder
-        self.environ = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hf"), "HOME": str(folder)}
+        self.environ = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(folder / "hf"),
+            "HOME": str(folder),
+            "TRTX_CACHE_DIR": str(folder / "trtx"),
+        }
         self.repository = Repository({**MODEL_FILES, **OTHER_FILES}, references=("main", "v1"))
         hub.repositories["models/owner/tiny"] = self.repository
 
@@ -66,6 +72,20 @@ def test_a_branch_is_pinned_to_the_commit_it_names(world: World) -> None:
     assert resolved.identity == world.repository.commit
     assert resolved.config == json.loads(MODEL_FILES["config.json"])
     assert hf.resolve(world.request(revision=world.repository.commit)).identity == world.repository.commit
+
+
+def test_a_commit_is_asked_of_the_hub_once(world: World) -> None:
+    request = world.request(revision=world.repository.commit)
+    first = hf.resolve(request)
+    world.hub.requests.clear()
+    assert hf.resolve(request) == first
+    assert hf.resolve(world.request(revision=world.repository.commit, environ={"HF_HUB_OFFLINE": "1"})) == first
+    assert world.hub.requests == []
+    (memo,) = (world.folder / "trtx" / "memo").iterdir()
+    memo.write_text("damaged")
+    assert hf.resolve(request) == first
+    hf.resolve(world.request(revision="main"))
+    assert any("revision/main" in path for _, path, _ in world.hub.requests)
 
 
 def test_resolving_downloads_no_weights(world: World) -> None:
@@ -201,7 +221,7 @@ def test_the_token_is_in_no_text_of_ours(world: World) -> None:
     world.hub.tokens[SECRET] = set()
     request = world.request(environ={"HF_TOKEN": SECRET})
     resolved = hf.resolve(request)
-    assert SECRET not in repr(request) + repr(resolved) + repr(hf.read_hub(request, "main"))
+    assert SECRET not in repr(request) + repr(resolved) + repr(read_hub(request, "main"))
     assert any(SECRET in headers.get("authorization", "") for _, _, headers in world.hub.requests)
 
 
