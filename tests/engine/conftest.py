@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.checkpoints import make_llama
+from support.engines import VOCAB_SIZE, write_tokenizer_folder
+from support.modules import convert_quietly
 
-from tests.support.checkpoints import make_llama
-from tests.support.engines import VOCAB_SIZE, write_tokenizer_folder
-from tests.support.modules import convert_quietly
 from trtx.models.checkpoint import load_model_config
 from trtx.models.formats import QuantFormat
 from trtx.quant.modelopt import quantize_checkpoint

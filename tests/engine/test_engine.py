@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.modules import convert_quietly, run_in_pieces
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tests.engine.conftest import Built, calibrate, make_model
-from tests.support.modules import convert_quietly, run_in_pieces
 from trtx.backends.inductor.build import find_compiler
 from trtx.backends.inductor.check import check, generate_greedily
 from trtx.backends.inductor.compile import CompileJob
-from trtx.backends.inductor.evidence import CHECK_NAME, ensure_checked, read_evidence, run_check
+from trtx.backends.inductor.evidence import CHECK_NAME, ensure_checked, read_evidence
 from trtx.backends.inductor.module import load_eager
 from trtx.backends.inductor.process import Child, run_children
 from trtx.backends.inductor.spec import EngineSpec
@@ -194,7 +194,7 @@ def test_the_wrong_perplexity_is_named_with_its_bound(plain: Built, tmp_path: Pa
 def test_an_engine_without_held_out_text_cannot_be_checked(plain: Built, tmp_path: Path) -> None:
     shutil.copytree(plain.checkpoint, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("trtx_heldout*"))
     with pytest.raises(VerificationFailed, match=r"has no trtx_heldout\.safetensors"):
-        run_check(plain.engine, plain.weights, tmp_path / "checkpoint", plain.model, "key")
+        check(plain.engine, plain.weights, tmp_path / "checkpoint", plain.model, "key")
 
 
 def copy_engine_with(plain: Built, target: Path, **changes: object) -> Path:

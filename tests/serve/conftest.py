@@ -3,9 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
-from tests.support.engines import make_engine
-from tests.support.servers import RunningServer, running_server
+from support.engines import make_engine
+from support.servers import RunningServer, running_server
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,7 @@ import json
 from typing import Any
 
 import pytest
-
-from tests.support.servers import RunningServer
+from support.servers import RunningServer
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 PROMPT: dict[str, Any] = {"prompt": "hello"}

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from support.engines import FakePrograms, expected_tokens, make_card, make_tokenizer
+from support.servers import MODEL, RunningServer, running_server
 
-from tests.support.engines import FakePrograms, expected_tokens, make_card, make_tokenizer
-from tests.support.servers import MODEL, RunningServer, running_server
 from trtx.runtime.engine import Engine
 
 TOKENIZER = make_tokenizer()

@@ -3,9 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-from tests.support.engines import EOS_ID, expected_tokens, make_tokenizer
-from tests.support.servers import MODEL, RunningServer
+from support.engines import EOS_ID, expected_tokens, make_tokenizer
+from support.servers import MODEL, RunningServer
 
 TOKENIZER = make_tokenizer()
 PATH = "/v1/completions"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import openai
 import pytest
+from support.engines import expected_tokens, make_tokenizer
+from support.servers import MODEL, RunningServer
 
-from tests.support.engines import expected_tokens, make_tokenizer
-from tests.support.servers import MODEL, RunningServer
-
-openai = pytest.importorskip("openai")
 TOKENIZER = make_tokenizer()
 USER = {"role": "user", "content": "hi"}
 CHAT_TEXT = TOKENIZER.decode(expected_tokens(TOKENIZER.render_chat([USER]), 8))

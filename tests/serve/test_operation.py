@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
+from support.engines import FakePrograms, expected_tokens, make_card, make_engine, make_tokenizer
+from support.servers import MODEL, RunningServer, running_server
 
-from tests.support.engines import FakePrograms, expected_tokens, make_card, make_engine, make_tokenizer
-from tests.support.servers import MODEL, RunningServer, running_server
 from trtx.runtime.engine import Engine
 
 LONG: dict[str, Any] = {"prompt": [65], "max_tokens": 60, "temperature": 0, "ignore_eos": True}

@@ -1,4 +1,4 @@
-"""A server process with an engine whose steps take a while: python -m tests.support.serve_slowly DRAIN_SECONDS"""
+"""A server process with an engine whose steps take a while: python -m support.serve_slowly DRAIN_SECONDS"""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import sys
 import threading
 from typing import Any
 
-from tests.support.engines import FakePrograms, make_card, make_tokenizer
+from support.engines import FakePrograms, make_card, make_tokenizer
+
 from trtx.runtime.engine import Engine
 from trtx.serve.app import create_app
 from trtx.serve.main import bind, run_app, url_of

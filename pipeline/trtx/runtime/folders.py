@@ -16,6 +16,8 @@ from trtx.runtime.card import CARD_NAME, EngineCard
 WEIGHTS_FOLDER = "weights"
 # Where a deployment folder keeps its engine.
 ENGINE_FOLDER = "engine"
+# What a deployment folder says of itself, the name it is served under among it.
+DEPLOYMENT_NAME = "deployment.json"
 
 
 @dataclass(frozen=True)

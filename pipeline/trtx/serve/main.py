@@ -18,8 +18,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from trtx.errors import EnvironmentProblem
+from trtx.files import read_json
 from trtx.runtime.engine import Engine
-from trtx.runtime.folders import ENGINE_FOLDER, find_folders
+from trtx.runtime.folders import DEPLOYMENT_NAME, ENGINE_FOLDER, find_folders
 from trtx.serve.app import Service, create_app
 
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
@@ -64,9 +65,13 @@ def serve_engine(
 
 
 def served_name(folder: Path) -> str:
-    """The model's name when none is given: the folder's, or its parent's for the engine inside a deployment."""
+    """The model's name when none is given: the one its deployment serves it under, else the folder's."""
     resolved = folder.resolve()
-    return (resolved.parent if resolved.name == ENGINE_FOLDER else resolved).name or "model"
+    deployment = resolved.parent if resolved.name == ENGINE_FOLDER else resolved
+    try:
+        return str(read_json(deployment / DEPLOYMENT_NAME)["name"])
+    except (OSError, ValueError, KeyError):
+        return deployment.name or "model"
 
 
 def bind(host: str, port: int) -> socket.socket:

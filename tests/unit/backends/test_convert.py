@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from support.checkpoints import make_llama, make_unified
+from support.modules import convert_quietly
 
-from tests.support.checkpoints import make_llama, make_unified
-from tests.support.modules import convert_quietly
 from trtx.backends.inductor.convert import convert
 from trtx.errors import VerificationFailed
 from trtx.models.layout import make_layout

@@ -4,10 +4,11 @@ import math
 from pathlib import Path
 
 import pytest
+from support.engines import make_card as make_any_card
 
-from tests.support.engines import make_card as make_any_card
 from trtx.backends.inductor import evidence as module
 from trtx.backends.inductor.evidence import (
+    FAILURE_NAME,
     FIGURES,
     Evidence,
     ensure_checked,
@@ -15,8 +16,10 @@ from trtx.backends.inductor.evidence import (
     make_verdict,
     out_of_bounds,
     read_evidence,
+    read_failure,
+    write_failure,
 )
-from trtx.errors import VerificationFailed
+from trtx.errors import EnvironmentProblem, VerificationFailed
 from trtx.files import write_json
 from trtx.models.formats import ALGORITHMS, QuantFormat
 from trtx.runtime.card import CARD_NAME, EngineCard, Program
@@ -138,6 +141,20 @@ def test_greedy_tokens_are_compared_where_nothing_is_rounded() -> None:
     assert "greedy_mismatches" not in make_tolerances(make_card(dtype="bfloat16"))
     assert "greedy_mismatches" not in make_tolerances(make_card(kv_cache="fp8"))
     assert "greedy_mismatches" not in make_tolerances(make_card("int8_wo"))
+
+
+def test_an_error_of_the_checking_process_arrives_as_it_was_raised(tmp_path: Path) -> None:
+    write_failure(tmp_path, EnvironmentProblem("what", why="why", fix="fix"))
+    error = read_failure(tmp_path / FAILURE_NAME, 1, [])
+    assert type(error) is EnvironmentProblem
+    assert error.render() == EnvironmentProblem("what", why="why", fix="fix").render()
+
+
+@pytest.mark.parametrize(("code", "how"), [(-11, "signal SIGSEGV: last line"), (1, "exit code 1: last line")])
+def test_programs_that_crash_fail_the_check(tmp_path: Path, code: int, how: str) -> None:
+    error = read_failure(tmp_path / FAILURE_NAME, code, ["first line", "last line"])
+    assert isinstance(error, VerificationFailed)
+    assert error.why == how
 
 
 def test_a_check_of_something_that_is_no_engine_says_so(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
+from support.engines import make_card as make_any_card
 
-from tests.support.engines import make_card as make_any_card
 from trtx.errors import EnvironmentProblem
 from trtx.hardware.gpus import ISAS
 from trtx.runtime.card import CompiledFor, EngineCard

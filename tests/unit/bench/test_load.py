@@ -3,8 +3,8 @@ from __future__ import annotations
 from itertools import islice
 
 import pytest
+from support.engines import EOS_ID, FakePrograms, make_card, make_engine, make_tokenizer
 
-from tests.support.engines import EOS_ID, FakePrograms, make_card, make_engine, make_tokenizer
 from trtx.bench.load import make_prompts, run_load
 from trtx.runtime.engine import Engine
 from trtx.runtime.request import RequestRefused

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.engines import make_engine
 
-from tests.support.engines import make_engine
 from trtx.errors import VerificationFailed
 from trtx.runtime.engine import Engine
 from trtx.stages import benchmark

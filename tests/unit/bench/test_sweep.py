@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+from support.engines import FakePrograms, make_card, make_engine, make_tokenizer
 
-from tests.support.engines import FakePrograms, make_card, make_engine, make_tokenizer
 from trtx.bench.report import BenchmarkReport, write_report
 from trtx.bench.sweep import Level, Method, run_sweep, summarize
 from trtx.errors import StepFailed

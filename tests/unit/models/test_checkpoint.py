@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.checkpoints import make_llama
 
-from tests.support.checkpoints import make_llama
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.models.checkpoint import INDEX, SINGLE, Checkpoint, load_model_config
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.checkpoints import make_llama, make_unified
+from support.modules import make_eager_engine, run_in_pieces
 from transformers import LlamaForCausalLM
 
-from tests.support.checkpoints import make_llama, make_unified
-from tests.support.modules import make_eager_engine, run_in_pieces
 from trtx.models.config import DType
 
 MODELS: dict[str, dict[str, Any]] = {

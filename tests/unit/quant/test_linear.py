@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.checkpoints import Unified, make_unified
+from support.modules import convert_quietly, load_rank
 from torch import Tensor
 
-from tests.support.checkpoints import Unified, make_unified
-from tests.support.modules import convert_quietly, load_rank
 from trtx.models.formats import ALGORITHMS
 from trtx.models.layout import make_shard
 from trtx.models.llama import Llama

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.checkpoints import Unified, make_unified, write_format
+from support.modules import convert_quietly, load_rank
 from torch import Tensor
 
-from tests.support.checkpoints import Unified, make_unified, write_format
-from tests.support.modules import convert_quietly, load_rank
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.models.checkpoint import Checkpoint
 from trtx.models.formats import ALGORITHMS

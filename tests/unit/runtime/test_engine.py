@@ -3,8 +3,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from support.engines import EOS_ID, FakePrograms, expected_tokens, make_card, make_engine, make_tokenizer
 
-from tests.support.engines import EOS_ID, FakePrograms, expected_tokens, make_card, make_engine, make_tokenizer
 from trtx.runtime.engine import Engine
 from trtx.runtime.request import Output, Request, RequestRefused, SamplingParams
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from support.engines import make_card
 
-from tests.support.engines import make_card
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.models.weights_config import RankFile, WeightsConfig
 from trtx.runtime.folders import EngineFolders, find_folders

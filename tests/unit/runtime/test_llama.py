@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.engines import VOCAB_SIZE, make_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.support.engines import VOCAB_SIZE, make_tokenizer
 from trtx.backends.inductor.convert import convert
 from trtx.backends.inductor.module import make_eager
 from trtx.backends.inductor.spec import EngineSpec, make_card

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+from support.engines import expected_tokens, make_engine
 
-from tests.support.engines import expected_tokens, make_engine
 from trtx.runtime.engine import Engine
 from trtx.runtime.loop import EngineFailed, EngineThread, Stream
 from trtx.runtime.request import Output, SamplingParams

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.engines import make_card
 
-from tests.support.engines import make_card
 from trtx.errors import EnvironmentProblem
 from trtx.runtime import memory
 from trtx.runtime.memory import available_bytes, block_bytes, plan_num_blocks

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.engines import BOS_ID, EOS_ID, make_tokenizer, raw_tokenizer, write_tokenizer_folder
 
-from tests.support.engines import BOS_ID, EOS_ID, make_tokenizer, raw_tokenizer, write_tokenizer_folder
 from trtx.errors import VerificationFailed
 from trtx.runtime.request import RequestRefused
 from trtx.runtime.tokenizer import MAX_HELD_TOKENS, TextStream, Tokenizer

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.engines import make_card
 
-from tests.support.engines import make_card
 from trtx.cli.main import main
 
 

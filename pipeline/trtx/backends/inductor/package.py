@@ -36,7 +36,7 @@ from trtx.files import (
 from trtx.models.weights_config import TOKENIZER_FOLDER
 from trtx.render import TEMPLATES, render
 from trtx.runtime.card import CARD_NAME, EngineCard, load_card
-from trtx.runtime.folders import ENGINE_FOLDER, WEIGHTS_FOLDER
+from trtx.runtime.folders import DEPLOYMENT_NAME, ENGINE_FOLDER, WEIGHTS_FOLDER
 
 SUMS_NAME = "SHA256SUMS"
 SCHEMA = "trtx.deployment/v1"
@@ -127,7 +127,7 @@ def write_deployment(
             link_or_copy(benchmark / name, target / "benchmark" / name)
     write_wheel(target / "wheels")
     write_text(target / "requirements.txt", requirements_text(deployment.pins))
-    write_json(target / "deployment.json", describe(deployment, card))
+    write_json(target / DEPLOYMENT_NAME, describe(deployment, card))
     for name in ("entrypoint.py", "healthcheck.py"):
         write_text(target / name, (TEMPLATES / "package" / name).read_text(encoding="utf-8"))
     report = None
