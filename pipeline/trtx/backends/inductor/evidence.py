@@ -102,7 +102,8 @@ def run_check(engine: Path, weights: Path, checkpoint: Path, model: Path, weight
         result, log = Path(folder, CHECK_NAME), Path(folder, "check.log")
         paths = (engine, weights, checkpoint, model, result)
         arguments = (*(str(path.absolute()) for path in paths), weights_key)
-        child = Child("trtx.backends.inductor.check", arguments, log, {})
+        # Threads that spin while they wait take the processors from each other where other steps run too.
+        child = Child("trtx.backends.inductor.check", arguments, log, {"OMP_WAIT_POLICY": "PASSIVE"})
         ended = run_children([child], Path(folder))[0]
         if ended.code != 0:
             raise read_failure(Path(folder, FAILURE_NAME), ended.code, ended.tail)
