@@ -30,7 +30,7 @@ demo: compiler $(VENV)/engine.stamp ## Build the quickstart recipe on this machi
 	$(BIN)/trtx apply recipes/quickstart.yaml
 
 test: compiler $(VENV)/dev.stamp ## Install what the tests need and run all of them
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 lint: $(VENV)/dev.stamp ## Formatting, lint, types and import laws
 	$(BIN)/ruff format --check .
