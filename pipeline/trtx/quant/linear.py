@@ -11,7 +11,9 @@ Legend: N output rows, K input columns, Z = K / group size. x stands for activat
 | int4_wo, int4_awq | (x · pre_quant_scale[K]) · (W · weight_scale[N, Z])ᵀ, W int4; int4_wo has no pre_quant_scale |
 
 Scales are per output row, so that parts with a scale of their own (q, k, v; gate, up) fuse without error. int4 weights
-are bytes [N, K/2]: the low nibble is the even column, the high nibble the odd one, each a value -8…7 stored plus 8.
+are bytes [N, K/2]: byte j of a group holds its column j in the low nibble and its column j + half a group in the high
+one, each a value -8…7 stored plus 8. So both halves widen to vectors as they lie; with neighbours in a byte, widening
+takes 2.5 times as long.
 
 int8_wo and int4 keep the low-bit weights in memory and widen them inside the program, because PyTorch's packed CPU
 kernels take bfloat16 activations only and a packing that changes with the instruction set; fp8 does
@@ -92,14 +94,16 @@ class Int4WeightLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self.pre_quant_scale is not None:
             x = (x.float() * self.pre_quant_scale).to(x.dtype)
-        return self.add_bias(F.linear(x, dequantize_int4(self.weight, self.weight_scale).to(x.dtype)))
+        return self.add_bias(F.linear(x, dequantize_int4(self.weight, self.weight_scale, x.dtype)))
 
 
-def dequantize_int4(packed: Tensor, scale: Tensor) -> Tensor:
-    """float32 [N, K] of packed bytes [N, K/2] and scales [N, Z]."""
-    nibbles_NK = torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
-    grouped_NZk = (nibbles_NK.float() - INT4_OFFSET).view(*scale.shape, -1)
-    return (grouped_NZk * scale.unsqueeze(-1)).flatten(-2)
+def dequantize_int4(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Float weights [N, K] of packed bytes [N, K/2] and scales [N, Z]."""
+    packed_NZh, scale_NZ1 = packed.view(*scale.shape, -1), scale.unsqueeze(-1)
+    low, high = (
+        ((nibbles.float() - INT4_OFFSET) * scale_NZ1).to(dtype) for nibbles in (packed_NZh & 15, packed_NZh >> 4)
+    )
+    return torch.cat([low, high], -1).flatten(-2)
 
 
 LINEARS: dict[str, type[Linear]] = {

@@ -125,17 +125,19 @@ def _pack_weight(checkpoint: Checkpoint, spec: LinearSpec, dtype: torch.dtype, s
     if spec.algorithm not in ("int4_wo", "int4_awq"):
         weight = torch.cat([checkpoint.read_part(f"{name}.weight", rows, spec.columns) for name, rows in parts])
         return weight.to(dtype) if spec.algorithm == "none" else weight
-    return torch.cat([_repack_int4(checkpoint, f"{name}.weight", rows, spec.columns) for name, rows in parts])
+    group = ALGORITHMS[spec.algorithm].group_size or len(spec.columns)
+    return torch.cat([_repack_int4(checkpoint, f"{name}.weight", rows, spec.columns, group) for name, rows in parts])
 
 
-def _repack_int4(checkpoint: Checkpoint, name: str, rows: range, columns: range) -> Tensor:
-    """Bytes of two rows each, two's complement → bytes of two columns each, offset by 8."""
+def _repack_int4(checkpoint: Checkpoint, name: str, rows: range, columns: range, group: int) -> Tensor:
+    """Bytes of two rows each, two's complement → bytes of two columns of a group each, offset by 8."""
     if rows.start % 2 or rows.stop % 2:
         raise UsageProblem(f"{name} cannot be cut at rows {rows.start} to {rows.stop}", why="a byte holds two rows")
     pairs = checkpoint.read_part(name, range(rows.start // 2, rows.stop // 2), columns)
     nibbles_NK = torch.stack([pairs & 15, pairs >> 4], 1).flatten(0, 1)
     offset_NK = nibbles_NK ^ INT4_OFFSET  # two's complement of 4 bits, plus 8, is the top bit flipped
-    return offset_NK[:, 0::2] | (offset_NK[:, 1::2] << 4)
+    low, high = offset_NK.view(len(rows), -1, 2, group // 2).unbind(2)
+    return (low | (high << 4)).flatten(1)
 
 
 def _pack_weight_scale(checkpoint: Checkpoint, spec: LinearSpec, dtype: torch.dtype, shard: Shard) -> Tensor:
