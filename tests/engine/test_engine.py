@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from support.modules import convert_quietly, run_in_pieces
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -25,6 +25,9 @@ from trtx.backends.inductor.spec import EngineSpec
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.files import sha256_file, write_json
 from trtx.models.formats import QuantFormat
+from trtx.models.layout import TensorSpec
+from trtx.models.weights_config import load_weights_config
+from trtx.models.weights_file import WeightsWriter
 from trtx.runtime.card import CARD_NAME, Limits, load_card
 from trtx.runtime.program import CompiledPrograms, load_programs
 from trtx.stages import build as build_stage
@@ -158,7 +161,10 @@ def corrupt_weights(weights: Path, target: Path) -> Path:
     shutil.copytree(weights, target)
     tensors = load_file(weights / "rank0.safetensors")
     tensors["layers.1.mlp.down.weight"][3, 4] += 1
-    save_file(tensors, target / "rank0.safetensors")
+    specs = [TensorSpec(t.name, t.shape, t.dtype) for t in load_weights_config(weights).ranks[0].tensors]
+    with WeightsWriter(target / "rank0.safetensors", specs) as writer:
+        for spec in specs:
+            writer.write(spec.name, tensors[spec.name])
     return target
 
 

@@ -13,6 +13,7 @@ from trtx.backends.inductor.module import load_eager, make_module
 from trtx.backends.inductor.spec import EngineSpec, make_card
 from trtx.files import write_json
 from trtx.models.config import DType
+from trtx.models.layout import make_layout
 from trtx.models.llama import Llama
 from trtx.models.weights_config import WeightsConfig, load_weights_config
 from trtx.models.weights_file import map_weights
@@ -54,7 +55,8 @@ def make_eager_engine(folder: Path, checkpoint: Path, dtype: DType = "float32", 
 def load_rank(weights: Path, rank: int) -> tuple[Llama, dict[str, Tensor]]:
     """One rank's module over its own file, and the tensors of the file."""
     config = load_weights_config(weights)
-    tensors = map_weights(weights / config.ranks[rank].file)
+    layout = make_layout(config.model, config.quantization, config.dtype, config.tensor, config.pipeline, rank)
+    tensors = map_weights(weights / config.ranks[rank].file, layout.tensors)
     where = Rank(tensor=config.tensor, pipeline=config.pipeline, rank=rank)
     module = make_module(config.model, config.quantization, config.dtype, where)
     module.load_state_dict(tensors, strict=True, assign=True)

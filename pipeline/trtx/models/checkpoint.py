@@ -123,9 +123,21 @@ def read_json_file(path: Path) -> Any:
         ) from error
 
 
+def read_entry(path: Path, name: str) -> Any:
+    """One entry of a JSON object in a file. Raises VerificationFailed when the file or the entry is missing."""
+    content = read_json_file(path)
+    if not isinstance(content, dict) or name not in content:
+        raise VerificationFailed(
+            f"{path.parent} is not a whole checkpoint",
+            why=f"{path.name} has no '{name}'",
+            fix="fetch or export the checkpoint again",
+        )
+    return content[name]
+
+
 def _file_names(folder: Path) -> list[str]:
     if (folder / INDEX).is_file():
-        names = sorted(set(read_json_file(folder / INDEX)["weight_map"].values()))
+        names = sorted(set(read_entry(folder / INDEX, "weight_map").values()))
         if outside := [name for name in names if Path(name).name != name]:
             raise VerificationFailed(
                 f"{folder / INDEX} names files outside its folder", why=outside[0], fix="do not use this checkpoint"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trtx.errors import UsageProblem, did_you_mean
 
@@ -66,11 +66,27 @@ def read_model_config(config: Mapping[str, Any]) -> ModelConfig:
         raise UsageProblem(
             f"{architecture} with hidden_act {activation!r} is not supported", fix="use a model with silu"
         )
+    try:
+        shape = _read_shape(config)
+    except (KeyError, TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+        why = f"it lacks {error}" if isinstance(error, KeyError) else _first_line(error)
+        raise UsageProblem(
+            "config.json does not describe a model", why=why, fix="fetch or save the model again"
+        ) from error
+    if shape.head_dim % 2 or shape.num_heads % shape.num_kv_heads:
+        raise UsageProblem(
+            f"{shape.num_heads} attention heads of {shape.head_dim} channels over {shape.num_kv_heads} key-value heads "
+            "are not supported",
+            why="channels are rotated in pairs, and each key-value head serves equally many heads",
+        )
+    return shape
+
+
+def _read_shape(config: Mapping[str, Any]) -> ModelConfig:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     rope = dict(config.get("rope_parameters") or {})
-    scaling = _read_rope_scaling(config.get("rope_scaling") or rope)
     return ModelConfig(
-        architecture=architecture,
+        architecture=config["architectures"][0],
         vocab_size=config["vocab_size"],
         hidden_size=hidden,
         intermediate_size=config["intermediate_size"],
@@ -81,12 +97,19 @@ def read_model_config(config: Mapping[str, Any]) -> ModelConfig:
         max_position_embeddings=config["max_position_embeddings"],
         norm_epsilon=config.get("rms_norm_eps", 1e-6),
         rope_theta=rope.get("rope_theta") or config.get("rope_theta") or 10000.0,
-        rope_scaling=scaling,
+        rope_scaling=_read_rope_scaling(config.get("rope_scaling") or rope),
         tie_word_embeddings=config.get("tie_word_embeddings", False),
         attention_bias=config.get("attention_bias", False),
         mlp_bias=config.get("mlp_bias", False),
         dtype=config.get("dtype") or config.get("torch_dtype") or "float32",
     )
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error).splitlines()[0]
 
 
 def _read_rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:

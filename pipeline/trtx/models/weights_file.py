@@ -14,9 +14,11 @@ from types import TracebackType
 from typing import Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from trtx.errors import VerificationFailed
 from trtx.files import disk_errors
 from trtx.models.layout import TensorSpec
 
@@ -52,7 +54,7 @@ class WeightsWriter:
     def write(self, name: str, tensor: Tensor) -> None:
         """Write the next tensor. Raises ValueError when it is not the one announced."""
         spec = self._specs[self._written] if self._written < len(self._specs) else None
-        found = TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        found = _describe(name, tensor)
         if found != spec:
             raise ValueError(f"{found} was written where the layout has {spec}")
         with disk_errors(self.path):
@@ -88,9 +90,34 @@ def make_header(specs: Iterable[TensorSpec]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def map_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, mapped and not read; without the padding."""
-    return {name: tensor for name, tensor in load_file(path).items() if not name.startswith(PAD_PREFIX)}
+def map_weights(path: Path, specs: Iterable[TensorSpec]) -> dict[str, Tensor]:
+    """The tensors of a file, mapped and not read.
+
+    Raises VerificationFailed when they are not exactly those of `specs`, aligned: compiled code trusts both.
+    """
+    try:
+        mapped = {name: tensor for name, tensor in load_file(path).items() if not name.startswith(PAD_PREFIX)}
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+    expected = {spec.name: spec for spec in specs}
+    if odd := sorted(expected.keys() ^ mapped.keys()):
+        raise _damaged(path, f"{odd[0]} is {'missing' if odd[0] in expected else 'not known'}")
+    for name, tensor in mapped.items():
+        if _describe(name, tensor) != expected[name]:
+            raise _damaged(path, f"{name} is {list(tensor.shape)} of {tensor.dtype}")
+        if tensor.data_ptr() % ALIGNMENT_BYTES:
+            raise _damaged(path, f"{name} does not start at a multiple of {ALIGNMENT_BYTES} bytes")
+    return mapped
+
+
+def _damaged(path: Path, why: str) -> VerificationFailed:
+    return VerificationFailed(
+        f"{path} does not hold the weights that its layout says", why=why, fix="convert the checkpoint again"
+    )
+
+
+def _describe(name: str, tensor: Tensor) -> TensorSpec:
+    return TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from trtx.errors import UsageProblem, VerificationFailed, did_you_mean
-from trtx.models.checkpoint import Checkpoint, read_json_file
+from trtx.models.checkpoint import Checkpoint, read_entry
 from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import ALGORITHMS, Algorithm, QuantFormat
 from trtx.models.layout import LinearSpec, Shard, head_linear, layer_linears, linear_tensors
@@ -55,7 +55,7 @@ def read_quant_format(checkpoint: Checkpoint) -> QuantFormat:
     path = checkpoint.folder / FORMAT_FILE
     if not path.is_file():
         return QuantFormat()
-    facts = read_json_file(path)["quantization"]
+    facts = read_entry(path, "quantization")
     kv_cache, name = facts.get("kv_cache_quant_algo"), facts.get("quant_algo")
     if kv_cache not in (None, "FP8"):
         raise _unknown(path, "KV cache format", kv_cache, ["FP8"])

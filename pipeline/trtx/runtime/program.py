@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trtx.errors import EnvironmentProblem, VerificationFailed
 from trtx.files import sha256_file
+from trtx.models.layout import make_layout
 from trtx.models.weights_config import load_weights_config
 from trtx.models.weights_file import map_weights
 from trtx.runtime.card import EngineCard, KvCache, load_card
@@ -133,18 +134,19 @@ def load_programs(engine: Path, weights: Path, num_blocks: int, *, verify: bool 
 def load_weights(card: EngineCard, weights: Path) -> dict[str, Tensor]:
     """Map the weight file that belongs to the card's rank.
 
-    Raises VerificationFailed when its layout is not the one the programs were compiled for.
+    Raises VerificationFailed when its layout is not the one the programs were compiled for, or it is damaged.
     """
     config = load_weights_config(weights)
-    rank = card.rank.rank
+    tensor, pipeline, rank = card.rank.tensor, card.rank.pipeline, card.rank.rank
+    layout = make_layout(card.model, card.quantization, card.dtype, tensor, pipeline, rank)
     found = config.ranks[rank].layout_sha256 if rank < len(config.ranks) else "no such rank"
-    if found != card.weights_layout_sha256:
+    if found != card.weights_layout_sha256 or found != layout.sha256:
         raise VerificationFailed(
             f"the weights in {weights} were not made for this engine",
             why=f"layout {found[:12]} instead of {card.weights_layout_sha256[:12]}",
             fix="convert the checkpoint with the model, quantization, dtype and parallelism of the engine",
         )
-    return map_weights(weights / config.ranks[rank].file)
+    return map_weights(weights / config.ranks[rank].file, layout.tensors)
 
 
 def make_pools(kv_cache: KvCache, num_blocks: int) -> list[Tensor]:

@@ -46,6 +46,13 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         Checkpoint(tmp_path)
 
 
+def test_an_index_without_a_map_is_refused(tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text("{}")
+    with pytest.raises(VerificationFailed) as caught:
+        Checkpoint(tmp_path)
+    assert caught.value.why == f"{INDEX} has no 'weight_map'"
+
+
 def test_an_index_cannot_reach_outside_its_folder(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
     with pytest.raises(VerificationFailed, match="names files outside its folder"):

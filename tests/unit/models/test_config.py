@@ -54,6 +54,12 @@ def test_heads_default_to_one_key_value_head_each() -> None:
     ("overrides", "message"),
     [
         ({"architectures": ["LlamaForCausalLn"]}, "did you mean 'LlamaForCausalLM'"),
+        ({"architectures": None}, "(none)"),
+        ({"hidden_size": None}, "config.json does not describe a model"),
+        ({"vocab_size": "many"}, "vocab_size: Input should be a valid integer"),
+        ({"dtype": "float64"}, "dtype: Input should be 'float32', 'bfloat16' or 'float16'"),
+        ({"head_dim": 15}, "4 attention heads of 15 channels"),
+        ({"num_key_value_heads": 3}, "over 3 key-value heads"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "type 'yarn' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks low_freq_factor"),
@@ -64,3 +70,11 @@ def test_what_cannot_be_compiled_is_refused_by_name(overrides: dict[str, Any], m
     with pytest.raises(UsageProblem) as caught:
         read_model_config(hf_config(**overrides))
     assert message in caught.value.render()
+
+
+def test_a_missing_entry_is_named() -> None:
+    config = hf_config()
+    del config["vocab_size"]
+    with pytest.raises(UsageProblem) as caught:
+        read_model_config(config)
+    assert caught.value.why == "it lacks 'vocab_size'"

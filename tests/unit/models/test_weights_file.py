@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
-from trtx.errors import EnvironmentProblem
+from trtx.errors import EnvironmentProblem, VerificationFailed
 from trtx.models.layout import TensorSpec
 from trtx.models.weights_file import ALIGNMENT_BYTES, WeightsWriter, map_weights
 
@@ -43,7 +44,7 @@ def test_a_written_file_is_valid_and_holds_the_same_bits(tmp_path: Path) -> None
 
 def test_mapped_tensors_start_on_64_byte_boundaries_and_have_no_padding_among_them(tmp_path: Path) -> None:
     write(tmp_path / "w.safetensors")
-    mapped = map_weights(tmp_path / "w.safetensors")
+    mapped = map_weights(tmp_path / "w.safetensors", SPECS)
     assert set(mapped) == set(values())
     assert all(tensor.data_ptr() % ALIGNMENT_BYTES == 0 for tensor in mapped.values())
 
@@ -56,9 +57,41 @@ def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_strided_tensor_is_written_in_order(tmp_path: Path) -> None:
     value = torch.arange(6.0).view(2, 3).t()
-    with WeightsWriter(tmp_path / "w", [TensorSpec("t", (3, 2), "float32")]) as writer:
+    specs = [TensorSpec("t", (3, 2), "float32")]
+    with WeightsWriter(tmp_path / "w", specs) as writer:
         writer.write("t", value)
-    assert torch.equal(map_weights(tmp_path / "w")["t"], value)
+    assert torch.equal(map_weights(tmp_path / "w", specs)["t"], value)
+
+
+@pytest.mark.parametrize(
+    ("specs", "why"),
+    [
+        ([*SPECS, TensorSpec("more", (1,), "float32")], "more is missing"),
+        (SPECS[1:], "scale is not known"),
+        ([TensorSpec("scale", (1,), "float32"), *SPECS[1:]], "scale is [] of torch.float32"),
+    ],
+)
+def test_a_file_of_other_tensors_is_never_handed_to_compiled_code(
+    tmp_path: Path, specs: list[TensorSpec], why: str
+) -> None:
+    write(tmp_path / "w")
+    with pytest.raises(VerificationFailed) as caught:
+        map_weights(tmp_path / "w", specs)
+    assert caught.value.why == why
+
+
+def test_a_file_without_alignment_is_never_handed_to_compiled_code(tmp_path: Path) -> None:
+    save_file(values(), tmp_path / "w")
+    with pytest.raises(VerificationFailed) as caught:
+        map_weights(tmp_path / "w", SPECS)
+    assert "does not start at a multiple of 64 bytes" in caught.value.why
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "w")
+    (tmp_path / "w").write_bytes((tmp_path / "w").read_bytes()[:-64])
+    with pytest.raises(VerificationFailed, match="does not hold the weights"):
+        map_weights(tmp_path / "w", SPECS)
 
 
 @pytest.mark.parametrize(

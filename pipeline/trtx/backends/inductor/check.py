@@ -27,7 +27,7 @@ from trtx.backends.inductor.process import die_with_parent
 from trtx.backends.inductor.reference import Reference, load_checkpoint, load_model
 from trtx.errors import TrtxError, UsageProblem, VerificationFailed
 from trtx.files import write_json
-from trtx.models.checkpoint import read_json_file
+from trtx.models.checkpoint import read_entry
 from trtx.runtime.card import EngineCard, load_card
 from trtx.runtime.program import Programs, load_programs
 
@@ -118,7 +118,7 @@ def load_heldout(checkpoint: Path) -> Heldout:
             why="its perplexity is compared on exactly the text that calibration measured",
             fix="run the calibrate step again",
         )
-    figures = read_json_file(checkpoint / CALIBRATION_NAME)["perplexity"]
+    figures = read_entry(checkpoint / CALIBRATION_NAME, "perplexity")
     return Heldout(load_file(path)["tokens"].long(), float(figures["after"]))
 
 
