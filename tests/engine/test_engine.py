@@ -256,6 +256,12 @@ def test_loading_leaves_no_unpacked_programs_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_inputs_of_another_type_are_refused_instead_of_misread(plain: Built) -> None:
+    programs = load_programs(plain.engine, plain.weights, 8)
+    with pytest.raises(TypeError, match="int64"):
+        programs.decode(torch.tensor([1], dtype=torch.int32), torch.tensor([0]), torch.tensor([[1]]))
+
+
 def test_two_threads_at_once_are_refused_instead_of_waiting_for_ever(plain: Built) -> None:
     programs = load_programs(plain.engine, plain.weights, 8)
     refused: list[str] = []

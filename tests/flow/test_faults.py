@@ -75,7 +75,7 @@ def stalled_recipe(project, url: str) -> None:
         "model": {"source": f"{url}/model"},
         "quantization": {"fp32": {"algorithm": "none"}},
         "targets": {"cpu": {"gpu": "cpu"}},
-        "engine": {"limits": {"max_batch_size": 2, "max_num_tokens": 64, "max_seq_len": 64}},
+        "engine": {"limits": {"max_batch_size": 2, "max_num_tokens": 128, "max_seq_len": 128}},
     }
     (project.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ def make_spec(**changes: Any) -> EngineSpec:
 
 def refuse(spec: EngineSpec, tmp_path: Path) -> None:
     build(spec, tmp_path, tmp_path, lambda _: None)
+
+
+def test_the_step_that_builds_imports_no_torch_itself() -> None:
+    script = "import sys, trtx.stages.build; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_a_machine_without_a_compiler_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
