@@ -99,6 +99,8 @@ class CompiledPrograms:
         return self._call(self._decode, [tokens_B, positions_B, block_tables_BW])
 
     def _call(self, package: Any, inputs: list[Tensor]) -> Tensor:
+        if any(tensor.dtype != torch.int64 for tensor in inputs):
+            raise TypeError("a program's inputs are int64")
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("an engine's programs may be called by one thread at a time")
         try:
