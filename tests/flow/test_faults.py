@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -54,11 +55,11 @@ def test_a_worker_killed_during_the_build_is_reported_and_the_next_apply_finishe
     recipe["engine"]["limits"]["max_batch_size"] = 3
     (project.folder / "other.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     arguments = ("apply", "other.yaml:cpu/fp32", "--until", "build")
-    driver = start(project, *arguments)
-    worker = wait_for_worker(driver, project.folder, "build/cpu/fp32")
-    time.sleep(3)  # Into the compilation, where the most is half-written.
-    os.kill(worker, signal.SIGKILL)
-    _, errors = driver.communicate(timeout=60)
+    with start(project, *arguments) as driver:
+        worker = wait_for_worker(driver, project.folder, "build/cpu/fp32")
+        time.sleep(3)  # Into the compilation, where the most is half-written.
+        os.kill(worker, signal.SIGKILL)
+        _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 1
     assert "build/cpu/fp32 was killed by SIGKILL" in errors
     assert "Traceback" not in errors
@@ -66,6 +67,13 @@ def test_a_worker_killed_during_the_build_is_reported_and_the_next_apply_finishe
     assert shown["build/cpu/fp32"]["state"] == "failed"
     done = project.json(*arguments)
     assert {row["state"] for row in done["status"] if row["stage"] == "build"} == {"done"}
+
+
+def wait_until_reached(reached: threading.Event, driver: subprocess.Popen[str]) -> None:
+    """Wait for the step to be half-way; a driver that ends before shows what it said."""
+    while not reached.wait(0.1):
+        if driver.poll() is not None:
+            raise AssertionError(driver.communicate()[1])
 
 
 def stalled_recipe(project, url: str) -> None:
@@ -94,11 +102,11 @@ def model_files(prefix: str = "model") -> dict[str, bytes]:
 def test_ctrl_c_stops_the_children_and_says_how_to_go_on(project) -> None:
     with stalling_server(model_files(), stalled="model/model.safetensors") as (url, reached):
         stalled_recipe(project, url)
-        driver = start(project, "apply", "recipe.yaml", "--until", "download")
-        assert reached.wait(60), driver.stderr.read() if driver.poll() is not None and driver.stderr else ""
-        workers = children(driver.pid)
-        driver.send_signal(signal.SIGINT)
-        _, errors = driver.communicate(timeout=30)
+        with start(project, "apply", "recipe.yaml", "--until", "download") as driver:
+            wait_until_reached(reached, driver)
+            workers = children(driver.pid)
+            driver.send_signal(signal.SIGINT)
+            _, errors = driver.communicate(timeout=30)
     assert driver.returncode == 130
     assert "run the same `trtx apply` again to continue" in errors
     assert "Traceback" not in errors
@@ -111,11 +119,10 @@ def test_ctrl_c_stops_the_children_and_says_how_to_go_on(project) -> None:
 def test_when_the_driver_is_killed_its_workers_end_too(project) -> None:
     with stalling_server(model_files(), stalled="model/model.safetensors") as (url, reached):
         stalled_recipe(project, url)
-        driver = start(project, "apply", "recipe.yaml", "--until", "download")
-        assert reached.wait(60)
-        workers = children(driver.pid)
-        driver.kill()
-        driver.wait()
+        with start(project, "apply", "recipe.yaml", "--until", "download") as driver:
+            wait_until_reached(reached, driver)
+            workers = children(driver.pid)
+            driver.kill()
         deadline = time.monotonic() + 20
         while any(Path(f"/proc/{pid}").exists() for pid in workers):
             assert time.monotonic() < deadline

@@ -86,18 +86,6 @@ def test_a_flipped_byte_is_found_and_only_that_step_redone(quickstart, shared_ca
     assert [row["step"] for row in rows if row["state"] == "done"] == [step["id"]]
 
 
-def test_logs_of_a_step_are_printed_and_an_unknown_step_gets_the_nearest_name(quickstart) -> None:
-    done = quickstart.trtx("logs", "download/model", "--run", sorted_runs(quickstart)[0])
-    assert "published" in done.stdout
-    wrong = quickstart.trtx("logs", "download/modle")
-    assert wrong.returncode == 2
-    assert "did you mean 'download/model'?" in wrong.stderr
-
-
-def sorted_runs(project) -> list[str]:
-    return sorted(path.name for path in (project.folder / ".trtx" / "runs").iterdir())
-
-
 def test_a_fine_tune_reuses_the_compiled_program_and_is_checked_by_the_benchmark(
     quickstart, project_on_shared_cache, shared_cache: Path, tmp_path: Path
 ) -> None:

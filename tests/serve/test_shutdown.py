@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[2]
 @contextmanager
 def server_process(drain_s: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
     argv = [sys.executable, "-m", "support.serve_slowly", str(drain_s)]
-    with subprocess.Popen(argv, cwd=ROOT / "tests", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        argv, cwd=ROOT / "tests", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().strip()

@@ -10,6 +10,7 @@ from trtx.files import free_bytes
 from trtx.hardware.fit import Setup, compute_need, find_misfit
 from trtx.hardware.gpus import Gpu, find_gpu
 from trtx.hardware.host import check_can_build
+from trtx.hardware.versions import installed_version
 from trtx.models.config import ModelConfig
 from trtx.plan.facts import ABSENT, Facts
 from trtx.plan.make import resolve_dtype
@@ -40,7 +41,7 @@ def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts, gpus
     if not stages:
         return
     for name, users in NEEDED.items():
-        if stages & set(users) and facts.versions.get(name, ABSENT) == ABSENT:
+        if stages & set(users) and installed_version(name) is None:
             raise EnvironmentProblem(
                 f"the Python package {name} is not installed",
                 why=f"the stage {next(stage for stage in users if stage in stages)} needs it",

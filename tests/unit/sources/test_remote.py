@@ -100,7 +100,7 @@ def expect(kind: type[Exception], what: str, url: str) -> Any:
 
 
 def test_each_thing_wrong_with_a_url_is_named(memory: MemoryFileSystem) -> None:
-    expect(UsageProblem, "does not exist or is empty", "memory://nothing")
+    expect(UsageProblem, "does not exist", "memory://nothing")
     error = expect(UsageProblem, "unknown kind of source 'htpp://'", "htpp://somewhere/x")
     assert "'http'" in error.fix
     memory.pipe("/models/tiny/config.json", b"{")
@@ -112,10 +112,10 @@ def test_each_thing_wrong_with_a_url_is_named(memory: MemoryFileSystem) -> None:
 
 
 def test_a_missing_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = {"class": "absent_driver.S3", "err": "Install s3fs to access S3"}
+    absent = {"class": "absent_driver.S3", "err": "pip install 'fsspec[s3]'"}
     monkeypatch.setitem(known_implementations, "s3", absent)
     error = expect(EnvironmentProblem, "s3:// needs a driver", "s3://bucket/model")
-    assert error.fix == "Install s3fs to access S3"
+    assert error.fix == "pip install 'fsspec[s3]'"
 
 
 @pytest.mark.parametrize(

@@ -83,13 +83,20 @@ def list_files(request: Request) -> Listing:
         return Listing(fs, folder, {name: fs.info(root)})
     found = {path[len(root) :].strip("/"): info for path, info in fs.find(root, detail=True).items()}
     if not found:
+        fs.ls(root)  # `find` leaves out what it cannot list; this says why.
         raise UsageProblem(f"{request.url} does not exist or is empty", fix="check the spelling")
     if request.kind == "model":
         names = model_files(found, request.url, allow_pickle=request.allow_pickle)
     else:
         data_files(found, request.url, request.split)  # says so now if there is no such split
         names = data_files(found, request.url, None)
-    return Listing(fs, root, {name: found[name] for name in names})
+    return Listing(fs, root, {name: _describe(fs, _join(root, name), found[name]) for name in names})
+
+
+def _describe(fs: Any, path: str, info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a server says of a file; drivers such as http list names only and must be asked file by file."""
+    says_enough = info.get("size") is not None and any(info.get(name) for name in (*VERSION_FIELDS, *TIME_FIELDS))
+    return info if says_enough else {**info, **fs.info(path)}
 
 
 def read_identity(listing: Listing) -> str:
@@ -123,7 +130,6 @@ def driver_errors(url: str) -> Iterator[None]:
     from fsspec.registry import known_implementations
 
     scheme = url.partition("://")[0]
-    known = known_implementations.get(scheme, {})
     if scheme not in known_implementations:
         raise UsageProblem(f"unknown kind of source '{scheme}://'", fix=did_you_mean(scheme, [*SOURCES, "s3", "http"]))
     try:
@@ -136,7 +142,7 @@ def driver_errors(url: str) -> Iterator[None]:
         raise EnvironmentProblem(
             f"{scheme}:// needs a driver that is not installed",
             why=str(error),
-            fix=str(known.get("err", f"pip install the fsspec driver of {scheme}")),
+            fix=f"pip install 'fsspec[{'http' if scheme == 'https' else scheme}]'",
         ) from error
     except PermissionError as error:
         raise UsageProblem(f"{url} may not be read", why=str(error), fix="check the driver's credentials") from error
