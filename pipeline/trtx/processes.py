@@ -6,6 +6,7 @@ Processes are started from argument lists, never through a shell.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -16,6 +17,9 @@ from typing import Any
 
 from trtx.errors import EnvironmentProblem
 from trtx.files import disk_errors
+
+# prctl(2)
+PR_SET_PDEATHSIG = 1
 
 
 def ask(argv: Sequence[str], *, timeout_s: float, environment: Mapping[str, str] | None = None) -> str | None:
@@ -42,10 +46,11 @@ def ask_or_why(
 
 
 def start_process(
-    argv: Sequence[str], *, folder: Path, environment: Mapping[str, str], log: Path
+    argv: Sequence[str], *, folder: Path, environment: Mapping[str, str], log: Path, own_group: bool = True
 ) -> subprocess.Popen[bytes]:
-    """Start a process in its own group with stdout and stderr appended to `log`.
+    """Start a process with stdout and stderr appended to `log`.
 
+    In its own group it is ended with all it started by `signal_group`; else it shares its parent's group and fate.
     Raises EnvironmentProblem when the program is not there.
     """
     with disk_errors(log), log.open("ab") as stream:
@@ -57,10 +62,15 @@ def start_process(
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=own_group,
             )
         except FileNotFoundError as error:
             raise EnvironmentProblem(f"cannot start {argv[0]}", why="there is no such program") from error
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent ends, however that happens."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

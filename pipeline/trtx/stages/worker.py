@@ -6,7 +6,6 @@ The exit code is 0 or that of the error (trtx.errors).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -24,6 +23,7 @@ from trtx.cache.manifest import Manifest
 from trtx.cache.store import Store
 from trtx.errors import EnvironmentProblem, Interrupted, StepFailed, TrtxError, UsageProblem, VerificationFailed
 from trtx.files import disk_errors, write_text
+from trtx.processes import die_with_parent
 from trtx.stages.base import StepContext, load_stage
 from trtx.stages.job import (
     ATTEMPT_VARIABLE,
@@ -38,16 +38,13 @@ from trtx.stages.job import (
 )
 from trtx.stages.params import PARAMS
 
-# prctl(2): the signal this process gets when its parent dies.
-PR_SET_PDEATHSIG = 1
-
 
 def main(arguments: list[str]) -> int:
     """Run the job named by the one argument; returns the exit code."""
     if len(arguments) != 1:
         print("usage: python -m trtx.stages.worker job.json", file=sys.stderr)
         return UsageProblem.exit_code
-    die_with_parent()
+    follow_parent()
     signal.signal(signal.SIGTERM, _interrupt)
     path = Path(arguments[0]).absolute()
     try:
@@ -66,12 +63,12 @@ def main(arguments: list[str]) -> int:
     return failure.exit_code
 
 
-def die_with_parent() -> None:
+def follow_parent() -> None:
     """Get SIGTERM when the runner that set PARENT_VARIABLE dies, so that no step runs unseen."""
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is None:
         return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    die_with_parent(signal.SIGTERM)
     if os.getppid() != int(parent):  # It died before the call above.
         raise SystemExit(Interrupted.exit_code)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from trtx.backends.inductor.spec import CompileFacts, CompileJob, EngineSpec, Pr
 from trtx.errors import EnvironmentProblem, StepFailed, UsageProblem
 from trtx.files import sha256_file, write_json
 from trtx.models.layout import make_layout
+from trtx.processes import ask_or_why
 from trtx.runtime.card import CARD_NAME, EngineCard, Program
 from trtx.runtime.fit import check_machine
 
@@ -85,14 +85,10 @@ def find_compiler() -> Path:
 
 def compiler_version(compiler: Path) -> str:
     """Version of a compiler as it says itself, such as `12.2.0`. Raises EnvironmentProblem when it cannot be run."""
-    try:
-        argv = [str(compiler), "-dumpfullversion"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise EnvironmentProblem(
-            f"the C++ compiler {compiler} does not work", why=str(error), fix="install g++ again"
-        ) from error
-    return done.stdout.strip()
+    answer, why = ask_or_why([str(compiler), "-dumpfullversion"], timeout_s=60)
+    if answer is None:
+        raise EnvironmentProblem(f"the C++ compiler {compiler} does not work", why=why, fix="install g++ again")
+    return answer.strip()
 
 
 def compile_programs(

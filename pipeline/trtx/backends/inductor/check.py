@@ -11,6 +11,7 @@ Legend: K sequences, T tokens, R = K · chunk rows, V vocabulary.
 from __future__ import annotations
 
 import math
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ from torch import Tensor
 
 from trtx.backends.inductor.evidence import Evidence, make_tolerances, out_of_bounds, write_failure
 from trtx.backends.inductor.module import load_eager
-from trtx.backends.inductor.process import die_with_parent
 from trtx.backends.inductor.reference import Reference, load_checkpoint, load_model
 from trtx.errors import TrtxError, UsageProblem, VerificationFailed
 from trtx.files import write_json
 from trtx.models.checkpoint import read_entry
+from trtx.processes import die_with_parent
 from trtx.runtime.card import EngineCard, load_card
 from trtx.runtime.program import Programs, load_programs
 
@@ -197,7 +198,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 def main(arguments: list[str]) -> int:
     """Check and write the evidence to RESULT; an error with a known cause goes to a file beside it."""
-    die_with_parent()
+    die_with_parent(signal.SIGKILL)
     engine, weights, checkpoint, model, result = (Path(argument) for argument in arguments[:5])
     try:
         evidence = check(engine, weights, checkpoint, model, arguments[5])

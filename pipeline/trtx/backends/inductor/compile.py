@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import zipfile
 from pathlib import Path
@@ -21,7 +22,6 @@ from torch._inductor import aoti_compile_and_package, cpu_vec_isa
 from torch.export import Dim, ExportedProgram, export
 
 from trtx.backends.inductor.module import make_module
-from trtx.backends.inductor.process import die_with_parent
 from trtx.backends.inductor.spec import (
     CompileFacts,
     CompileJob,
@@ -32,6 +32,7 @@ from trtx.backends.inductor.spec import (
 )
 from trtx.files import write_json
 from trtx.hardware.gpus import Isa
+from trtx.processes import die_with_parent
 from trtx.runtime.program import PACKAGE_MODEL, make_pools
 
 # Folder inside a package where the loader looks for the library.
@@ -148,7 +149,7 @@ def write_package(raw: Path, target: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Compile the program of the job file named by the one argument."""
-    die_with_parent()
+    die_with_parent(signal.SIGKILL)
     job = CompileJob.model_validate_json(Path(arguments[0]).read_bytes())
     facts = compile_program(job)
     write_json(Path(job.facts), facts.model_dump(mode="json"))

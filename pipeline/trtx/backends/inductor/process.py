@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from trtx.processes import start_process
 
 # Variables that would steer torch's compiler from outside the step's parameters.
 COMPILER_PREFIXES = ("TORCH", "PYTORCH", "AOT_INDUCTOR", "AOTINDUCTOR", "AOTI_", "ATEN_", "TRITON")
 TAIL_LINES = 20
-
-# prctl(2): the signal this process gets when its parent dies.
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -66,29 +63,17 @@ def clean_environ(extra: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "PYTHONHASHSEED": "0", **extra}
 
 
-def die_with_parent() -> None:
-    """Called by a child: end when the step that started it is killed."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
 @contextlib.contextmanager
-def _started(child: Child, cwd: Path):  # type: ignore[no-untyped-def]
+def _started(child: Child, cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
     argv = [sys.executable, "-W", "ignore::FutureWarning", "-m", child.module, *child.arguments]
-    with child.log.open("wb") as log:
-        process = subprocess.Popen(
-            argv,
-            cwd=cwd,
-            env=clean_environ(child.extra_environ),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+    environ = clean_environ(child.extra_environ)
+    process = start_process(argv, folder=cwd, environment=environ, log=child.log, own_group=False)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _tail(log: Path) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from trtx.files import canonical_json, sha256_bytes
+from trtx.hardware.host import read_cpuinfo
 
 MODEL_NAME = "tiny-llama"
 CORPUS_NAME = "docs"
@@ -88,8 +90,15 @@ def make_hf_config(demo: DemoConfig) -> dict[str, Any]:
 
 def model_identity(demo: DemoConfig) -> str:
     """A readable name of exactly one generated model; the Python version stands for the corpus."""
-    recipe = sha256_bytes(canonical_json({"recipe": RECIPE_VERSION, **asdict(demo)}))[:16]
-    return f"{MODEL_NAME};{corpus_identity()};seed={demo.seed};steps={demo.steps};recipe={recipe}"
+    recipe = sha256_bytes(canonical_json({"recipe": RECIPE_VERSION, **asdict(demo)}))
+    training = f"seed={demo.seed};steps={demo.steps};precision={training_precision()}"
+    return f"{MODEL_NAME};{corpus_identity()};{training};recipe={recipe}"
+
+
+def training_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """bfloat16 where the CPU multiplies it natively; elsewhere it would be emulated, slower than float32."""
+    _, flags = read_cpuinfo(cpuinfo)
+    return "bfloat16" if "avx512_bf16" in flags else "float32"
 
 
 def corpus_identity() -> str:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from trtx.files import write_json
-from trtx.models.demo.config import EOS_TOKEN, DemoConfig, make_hf_config
+from trtx.models.demo.config import EOS_TOKEN, DemoConfig, make_hf_config, training_precision
 from trtx.models.demo.corpus import collect_docs
 from trtx.models.demo.muon import Muon
 from trtx.models.demo.network import Llama
@@ -47,7 +47,7 @@ def train_model(demo: DemoConfig, output: Path, progress: Progress) -> None:
         bits_per_token = measure_bits(model, valid_S)
     summary = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "precision": str(training_precision()).removeprefix("torch."),
+        "precision": training_precision(),
         "seed": demo.seed,
         "steps": demo.steps,
         "bits_per_byte": bits_per_token / bytes_per_token,
@@ -67,7 +67,7 @@ def encode(tokenizer: Tokenizer, docs: list[str]) -> Tensor:
 
 def run_steps(model: Llama, train_S: Tensor, demo: DemoConfig, progress: Progress) -> None:
     """The training loop; parameters are changed in place."""
-    precision = training_precision()
+    precision: torch.dtype = getattr(torch, training_precision())
     in_layers = {name: p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("layers.")}
     others = [p for name, p in model.named_parameters() if name not in in_layers]
     muon = Muon(in_layers.values(), precision)
@@ -122,11 +122,6 @@ def unigram_bits(train_S: Tensor, valid_S: Tensor, vocab_size: int) -> float:
     """Mean bits per held-out token for a model that knows token frequencies only (one added to each count)."""
     counts_V = torch.bincount(train_S, minlength=vocab_size).double() + 1
     return -(counts_V / counts_V.sum()).log2()[valid_S].mean().item()
-
-
-def training_precision() -> torch.dtype:
-    """bfloat16 where the CPU multiplies it natively; elsewhere it would be emulated, slower than float32."""
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 @contextmanager
