@@ -43,9 +43,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as stream:
                 stream.write(data)
@@ -71,8 +71,8 @@ def walk_files(root: Path) -> Iterator[Path]:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Make `target` the same bytes as the read-only file `source`: a hard link where possible, else a copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(source, target)
         except OSError as error:
@@ -100,6 +100,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             errno.EDQUOT: ("your quota is used up", "free some space or point TRTX_CACHE_DIR elsewhere"),
             errno.EROFS: ("the file system is read-only", "choose a writable folder"),
             errno.EACCES: ("permission denied", "choose a folder you may write to"),
+            errno.ENOTDIR: ("a part of that path is a file", "choose another folder"),
         }
         if error.errno not in reasons:
             raise
