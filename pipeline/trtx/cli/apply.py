@@ -59,7 +59,8 @@ def command(
     check_machine(prepared.plan, prepared.statuses, prepared.facts, prepared.gpus)
     busy = any(status.state in (State.TO_RUN, State.WAITING) for status in prepared.statuses)
     statuses, record = _run_steps(console, prepared, keep_going=keep_going) if busy else (prepared.statuses, None)
-    delivered = deliver(prepared.plan, prepared.store, out_dir)
+    remade = {status.step.id for status in statuses if status.state is State.DONE}
+    delivered = deliver(prepared.plan, prepared.store, out_dir, remade)
     if output is OutputFormat.JSON:
         console.json(_summarize(prepared, statuses, record, delivered, status_rows(statuses)))
         return

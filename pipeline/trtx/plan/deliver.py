@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,20 +30,24 @@ class Delivered:
         return self.folder / "engine"
 
 
-def deliver(plan: Plan, store: Store, root: Path) -> list[Delivered]:
+def deliver(plan: Plan, store: Store, root: Path, remade: Collection[str] = ()) -> list[Delivered]:
     """Make the folder of every packaged cell hold its package; a folder that already does is not touched.
+
+    `remade` are steps that ran just now: their folders are replaced even under the same key, because a corrupt
+    entry's large files were links to those delivered before.
 
     Raises EnvironmentProblem when a folder of that name exists that trtx did not make.
     """
-    return [_deliver_one(plan, step, store, root) for step in plan.steps if step.stage == "package"]
+    packages = [step for step in plan.steps if step.stage == "package"]
+    return [_deliver_one(plan, step, store, root, fresh=step.id in remade) for step in packages]
 
 
-def _deliver_one(plan: Plan, step: Step, store: Store, root: Path) -> Delivered:
+def _deliver_one(plan: Plan, step: Step, store: Store, root: Path, *, fresh: bool) -> Delivered:
     cell = step.cell or step.id
     folder = root / plan.name / cell
     marker = folder.with_name(f".{folder.name}.key")
     delivered = Delivered(cell, folder)
-    if folder.is_dir() and _read(marker) == step.key:
+    if not fresh and folder.is_dir() and _read(marker) == step.key:
         return delivered
     if folder.exists() and not marker.exists():
         raise EnvironmentProblem(
@@ -50,16 +55,16 @@ def _deliver_one(plan: Plan, step: Step, store: Store, root: Path) -> Delivered:
             why="something is there that trtx did not make",
             fix="move it away, or choose another folder with --out-dir",
         )
-    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     with disk_errors(folder):
         try:
-            _copy_tree(store.output(step.key), fresh)
-            old = fresh.with_name(f"{fresh.name}.old")
+            _copy_tree(store.output(step.key), new)
+            old = new.with_name(f"{new.name}.old")
             if folder.exists():
                 folder.rename(old)
-            fresh.rename(folder)
+            new.rename(folder)
         except BaseException:
-            remove_tree(fresh)
+            remove_tree(new)
             raise
         store.accept_links(step.key)
         write_text(marker, step.key)
