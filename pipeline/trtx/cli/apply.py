@@ -58,13 +58,21 @@ def command(
     prepared = prepare(console, recipe, until=until, offline=offline, max_parallel=max_parallel)
     check_machine(prepared.plan, prepared.statuses, prepared.facts, prepared.gpus)
     busy = any(status.state in (State.TO_RUN, State.WAITING) for status in prepared.statuses)
-    statuses, record = _run_steps(console, prepared, keep_going=keep_going) if busy else (prepared.statuses, None)
+    statuses, record = _run_steps(console, prepared, keep_going=keep_going) if busy else _note_run(prepared)
     remade = {status.step.id for status in statuses if status.state is State.DONE}
     delivered = deliver(prepared.plan, prepared.store, out_dir, remade)
     if output is OutputFormat.JSON:
         console.json(_summarize(prepared, statuses, record, delivered, status_rows(statuses)))
         return
     _print_outcome(console, statuses, delivered, time.monotonic() - began, busy=busy)
+
+
+def _note_run(prepared: Prepared) -> tuple[list[StepStatus], RunRecord | None]:
+    """Nothing to run: only a plan that is not that of the latest run is put on record, for `trtx status`."""
+    from trtx.plan.record import create_run
+
+    known = prepared.plan == prepared.previous
+    return prepared.statuses, None if known else create_run(Path.cwd(), prepared.plan)
 
 
 def _run_steps(console: Console, prepared: Prepared, *, keep_going: bool) -> tuple[list[StepStatus], RunRecord]:

@@ -16,7 +16,7 @@ from trtx.hardware.gpus import Gpu, find_gpu
 from trtx.plan.facts import Facts, gather_facts
 from trtx.plan.make import Options, default_parallel, make_plan, select_cells
 from trtx.plan.preflight import check_fit
-from trtx.plan.record import latest_run
+from trtx.plan.record import latest_plan
 from trtx.plan.resolve import resolve_sources
 from trtx.plan.steps import Plan, split_selection
 from trtx.plan.survey import StepStatus, survey
@@ -26,9 +26,13 @@ from trtx.recipe.checks import read_recipe
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan and the state of its steps, before anything ran. `max_parallel` steps may run at once."""
+    """A plan and the state of its steps, before anything ran.
+
+    `previous` is the plan of this folder's latest run; `max_parallel` steps may run at once.
+    """
 
     plan: Plan
+    previous: Plan | None
     statuses: list[StepStatus]
     store: Store
     facts: Facts
@@ -61,9 +65,9 @@ def prepare(
     plan = make_plan(recipe, path, sources, facts, options)
     store = Store(facts.cache_dir)
     gpus = tuple(find_gpu(recipe.targets[name].gpu) for name in dict.fromkeys(cell.target for cell in cells))
-    previous = latest_run(Path.cwd())
-    statuses = survey(plan, store, previous.load_plan() if previous else None)
-    return Prepared(plan, statuses, store, facts, environ, max_parallel or default_parallel(facts), gpus)
+    previous = latest_plan(Path.cwd())
+    statuses = survey(plan, store, previous)
+    return Prepared(plan, previous, statuses, store, facts, environ, max_parallel or default_parallel(facts), gpus)
 
 
 def status_rows(statuses: list[StepStatus]) -> list[dict[str, Any]]:

@@ -136,3 +136,12 @@ def latest_run(project: Path) -> RunRecord | None:
         return find_run(project)
     except UsageProblem:
         return None
+
+
+def latest_plan(project: Path) -> Plan | None:
+    """The plan of the latest run; None when there is none that this version can read."""
+    record = latest_run(project)
+    try:
+        return record.load_plan() if record else None
+    except (UsageProblem, OSError, ValueError, KeyError, TypeError):
+        return None

@@ -14,7 +14,7 @@ from trtx.cache.store import Store
 from trtx.errors import EnvironmentProblem, StepFailed, VerificationFailed
 from trtx.files import read_json
 from trtx.plan.execute import Execution
-from trtx.plan.record import create_run, find_run, latest_run
+from trtx.plan.record import create_run, find_run, latest_plan, latest_run
 from trtx.plan.steps import Plan
 from trtx.plan.survey import State, overlay, survey
 from trtx.stages.base import StepContext
@@ -249,3 +249,12 @@ def test_runs_are_found_by_id_and_the_latest_is_the_default(tmp_path: Path) -> N
     record = create_run(tmp_path, plan)
     assert find_run(tmp_path).id == record.id
     assert find_run(tmp_path, record.id).load_plan() == plan
+
+
+def test_a_plan_of_another_version_of_trtx_is_not_compared_with(tmp_path: Path) -> None:
+    assert latest_plan(tmp_path) is None
+    record = create_run(tmp_path, plan_of(tmp_path))
+    assert latest_plan(tmp_path) == plan_of(tmp_path)
+    for text in ('{"schema": "trtx.plan/v0"}', "not json", '{"schema": "trtx.plan/v1"}'):
+        (record.folder / "plan.json").write_text(text)
+        assert latest_plan(tmp_path) is None
