@@ -16,7 +16,7 @@ from trtx.plan.facts import TOOLCHAIN, Facts
 from trtx.plan.keys import make_factors, make_key
 from trtx.plan.resolve import PinnedSources, dataset_name
 from trtx.plan.steps import Plan, Step
-from trtx.recipe.schema import Cell, Engine, Recipe
+from trtx.recipe.schema import Cell, Engine, Quantization, Recipe
 from trtx.runtime.card import Limits, Rank
 from trtx.stages.job import JOB_NAME, Input
 from trtx.stages.params import (
@@ -85,6 +85,13 @@ def resolve_dtype(engine: Engine, gpu: Gpu, shape: ModelConfig) -> DType:
     return "bfloat16" if shape.dtype == "float16" and gpu.kind == "cpu" else shape.dtype
 
 
+def make_format(variant: Quantization) -> QuantFormat:
+    """The number formats of a variant, in the words of the engine."""
+    return QuantFormat.model_validate(
+        {"algorithm": variant.algorithm, "kv_cache": variant.kv_cache, "exclude": variant.exclude}
+    )
+
+
 def _threads(facts: Facts, options: Options, num_cells: int) -> int:
     parallel = min(options.max_parallel or default_parallel(facts), num_cells)
     return max(1, facts.host.num_cpus // parallel)
@@ -151,7 +158,7 @@ class _Planner:
     def _add_calibrate(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
         data = self.recipe.quantization[cell.variant].calibration
         params = CalibrateParams(
-            quantization=self._format(cell.variant),
+            quantization=make_format(self.recipe.quantization[cell.variant]),
             max_length=min(data.max_length, self.sources.shape.max_position_embeddings),
             batch_size=data.batch_size,
             seed=data.seed,
@@ -172,7 +179,7 @@ class _Planner:
         limits = engine.limits
         params = BuildParams(
             model=self.sources.shape,
-            quantization=self._format(cell.variant),
+            quantization=make_format(self.recipe.quantization[cell.variant]),
             dtype=resolve_dtype(engine, gpu, self.sources.shape),
             limits=Limits(
                 max_batch_size=limits.max_batch_size,
@@ -302,9 +309,3 @@ class _Planner:
     def _witnesses(self, made: dict[str, Step]) -> dict[str, Step]:
         """What a first check of program × weights reads beside them."""
         return {"checkpoint": made["calibrate"], "model": made["download"]}
-
-    def _format(self, variant: str) -> QuantFormat:
-        recipe = self.recipe.quantization[variant]
-        return QuantFormat.model_validate(
-            {"algorithm": recipe.algorithm, "kv_cache": recipe.kv_cache, "exclude": tuple(recipe.exclude)}
-        )

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from trtx.errors import EnvironmentProblem
+from trtx.errors import EnvironmentProblem, UsageProblem
 from trtx.files import free_bytes
 from trtx.hardware.fit import Setup, compute_need, find_misfit
 from trtx.hardware.gpus import Gpu, find_gpu
 from trtx.hardware.host import check_can_build
 from trtx.hardware.versions import installed_version
 from trtx.models.config import ModelConfig
+from trtx.models.layout import make_layout
 from trtx.plan.facts import ABSENT, Facts
-from trtx.plan.make import resolve_dtype
+from trtx.plan.make import make_format, resolve_dtype
 from trtx.plan.steps import Plan
 from trtx.plan.survey import State, StepStatus
 from trtx.recipe.checks import origin
@@ -65,18 +66,23 @@ def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts, gpus
 
 
 def check_fit(loaded: LoadedRecipe, cells: Iterable[Cell], shape: ModelConfig, facts: Facts) -> None:
-    """Refuse an engine that its device's memory cannot hold, with the place in the recipe that says so.
+    """Refuse an engine that this model's layers do not allow, or its device's memory cannot hold.
 
-    A CPU's memory is this machine's. Raises RecipeInvalid.
+    A CPU's memory is this machine's. Raises RecipeInvalid with the place in the recipe that says so.
     """
     recipe = loaded.recipe
     for cell in cells:
         engine, target = recipe.engine_for(cell.target), recipe.targets[cell.target]
         gpu, variant = find_gpu(target.gpu), recipe.quantization[cell.variant]
+        dtype = resolve_dtype(engine, gpu, shape)
+        try:
+            make_layout(shape, make_format(variant), dtype, target.parallelism.tensor, target.parallelism.pipeline)
+        except UsageProblem as error:
+            loaded.refuse(("quantization", cell.variant), f"{cell.name}: {error.what}", why=error.why, fix=error.fix)
         setup = Setup(
             algorithm=variant.algorithm,
             kv_cache=variant.kv_cache,
-            dtype=resolve_dtype(engine, gpu, shape),
+            dtype=dtype,
             max_batch_size=engine.limits.max_batch_size,
             max_num_tokens=engine.limits.max_num_tokens,
             max_seq_len=engine.limits.max_seq_len,
