@@ -39,8 +39,8 @@ class Ended:
 class Runner(Protocol):
     """Interface of a runner."""
 
-    def has_room(self, task: Task) -> bool:
-        """Whether `start` would begin this task now."""
+    def has_room(self, *, exclusive: bool) -> bool:
+        """Whether another task may start now; an exclusive one needs the place to itself."""
         ...
 
     def start(self, task: Task) -> None:

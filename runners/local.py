@@ -21,10 +21,10 @@ class LocalRunner:
         self._max_parallel = max_parallel
         self._running: dict[str, tuple[Task, subprocess.Popen[bytes]]] = {}
 
-    def has_room(self, task: Task) -> bool:
+    def has_room(self, *, exclusive: bool) -> bool:
         if any(other.exclusive for other, _ in self._running.values()):
             return False
-        return not self._running if task.exclusive else len(self._running) < self._max_parallel
+        return not self._running if exclusive else len(self._running) < self._max_parallel
 
     def start(self, task: Task) -> None:
         environment = {**task.environment, "TRTX_PARENT_PID": str(os.getpid())}

@@ -48,10 +48,10 @@ class InlineRunner:
     side_by_side: list[set[str]] = field(default_factory=list)
     _ended: dict[str, tuple[Task, Ended]] = field(default_factory=dict)
 
-    def has_room(self, task: Task) -> bool:
+    def has_room(self, *, exclusive: bool) -> bool:
         if any(other.exclusive for other, _ in self._ended.values()):
             return False
-        return not self._ended if task.exclusive else len(self._ended) < self.max_parallel
+        return not self._ended if exclusive else len(self._ended) < self.max_parallel
 
     def start(self, task: Task) -> None:
         self.order.append(task.step)

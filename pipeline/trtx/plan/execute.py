@@ -79,32 +79,31 @@ class Execution:
         if self.errors and not self.keep_going:
             return
         for status in list(self.statuses.values()):
-            if status.state in (State.TO_RUN, State.WAITING) and self._inputs_ready(status.step):
-                task = self._make_task(status.step)
-                if self.runner.has_room(task):
-                    self._start(status.step, task)
+            step = status.step
+            is_waiting = status.state in (State.TO_RUN, State.WAITING)
+            if is_waiting and self._inputs_ready(step) and self.runner.has_room(exclusive=step.exclusive):
+                self._start(step)
 
     def _inputs_ready(self, step: Step) -> bool:
         return all(self.statuses[entry.step].state in (State.CACHED, State.DONE) for entry in step.inputs.values())
 
-    def _make_task(self, step: Step) -> Task:
-        folder = self.record.step_folder(step.id)
-        return Task(
+    def _start(self, step: Step) -> None:
+        folder = self.record.write_job(self.plan, step)
+        attempt = self.record.next_attempt(step.id)
+        task = Task(
             step=step.id,
             argv=step.argv,
             folder=folder,
-            environment=fill_environment(step.environment, step.inherit, self.environ),
-            log=folder,
+            environment={
+                **fill_environment(step.environment, step.inherit, self.environ),
+                ATTEMPT_VARIABLE: str(attempt),
+            },
+            log=self.record.log(step.id, attempt),
             exclusive=step.exclusive,
         )
-
-    def _start(self, step: Step, task: Task) -> None:
-        self.record.write_job(self.plan, step)
-        attempt = self.record.next_attempt(step.id)
-        environment = {**task.environment, ATTEMPT_VARIABLE: str(attempt)}
         self.record.add_event("started", step=step.id, key=step.key, attempt=attempt)
         self._started[step.id] = (time.time(), attempt)
-        self.runner.start(replace(task, environment=environment, log=self.record.log(step.id, attempt)))
+        self.runner.start(task)
         self._enter(step.id, State.RUNNING, "started")
 
     def _enter(self, step_id: str, state: State, reason: str, duration_s: float | None = None) -> None:

@@ -63,18 +63,16 @@ def test_a_killed_task_is_reported_with_its_signal(tmp_path: Path) -> None:
 
 
 def test_there_is_room_for_so_many_tasks_and_an_exclusive_one_runs_alone(tmp_path: Path) -> None:
-    runner = LocalRunner(2)
-    first, second = task(tmp_path, "input()", "a"), task(tmp_path, "import time; time.sleep(60)", "b")
-    alone = task(tmp_path, "pass", "c", exclusive=True)
-    assert runner.has_room(alone)
-    runner.start(second)
-    assert runner.has_room(first)
-    assert not runner.has_room(alone)
-    runner.start(task(tmp_path, "import time; time.sleep(60)", "d"))
-    assert not runner.has_room(first)
+    runner, long = LocalRunner(2), "import time; time.sleep(60)"
+    assert runner.has_room(exclusive=True)
+    runner.start(task(tmp_path, long, "a"))
+    assert runner.has_room(exclusive=False)
+    assert not runner.has_room(exclusive=True)
+    runner.start(task(tmp_path, long, "b"))
+    assert not runner.has_room(exclusive=False)
     runner.stop(grace_s=5)
-    runner.start(task(tmp_path, "import time; time.sleep(60)", "e", exclusive=True))
-    assert not runner.has_room(first)
+    runner.start(task(tmp_path, long, "c", exclusive=True))
+    assert not runner.has_room(exclusive=False)
     runner.stop(grace_s=5)
 
 
@@ -99,7 +97,7 @@ time.sleep(60)
     began = time.monotonic()
     runner.stop(grace_s=0.2)
     assert time.monotonic() - began < 10
-    assert runner.has_room(task(tmp_path, "", exclusive=True))
+    assert runner.has_room(exclusive=True)
 
 
 def test_what_a_task_left_behind_ends_with_it(tmp_path: Path) -> None:
