@@ -122,6 +122,7 @@ def test_when_the_driver_is_killed_its_workers_end_too(project) -> None:
         with start(project, "apply", "recipe.yaml", "--until", "download") as driver:
             wait_until_reached(reached, driver)
             workers = children(driver.pid)
+            assert workers
             driver.kill()
         deadline = time.monotonic() + 20
         while any(Path(f"/proc/{pid}").exists() for pid in workers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Collection
@@ -55,6 +56,7 @@ def _deliver_one(plan: Plan, step: Step, store: Store, root: Path, *, fresh: boo
             why="something is there that trtx did not make",
             fix="move it away, or choose another folder with --out-dir",
         )
+    _remove_leftovers(folder)
     new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     with disk_errors(folder):
         try:
@@ -70,6 +72,14 @@ def _deliver_one(plan: Plan, step: Step, store: Store, root: Path, *, fresh: boo
         write_text(marker, step.key)
         remove_tree(old)
     return delivered
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what deliveries that were killed left beside a folder."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}(\.old)?")
+    for path in folder.parent.glob(".*"):
+        if pattern.fullmatch(path.name):
+            remove_tree(path)
 
 
 def _copy_tree(source: Path, target: Path) -> None:

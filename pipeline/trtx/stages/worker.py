@@ -54,7 +54,11 @@ def main(arguments: list[str]) -> int:
         print(error.render(), file=sys.stderr)
         return error.exit_code
     result = run_job(job, folder)
-    write_text(folder / RESULT_NAME, dump_file(result))
+    try:
+        write_text(folder / RESULT_NAME, dump_file(result))
+    except TrtxError as error:  # The entry, if there is one, is in the cache all the same.
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
     if result.failure is None:
         print(f"{job.step}: {result.state} {job.key} after {result.ended - result.started:.1f} s", flush=True)
         return 0

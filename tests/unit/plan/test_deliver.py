@@ -68,6 +68,15 @@ def test_a_package_that_was_remade_replaces_its_folder(tmp_path: Path, plan: Pla
     assert sorted(path.name for path in delivered.folder.parent.iterdir()) == [".fp32.key", "fp32"]
 
 
+def test_what_a_killed_delivery_left_is_removed_by_the_next(tmp_path: Path, plan: Plan, store: Store) -> None:
+    parent = tmp_path / "out" / "tiny" / "cpu"
+    for name in (".fp32.0123abcd", ".fp32.0123abcd.old", ".fp32.notours"):
+        (parent / name).mkdir(parents=True)
+        (parent / name / "weights").write_bytes(b"half")
+    deliver(plan, store, tmp_path / "out")
+    assert sorted(path.name for path in parent.iterdir()) == [".fp32.key", ".fp32.notours", "fp32"]
+
+
 def test_a_folder_that_trtx_did_not_make_is_refused_and_kept(tmp_path: Path, plan: Plan, store: Store) -> None:
     mine = tmp_path / "out" / "tiny" / "cpu" / "fp32" / "mine"
     mine.parent.mkdir(parents=True)

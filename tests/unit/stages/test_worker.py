@@ -15,6 +15,7 @@ from support.plans import plan_of
 from support.steps import corrupt, install_stage, write_output
 
 from trtx.cache.store import Store
+from trtx.errors import EnvironmentProblem
 from trtx.files import write_text
 from trtx.plan.steps import Plan
 from trtx.stages import worker
@@ -112,6 +113,20 @@ def test_a_missing_job_and_missing_arguments_are_usage_errors(
     assert worker.main([str(tmp_path / "absent.json")]) == 2
     assert worker.main([]) == 2
     assert "usage:" in capsys.readouterr().err
+
+
+def test_a_result_that_cannot_be_written_is_one_message_and_the_entry_stays(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: Path, _text: str) -> None:
+        raise EnvironmentProblem(f"cannot write {path}", why="the disk is full")
+
+    install_stage(monkeypatch)
+    job = write_job(tmp_path, plan, "download/model")
+    monkeypatch.setattr(worker, "write_text", fail)
+    assert worker.main([str(job)]) == 6
+    assert "the disk is full" in capsys.readouterr().err
+    assert Store(Path(plan.cache_dir)).find(plan.step("download/model").key).manifest is not None
 
 
 def test_every_stage_has_parameters_and_a_module() -> None:
