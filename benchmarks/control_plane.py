@@ -88,13 +88,12 @@ def time_planning(folder: Path, cache: Path, runs: int) -> list[Timing]:
 
     path = folder / "large.yaml"
     path.write_text(yaml.safe_dump(large_recipe(), sort_keys=False))
-    recipe = load_recipe(path).recipe
-    sources = resolve_sources(recipe, set(recipe.quantization), os.environ)
-    generators = {name for source in (sources.model, *sources.datasets.values()) for name in source.toolchain}
-    facts = gather_facts(os.environ, generators)
+    cells = load_recipe(path).cells()
+    sources = resolve_sources(cells, os.environ)
+    facts = gather_facts(os.environ, sources.generators())
 
     def plan() -> Plan:
-        return make_plan(recipe, path, sources, facts, Options())
+        return make_plan(cells, path, sources, facts, Options())
 
     def command() -> None:
         run(TRTX, "-q", "plan", str(path), folder=folder, cache=cache)

@@ -11,8 +11,9 @@ from trtx.models.config import read_model_config
 from trtx.models.sources.base import Resolved
 from trtx.plan.facts import TOOLCHAIN, Facts
 from trtx.plan.make import Options, make_plan
-from trtx.plan.resolve import PinnedSources, dataset_name
+from trtx.plan.resolve import PinnedModel, PinnedSources, dataset_name, model_name
 from trtx.plan.steps import Plan
+from trtx.recipe.cells import make_cells, select_cells
 from trtx.recipe.schema import Recipe
 
 RECIPE: dict[str, Any] = {
@@ -72,7 +73,7 @@ def pin(recipe: Recipe, identity: str = "seed=0", **config: Any) -> PinnedSource
         for variant in recipe.quantization.values()
     }
     model = Resolved(recipe.model.source, identity, CONFIG | config)
-    return PinnedSources(model, read_model_config(model.config), datasets)
+    return PinnedSources({model_name(recipe.model): PinnedModel(model, read_model_config(model.config))}, datasets)
 
 
 def plan_of(
@@ -80,13 +81,15 @@ def plan_of(
     changes: dict[str, Any] | None = None,
     *,
     identity: str = "seed=0",
+    select: str | None = None,
     options: Options | None = None,
     versions: dict[str, str] | None = None,
     **config: Any,
 ) -> Plan:
     recipe = Recipe.model_validate(edited(changes or {}))
     facts = make_facts(tmp_path, **(versions or {}))
-    return make_plan(recipe, Path("recipe.yaml"), pin(recipe, identity, **config), facts, options or Options())
+    cells = select_cells(make_cells(recipe), select)
+    return make_plan(cells, Path("recipe.yaml"), pin(recipe, identity, **config), facts, options or Options())
 
 
 def keys(plan: Plan) -> dict[str, str]:

@@ -19,7 +19,10 @@ from trtx.cli.options import (
     OutputOption,
     ParallelOption,
     RecipeArgument,
+    SetOption,
+    UnsetOption,
     UntilOption,
+    make_overrides,
 )
 from trtx.console import Console
 from trtx.errors import Interrupted, StepFailed, TrtxError
@@ -36,6 +39,8 @@ def command(
     context: typer.Context,
     recipe: RecipeArgument,
     output: OutputOption = OutputFormat.TABLE,
+    settings: SetOption = None,
+    removals: UnsetOption = None,
     until: UntilOption = None,
     offline: OfflineOption = False,
     max_parallel: ParallelOption = None,
@@ -48,14 +53,15 @@ def command(
 
     Stop it with Ctrl-C whenever you like: finished steps stay in the cache and the next apply continues.
     """
-    from trtx.cli.prepare import prepare, status_rows
+    from trtx.cli.prepare import Request, prepare, status_rows
     from trtx.plan.deliver import deliver
     from trtx.plan.preflight import check_machine
     from trtx.plan.survey import State
 
     console: Console = context.obj
     began = time.monotonic()
-    prepared = prepare(console, recipe, until=until, offline=offline, max_parallel=max_parallel)
+    overrides = make_overrides(settings, removals)
+    prepared = prepare(console, Request(recipe, overrides, until, offline, max_parallel))
     check_machine(prepared.plan, prepared.statuses, prepared.facts, prepared.gpus)
     busy = any(status.state in (State.TO_RUN, State.WAITING) for status in prepared.statuses)
     statuses, record = _run_steps(console, prepared, keep_going=keep_going) if busy else _note_run(prepared)

@@ -8,6 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from trtx.recipe.overrides import Overrides
+
 
 class OutputFormat(StrEnum):
     """`table` is for people and goes to stderr; `json` goes to stdout, alone."""
@@ -33,10 +35,23 @@ RecipeArgument = Annotated[
     typer.Argument(metavar="RECIPE", help="Recipe file; recipe.yaml:h100/fp8 or recipe.yaml:'*/fp8' selects cells."),
 ]
 OutputOption = Annotated[OutputFormat, typer.Option("-o", "--output", help="How to print the result.")]
+SetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a setting, as --set engine.limits.max_batch_size=4."),
+]
+UnsetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--unset", metavar="PATH", help="Remove a setting, so that its default applies."),
+]
 UntilOption = Annotated[Optional[StageName], typer.Option("--until", help="Stop after this stage.")]  # noqa: UP045
-OfflineOption = Annotated[bool, typer.Option("--offline", help="Use no network: the hub's local cache must do.")]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Consult nothing but the lock and the cache.")]
 ParallelOption = Annotated[
     Optional[int], typer.Option("--max-parallel", min=1, help="Steps at once (default 2).")  # noqa: UP045
 ]
 RunOption = Annotated[Optional[str], typer.Option("--run", help="Id of a run; the latest when left out.")]  # noqa: UP045
 FolderOption = Annotated[Path, typer.Option("--out-dir", help="Where packages are put.")]
+
+
+def make_overrides(settings: list[str] | None, removals: list[str] | None) -> Overrides:
+    """The values of --set and --unset."""
+    return Overrides(tuple(settings or ()), tuple(removals or ()))

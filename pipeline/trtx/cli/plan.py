@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from trtx.cli.options import OfflineOption, OutputFormat, OutputOption, ParallelOption, RecipeArgument, UntilOption
+from trtx.cli.options import (
+    OfflineOption,
+    OutputFormat,
+    OutputOption,
+    ParallelOption,
+    RecipeArgument,
+    SetOption,
+    UnsetOption,
+    UntilOption,
+    make_overrides,
+)
 from trtx.console import Console
 from trtx.errors import EXIT_PLAN_HAS_CHANGES
 
@@ -15,6 +25,8 @@ def command(
     context: typer.Context,
     recipe: RecipeArgument,
     output: OutputOption = OutputFormat.TABLE,
+    settings: SetOption = None,
+    removals: UnsetOption = None,
     until: UntilOption = None,
     offline: OfflineOption = False,
     max_parallel: ParallelOption = None,
@@ -24,11 +36,12 @@ def command(
 ) -> None:
     """Show every step with its state, its key and the reason, and run nothing."""
     from trtx.cli.display import print_table
-    from trtx.cli.prepare import prepare, status_rows
+    from trtx.cli.prepare import Request, prepare, status_rows
     from trtx.plan.survey import State
 
     console: Console = context.obj
-    prepared = prepare(console, recipe, until=until, offline=offline, max_parallel=max_parallel)
+    overrides = make_overrides(settings, removals)
+    prepared = prepare(console, Request(recipe, overrides, until, offline, max_parallel))
     to_run = [status for status in prepared.statuses if status.state in (State.TO_RUN, State.WAITING)]
     if output is OutputFormat.JSON:
         console.json({**prepared.plan.to_json(), "status": status_rows(prepared.statuses)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,31 @@ from trtx.console import Console
 from trtx.hardware import support
 from trtx.hardware.gpus import Gpu, find_gpu
 from trtx.plan.facts import Facts, gather_facts
-from trtx.plan.make import Options, default_parallel, make_plan, select_cells
+from trtx.plan.make import Options, default_parallel, make_plan
 from trtx.plan.preflight import check_fit
 from trtx.plan.record import latest_plan
-from trtx.plan.resolve import resolve_sources
+from trtx.plan.resolve import PinnedSources, resolve_sources
 from trtx.plan.steps import Plan, split_selection
 from trtx.plan.survey import StepStatus, survey
+from trtx.recipe.cells import Cell, select_cells
 from trtx.recipe.check_model import check_model
 from trtx.recipe.checks import read_recipe
+from trtx.recipe.load import LoadedRecipe
+from trtx.recipe.overrides import NO_OVERRIDES, Overrides
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a verb was asked for: a recipe with an optional selection, and how to look at it.
+
+    `offline` consults nothing but the lock and the cache.
+    """
+
+    argument: str
+    overrides: Overrides = NO_OVERRIDES
+    until: StageName | None = None
+    offline: bool = False
+    max_parallel: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,9 @@ class Prepared:
     """
 
     plan: Plan
+    loaded: LoadedRecipe
+    cells: tuple[Cell, ...]
+    sources: PinnedSources
     previous: Plan | None
     statuses: list[StepStatus]
     store: Store
@@ -41,33 +61,48 @@ class Prepared:
     gpus: tuple[Gpu, ...]
 
 
-def prepare(
-    console: Console, argument: str, *, until: StageName | None, offline: bool, max_parallel: int | None
-) -> Prepared:
+def prepare(console: Console, request: Request) -> Prepared:
     """Plan a recipe given as on the command line.
 
     Raises RecipeInvalid with all problems, UsageProblem for a wrong selection, EnvironmentProblem for a source
     that cannot be reached.
     """
-    path, glob = split_selection(argument)
-    loaded = read_recipe(path, support)
+    path, glob = split_selection(request.argument)
+    environ = dict(os.environ) | ({"HF_HUB_OFFLINE": "1", "TRTX_OFFLINE": "1"} if request.offline else {})
+    loaded = read_recipe(path, support, request.overrides, environ)
     for warning in loaded.warnings:
         console.say(warning.render(), style="warning")
-    recipe = loaded.recipe
-    cells = select_cells(recipe.cells(), glob)
-    environ = dict(os.environ) | ({"HF_HUB_OFFLINE": "1", "TRTX_OFFLINE": "1"} if offline else {})
-    sources = resolve_sources(recipe, {cell.variant for cell in cells}, environ)
-    check_model(loaded, sources.shape)
-    generators = {name for source in (sources.model, *sources.datasets.values()) for name in source.toolchain}
-    facts = gather_facts(environ, generators)
-    check_fit(loaded, cells, sources.shape, facts)
-    options = Options(select=glob, until=until.value if until else None, max_parallel=max_parallel)
-    plan = make_plan(recipe, path, sources, facts, options)
+    cells = select_cells(loaded.cells(), glob)
+    sources = resolve_sources(cells, environ)
+    check_models(loaded, cells, sources)
+    facts = gather_facts(environ, sources.generators())
+    check_fit(loaded, cells, sources, facts)
+    plan = make_plan(cells, path, sources, facts, _options(request))
     store = Store(facts.cache_dir)
-    gpus = tuple(find_gpu(recipe.targets[name].gpu) for name in dict.fromkeys(cell.target for cell in cells))
     previous = latest_plan(Path.cwd())
-    statuses = survey(plan, store, previous)
-    return Prepared(plan, previous, statuses, store, facts, environ, max_parallel or default_parallel(facts), gpus)
+    return Prepared(
+        plan=plan,
+        loaded=loaded,
+        cells=tuple(cells),
+        sources=sources,
+        previous=previous,
+        statuses=survey(plan, store, previous),
+        store=store,
+        facts=facts,
+        environ=environ,
+        max_parallel=request.max_parallel or default_parallel(facts),
+        gpus=tuple(find_gpu(name) for name in dict.fromkeys(cell.recipe.targets[cell.target].gpu for cell in cells)),
+    )
+
+
+def check_models(loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSources) -> None:
+    """Check the recipe at every point that a cell is from against the point's model. Raises RecipeInvalid."""
+    for point in {id(cell.recipe): (loaded.point_of(cell), cell) for cell in cells}.values():
+        check_model(point[0], sources.model_of(point[1]).shape)
+
+
+def _options(request: Request) -> Options:
+    return Options(until=request.until.value if request.until else None, max_parallel=request.max_parallel)
 
 
 def status_rows(statuses: list[StepStatus]) -> list[dict[str, Any]]:

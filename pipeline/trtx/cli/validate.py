@@ -37,14 +37,14 @@ def command(
         if loaded.recipe.model.source.startswith(LOCAL_SCHEMES):
             from trtx.plan.resolve import resolve_model
 
-            check_model(loaded, resolve_model(loaded.recipe, os.environ)[1])
+            check_model(loaded, resolve_model(loaded.recipe.model, os.environ).shape)
     except RecipeInvalid as error:
         if not as_json:
             raise
         problems = [problem.to_json() for problem in error.problems]
         console.json({"schema": SCHEMA, "recipe": str(recipe), "valid": False, "cells": [], "problems": problems})
         raise typer.Exit(error.exit_code) from None
-    cells = [cell.name for cell in loaded.recipe.cells()]
+    cells = [cell.name for cell in loaded.cells()]
     if as_json:
         problems = [problem.to_json() for problem in loaded.warnings]
         console.json({"schema": SCHEMA, "recipe": str(recipe), "valid": True, "cells": cells, "problems": problems})

@@ -1,22 +1,22 @@
-"""Recipe + pinned sources + facts → plan. A pure function: it reads no file and asks no machine."""
+"""Cells of a recipe + pinned sources + facts → plan. A pure function: it reads no file and asks no machine."""
 
 from __future__ import annotations
 
-import fnmatch
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from trtx.errors import UsageProblem, did_you_mean
 from trtx.hardware.gpus import Gpu, find_gpu
 from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import QuantFormat
 from trtx.plan.environment import MEASURING_STAGES, make_environment
 from trtx.plan.facts import TOOLCHAIN, Facts
 from trtx.plan.keys import make_factors, make_key
-from trtx.plan.resolve import PinnedSources, dataset_name
+from trtx.plan.resolve import PinnedSources
 from trtx.plan.steps import Plan, Step
-from trtx.recipe.schema import Cell, Engine, Quantization, Recipe
+from trtx.recipe.cells import Cell
+from trtx.recipe.schema import Engine, Quantization
 from trtx.runtime.card import Limits, Rank
 from trtx.stages.job import JOB_NAME, Input
 from trtx.stages.params import (
@@ -36,41 +36,25 @@ from trtx.stages.params import (
 class Options:
     """How a plan is narrowed and run; none of it enters a key except through which steps exist.
 
-    `select` is a glob over cell names, `until` the last stage to plan.
+    `until` is the last stage to plan.
     """
 
-    select: str | None = None
     until: str | None = None
     max_parallel: int | None = None
 
 
-def make_plan(recipe: Recipe, path: Path, sources: PinnedSources, facts: Facts, options: Options) -> Plan:
-    """Expand a recipe into steps.
-
-    Raises UsageProblem when the selection matches no cell.
-    """
-    cells = select_cells(recipe.cells(), options.select)
-    planner = _Planner(recipe, sources, facts, _threads(facts, options, len(cells)))
+def make_plan(cells: Sequence[Cell], path: Path, sources: PinnedSources, facts: Facts, options: Options) -> Plan:
+    """Expand cells, of which there is at least one, into steps; `path` is the recipe they are from."""
+    planner = _Planner(sources, facts, _threads(facts, options, len(cells)))
     for cell in cells:
         planner.add_cell(cell, options.until)
     return Plan(
-        name=recipe.name,
+        name=cells[0].recipe.name,
         recipe=str(path),
         cache_dir=str(facts.cache_dir),
         cells=tuple(cell.name for cell in cells),
         steps=tuple(planner.steps.values()),
     )
-
-
-def select_cells(cells: list[Cell], glob: str | None) -> list[Cell]:
-    """The cells a glob such as `h100/*` names; all without one."""
-    if glob is None:
-        return cells
-    chosen = [cell for cell in cells if fnmatch.fnmatchcase(cell.name, glob)]
-    if not chosen:
-        names = [cell.name for cell in cells]
-        raise UsageProblem(f"no cell of the recipe matches '{glob}'", fix=did_you_mean(glob, names))
-    return chosen
 
 
 def default_parallel(facts: Facts) -> int:
@@ -97,6 +81,11 @@ def _threads(facts: Facts, options: Options, num_cells: int) -> int:
     return max(1, facts.host.num_cpus // parallel)
 
 
+def _join(name: str, part: str) -> str:
+    """A step's id with what the matrix adds to it."""
+    return f"{name}/{part}" if part else name
+
+
 def _short_name(url: str) -> str:
     """The last word of a URL, fit for a file name."""
     stem = PurePosixPath(url.partition("://")[2]).stem
@@ -107,7 +96,6 @@ def _short_name(url: str) -> str:
 class _Planner:
     """Adds steps in order; a step whose key exists already is not added twice."""
 
-    recipe: Recipe
     sources: PinnedSources
     facts: Facts
     threads: int
@@ -116,8 +104,8 @@ class _Planner:
 
     def add_cell(self, cell: Cell, until: str | None) -> None:
         """All steps of one target × variant, up to the stage `until`."""
-        engine = self.recipe.engine_for(cell.target)
-        gpu = find_gpu(self.recipe.targets[cell.target].gpu)
+        engine = cell.recipe.engine_for(cell.target)
+        gpu = find_gpu(cell.recipe.targets[cell.target].gpu)
         made: dict[str, Step] = {}
         for stage, add in (
             ("download", self._add_download),
@@ -128,19 +116,24 @@ class _Planner:
             ("benchmark", self._add_benchmark),
             ("package", self._add_package),
         ):
-            if stage != "benchmark" or self.recipe.benchmark is not None:
+            if stage != "benchmark" or cell.recipe.benchmark is not None:
                 made[stage] = add(cell, engine, gpu, made)
             if stage == until:
                 return
 
     def _add_download(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
-        model = self.sources.model
-        params = DownloadParams(url=model.url, identity=model.identity, allow_pickle=self.recipe.model.allow_pickle)
-        return self._add("download/model", params, {}, toolchain=self._toolchain(model.toolchain))
+        model = self.sources.model_of(cell).source
+        params = DownloadParams(url=model.url, identity=model.identity, allow_pickle=cell.recipe.model.allow_pickle)
+        return self._add(
+            _join("download/model", cell.part_of_point(["model"])),
+            params,
+            {},
+            toolchain=self._toolchain(model.toolchain),
+        )
 
     def _add_dataset(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
-        data = self.recipe.quantization[cell.variant].calibration
-        resolved = self.sources.datasets[dataset_name(data)]
+        data = cell.recipe.quantization[cell.variant].calibration
+        resolved = self.sources.dataset_of(cell)
         params = DatasetParams(
             url=resolved.url,
             identity=resolved.identity,
@@ -150,26 +143,25 @@ class _Planner:
             heldout=data.heldout,
             seed=data.seed,
         )
-        name = (
-            re.sub(r"[^A-Za-z0-9_-]+", "-", PurePosixPath(data.dataset.partition("://")[2]).stem).strip("-") or "data"
-        )
-        return self._add(f"download/{name}", params, {}, toolchain=self._toolchain(resolved.toolchain))
+        name = _join(f"download/{_short_name(data.dataset)}", cell.part_of_point(["quantization"]))
+        return self._add(name, params, {}, toolchain=self._toolchain(resolved.toolchain))
 
     def _add_calibrate(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
-        data = self.recipe.quantization[cell.variant].calibration
+        data = cell.recipe.quantization[cell.variant].calibration
         params = CalibrateParams(
-            quantization=make_format(self.recipe.quantization[cell.variant]),
-            max_length=min(data.max_length, self.sources.shape.max_position_embeddings),
+            quantization=make_format(cell.recipe.quantization[cell.variant]),
+            max_length=min(data.max_length, self.sources.model_of(cell).shape.max_position_embeddings),
             batch_size=data.batch_size,
             seed=data.seed,
         )
         inputs = {"model": made["download"], "data": made["dataset"]}
-        return self._add(f"calibrate/{cell.variant}", params, inputs)
+        name = _join(f"calibrate/{cell.variant}", cell.part_of_point(["model", "quantization"]))
+        return self._add(name, params, inputs)
 
     def _add_convert(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
-        parallelism = self.recipe.targets[cell.target].parallelism
+        parallelism = cell.recipe.targets[cell.target].parallelism
         params = ConvertParams(
-            dtype=resolve_dtype(engine, gpu, self.sources.shape),
+            dtype=resolve_dtype(engine, gpu, self.sources.model_of(cell).shape),
             tensor=parallelism.tensor,
             pipeline=parallelism.pipeline,
         )
@@ -178,9 +170,9 @@ class _Planner:
     def _add_build(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
         limits = engine.limits
         params = BuildParams(
-            model=self.sources.shape,
-            quantization=make_format(self.recipe.quantization[cell.variant]),
-            dtype=resolve_dtype(engine, gpu, self.sources.shape),
+            model=self.sources.model_of(cell).shape,
+            quantization=make_format(cell.recipe.quantization[cell.variant]),
+            dtype=resolve_dtype(engine, gpu, self.sources.model_of(cell).shape),
             limits=Limits(
                 max_batch_size=limits.max_batch_size,
                 max_num_tokens=limits.max_num_tokens,
@@ -200,7 +192,7 @@ class _Planner:
         )
 
     def _add_benchmark(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
-        benchmark = self.recipe.benchmark
+        benchmark = cell.recipe.benchmark
         assert benchmark is not None  # noqa: S101  add_cell sees to it
         params = BenchmarkParams(
             workloads={
@@ -229,9 +221,9 @@ class _Planner:
         )
 
     def _add_package(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
-        package, serving = self.recipe.package, self.recipe.serving
+        package, serving = cell.recipe.package, cell.recipe.serving
         params = PackageParams(
-            name=self.recipe.name,
+            name=cell.recipe.name,
             cell=cell.name,
             image=package.image,
             base=package.base,
@@ -288,7 +280,7 @@ class _Planner:
             argv=(self.facts.python, "-m", "trtx.stages.worker", JOB_NAME),
             environment=environment,
             inherit=inherit,
-            runner=self.recipe.targets[cell.target].runner if cell else "local",
+            runner=cell.recipe.targets[cell.target].runner if cell else "local",
             exclusive=exclusive,
             cell=cell.name if cell else None,
         )

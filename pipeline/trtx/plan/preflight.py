@@ -11,15 +11,15 @@ from trtx.hardware.fit import Setup, compute_need, find_misfit
 from trtx.hardware.gpus import Gpu, find_gpu
 from trtx.hardware.host import check_can_build
 from trtx.hardware.versions import installed_version
-from trtx.models.config import ModelConfig
 from trtx.models.layout import make_layout
 from trtx.plan.facts import ABSENT, Facts
 from trtx.plan.make import make_format, resolve_dtype
+from trtx.plan.resolve import PinnedSources
 from trtx.plan.steps import Plan
 from trtx.plan.survey import State, StepStatus
+from trtx.recipe.cells import Cell
 from trtx.recipe.checks import origin
 from trtx.recipe.load import LoadedRecipe
-from trtx.recipe.schema import Cell
 
 # Distribution → the stages that import it.
 NEEDED = {
@@ -65,20 +65,20 @@ def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts, gpus
         )
 
 
-def check_fit(loaded: LoadedRecipe, cells: Iterable[Cell], shape: ModelConfig, facts: Facts) -> None:
-    """Refuse an engine that this model's layers do not allow, or its device's memory cannot hold.
+def check_fit(loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSources, facts: Facts) -> None:
+    """Refuse an engine that its model's layers do not allow, or its device's memory cannot hold.
 
     A CPU's memory is this machine's. Raises RecipeInvalid with the place in the recipe that says so.
     """
-    recipe = loaded.recipe
     for cell in cells:
+        recipe, shape, point = cell.recipe, sources.model_of(cell).shape, loaded.point_of(cell)
         engine, target = recipe.engine_for(cell.target), recipe.targets[cell.target]
         gpu, variant = find_gpu(target.gpu), recipe.quantization[cell.variant]
         dtype = resolve_dtype(engine, gpu, shape)
         try:
             make_layout(shape, make_format(variant), dtype, target.parallelism.tensor, target.parallelism.pipeline)
         except UsageProblem as error:
-            loaded.refuse(("quantization", cell.variant), f"{cell.name}: {error.what}", why=error.why, fix=error.fix)
+            point.refuse(("quantization", cell.variant), f"{cell.name}: {error.what}", why=error.why, fix=error.fix)
         setup = Setup(
             algorithm=variant.algorithm,
             kv_cache=variant.kv_cache,
@@ -96,5 +96,5 @@ def check_fit(loaded: LoadedRecipe, cells: Iterable[Cell], shape: ModelConfig, f
             compute_need(shape, setup), setup, memory, "this machine" if gpu.kind == "cpu" else gpu.name
         )
         if misfit is not None:
-            place = origin(loaded, cell.target, *misfit.setting) if misfit.setting else ("targets", cell.target, "gpu")
-            loaded.refuse(place, f"{cell.name}: {misfit.what}", why=misfit.why, fix=misfit.fix)
+            place = origin(point, cell.target, *misfit.setting) if misfit.setting else ("targets", cell.target, "gpu")
+            point.refuse(place, f"{cell.name}: {misfit.what}", why=misfit.why, fix=misfit.fix)

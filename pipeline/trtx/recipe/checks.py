@@ -11,6 +11,7 @@ from typing import Protocol
 from trtx.errors import did_you_mean
 from trtx.recipe import problems
 from trtx.recipe.load import LoadedRecipe, load_recipe
+from trtx.recipe.overrides import NO_OVERRIDES, Overrides
 from trtx.recipe.problems import Problem, RecipeInvalid
 from trtx.recipe.schema import DEMO, Engine, Quantization, Workload
 from trtx.recipe.tree import dotted
@@ -47,12 +48,14 @@ class Hardware(Protocol):
     def support_problem(self, arch: str, algorithm: str) -> tuple[str, str, str] | None: ...
 
 
-def read_recipe(path: Path, hardware: Hardware) -> LoadedRecipe:
+def read_recipe(
+    path: Path, hardware: Hardware, overrides: Overrides = NO_OVERRIDES, environ: Mapping[str, str] | None = None
+) -> LoadedRecipe:
     """Load a recipe and check everything that needs no model: what `validate`, `plan` and `apply` begin with.
 
     Raises RecipeInvalid with all problems, warnings among them; otherwise the warnings are in the result.
     """
-    loaded = load_recipe(path)
+    loaded = load_recipe(path, overrides, environ)
     found = list(check_recipe(loaded, hardware))
     if any(problem.severity == "error" for problem in found):
         raise RecipeInvalid(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +12,8 @@ from pydantic import ValidationError
 
 from trtx.errors import UsageProblem, nearest
 from trtx.recipe import problems
+from trtx.recipe.cells import Cell, make_cells
+from trtx.recipe.overrides import NO_OVERRIDES, Overrides
 from trtx.recipe.problems import Mark, Problem, RecipeInvalid
 from trtx.recipe.schema import SCHEMA, Recipe
 from trtx.recipe.tree import Tree, Unreadable, dotted, read_tree
@@ -27,6 +30,19 @@ class LoadedRecipe:
     tree: Tree = field(repr=False)
     warnings: tuple[Problem, ...] = ()
 
+    @property
+    def points(self) -> tuple[LoadedRecipe, ...]:
+        """The recipe at every point of its matrix; itself without one."""
+        return (self,)
+
+    def cells(self) -> list[Cell]:
+        """Every engine to build, in the order of the file, each once."""
+        return make_cells(self.recipe)
+
+    def point_of(self, cell: Cell) -> LoadedRecipe:
+        """The point that a cell belongs to: what its problems are reported with."""
+        return next(point for point in self.points if point.recipe is cell.recipe)
+
     def problem(self, path: problems.Path, what: str, *, why: str = "", fix: str = "", at_key: bool = False) -> Problem:
         """A problem about the value (or key) at a path, or the nearest around it when the file has none there."""
         return _locate(self.tree, path, what, why=why, fix=fix, at_key=at_key)
@@ -36,15 +52,21 @@ class LoadedRecipe:
         raise RecipeInvalid([self.problem(path, what, why=why, fix=fix)])
 
 
-def load_recipe(path: Path) -> LoadedRecipe:
+def load_recipe(
+    path: Path, overrides: Overrides = NO_OVERRIDES, environ: Mapping[str, str] | None = None
+) -> LoadedRecipe:
     """Read and validate a recipe; the checks that need more than the recipe are in trtx.recipe.checks.
+
+    `environ` is what ${env.NAME} reads.
 
     Raises RecipeInvalid with all problems of the file, UsageProblem when there is no such file.
     """
-    return parse_recipe(path, read_text(path))
+    return parse_recipe(path, read_text(path), overrides, environ)
 
 
-def parse_recipe(path: Path, text: str) -> LoadedRecipe:
+def parse_recipe(
+    path: Path, text: str, overrides: Overrides = NO_OVERRIDES, environ: Mapping[str, str] | None = None
+) -> LoadedRecipe:
     """As load_recipe, for text that was already read."""
     try:
         tree = read_tree(str(path), text)

@@ -6,7 +6,6 @@ language has and this version cannot do is in trtx.recipe.unavailable.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -296,19 +295,6 @@ class SlurmRunner(Part):
 Runner = Annotated[LocalRunner | SlurmRunner, Field(discriminator="type")]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One engine: a target and a variant."""
-
-    target: str
-    variant: str
-
-    @property
-    def name(self) -> str:
-        """`target/variant`: the stable name in selectors, step ids and reports."""
-        return f"{self.target}/{self.variant}"
-
-
 class Recipe(Part):
     """One recipe: a model, its variants, and the fleet to build them for."""
 
@@ -335,10 +321,6 @@ class Recipe(Part):
         """Names of the variants built for a target, in the order of the recipe."""
         chosen = self.targets[target_name].quantization
         return tuple(self.quantization) if chosen is None else chosen
-
-    def cells(self) -> list[Cell]:
-        """Every engine to build, in the order of the file."""
-        return [Cell(target, variant) for target in self.targets for variant in self.variants_of(target)]
 
 
 Config = TypeVar("Config", bound=Part)

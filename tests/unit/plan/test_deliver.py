@@ -11,7 +11,6 @@ from trtx.cache.manifest import Manifest
 from trtx.cache.store import Store
 from trtx.errors import EnvironmentProblem
 from trtx.plan.deliver import LINK_FROM_BYTES, deliver
-from trtx.plan.make import Options
 from trtx.plan.steps import Plan
 
 WEIGHTS = b"w" * LINK_FROM_BYTES
@@ -19,7 +18,7 @@ WEIGHTS = b"w" * LINK_FROM_BYTES
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return plan_of(tmp_path, options=Options(select="cpu/fp32"))
+    return plan_of(tmp_path, select="cpu/fp32")
 
 
 @pytest.fixture

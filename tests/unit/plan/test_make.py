@@ -129,14 +129,14 @@ def test_without_a_benchmark_packages_come_from_builds(tmp_path: Path) -> None:
 
 
 def test_a_selection_plans_only_its_cells(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, options=Options(select="*/fp32"))
+    plan = plan_of(tmp_path, select="*/fp32")
     assert plan.cells == ("cpu/fp32",)
     assert {step.cell for step in plan.steps} == {None, "cpu/fp32"}
 
 
 def test_a_selection_of_nothing_names_the_nearest_cell(tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match="no cell") as caught:
-        plan_of(tmp_path, options=Options(select="cpu/int4"))
+        plan_of(tmp_path, select="cpu/int4")
     assert "cpu/int8" in caught.value.fix
 
 

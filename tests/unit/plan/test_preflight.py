@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from support.plans import CONFIG, edited, make_facts
+from support.plans import edited, make_facts, pin
 
 from trtx.hardware import support
-from trtx.models.config import read_model_config
 from trtx.plan.preflight import check_fit
 from trtx.recipe.checks import read_recipe
 from trtx.recipe.problems import RecipeInvalid
@@ -24,7 +23,7 @@ def refusal(tmp_path: Path, changes: dict[str, Any], memory_bytes: int = 8 << 30
     facts = make_facts(tmp_path)
     facts = dataclasses.replace(facts, host=dataclasses.replace(facts.host, memory_bytes=memory_bytes))
     try:
-        check_fit(loaded, loaded.recipe.cells(), read_model_config(CONFIG), facts)
+        check_fit(loaded, loaded.cells(), pin(loaded.recipe), facts)
     except RecipeInvalid as error:
         return error.render()
     return ""

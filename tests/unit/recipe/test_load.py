@@ -8,9 +8,10 @@ import pytest
 from support.malformed import recipe
 
 from trtx.errors import TrtxError, UsageProblem
+from trtx.recipe.cells import make_cells
 from trtx.recipe.load import load_recipe, parse_recipe
 from trtx.recipe.problems import Mark, Problem, RecipeInvalid
-from trtx.recipe.schema import Cell, Recipe
+from trtx.recipe.schema import Recipe
 
 
 def parse(text: str) -> Recipe:
@@ -129,9 +130,9 @@ def test_a_target_overrides_parts_of_the_engine_and_keeps_the_rest() -> None:
 
 def test_cells_come_in_the_order_of_the_file() -> None:
     targets = "targets: {z: {gpu: cpu}, a: {gpu: cpu, quantization: [int8, fp32]}}\n"
-    cells = parse(recipe(targets=targets)).cells()
+    cells = make_cells(parse(recipe(targets=targets)))
     assert [cell.name for cell in cells] == ["z/fp32", "z/int8", "a/int8", "a/fp32"]
-    assert cells[0] == Cell("z", "fp32")
+    assert (cells[0].target, cells[0].variant) == ("z", "fp32")
 
 
 @pytest.mark.parametrize(("levels", "requests"), [("[1]", 8), ("[1, 4, 8]", 32)])
