@@ -1,0 +1,156 @@
+"""What every setting of a recipe does to the cache: the one declared table, held true by a test that flips them all.
+
+A row is a setting, with `*` for a free name or a list index, and either the factors that it becomes, stage by stage,
+or the reason why it becomes none. What follows a stage by its inputs is redone with it and stands in no row.
+`targets.*.engine.…` has no rows: it does what `engine.…` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from trtx.recipe.problems import Path
+
+# In the order of a plan.
+STAGES = ("download", "dataset", "calibrate", "convert", "build", "benchmark", "package")
+
+NOT_YET = "refused in this version"
+ONE_VALUE = "has only one value"
+RUNNER = "runner settings move no key"
+REPORT = "for readers only"
+GATES = "gates judge results and change none"
+CELLS = "decides which engines are made and changes none of them"
+READING = "gone once the file is read: what it changes counts as the setting that it changes"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Factors by stage (paths inside a step's own factors), or the reason for none."""
+
+    factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    reason: str = ""
+
+
+def _becomes(**factors: str) -> Effect:
+    """Paths below `params`, several with a space between them."""
+    return Effect({stage: tuple(f"params.{path}" for path in paths.split()) for stage, paths in factors.items()})
+
+
+def _none(reason: str) -> Effect:
+    return Effect(reason=reason)
+
+
+EFFECTS: Mapping[str, Effect] = {
+    "schema": _none(ONE_VALUE),
+    "name": _becomes(package="name"),
+    "description": _none(REPORT),
+    "extends": _none(READING),
+    "vars": _none(READING),
+    "matrix.axes.*.path": _none(READING),
+    "matrix.axes.*.values": _none(READING),
+    "matrix.exclude": _none(CELLS),
+    "model.source": _becomes(download="url identity"),
+    "model.revision": _becomes(download="identity"),
+    "model.allow_pickle": _becomes(download="allow_pickle"),
+    "quantization.*.algorithm": _becomes(calibrate="quantization.algorithm", build="quantization.algorithm"),
+    "quantization.*.kv_cache": _becomes(calibrate="quantization.kv_cache", build="quantization.kv_cache"),
+    "quantization.*.exclude": _becomes(calibrate="quantization.exclude", build="quantization.exclude"),
+    "quantization.*.calibration.dataset": _becomes(dataset="url identity"),
+    "quantization.*.calibration.revision": _becomes(dataset="identity"),
+    "quantization.*.calibration.split": _becomes(dataset="split identity"),
+    "quantization.*.calibration.column": _becomes(dataset="column"),
+    "quantization.*.calibration.samples": _becomes(dataset="samples"),
+    "quantization.*.calibration.heldout": _becomes(dataset="heldout"),
+    "quantization.*.calibration.max_length": _becomes(calibrate="max_length"),
+    "quantization.*.calibration.batch_size": _becomes(calibrate="batch_size"),
+    "quantization.*.calibration.seed": _becomes(dataset="seed", calibrate="seed"),
+    "engine.backend": _none(NOT_YET),
+    "engine.dtype": _becomes(convert="dtype", build="dtype"),
+    "engine.limits.max_batch_size": _becomes(build="limits.max_batch_size"),
+    "engine.limits.max_num_tokens": _becomes(build="limits.max_num_tokens"),
+    "engine.limits.max_seq_len": _becomes(build="limits.max_seq_len"),
+    "engine.kv_cache.tokens_per_block": _becomes(build="tokens_per_block"),
+    "engine.kv_cache.memory_fraction": _becomes(benchmark="memory_fraction", package="memory_fraction"),
+    "engine.kv_cache.size": _becomes(benchmark="kv_cache_bytes", package="kv_cache_bytes"),
+    "engine.kv_cache.reuse": _none(NOT_YET),
+    "engine.scheduler.policy": _none(NOT_YET),
+    "engine.scheduler.chunked_prefill": _none(NOT_YET),
+    # A CPU computes a float16 checkpoint in bfloat16, so the device decides about `dtype: auto` too.
+    "targets.*.gpu": _becomes(convert="dtype", build="arch dtype"),
+    "targets.*.parallelism.tensor": _becomes(convert="tensor"),
+    "targets.*.parallelism.pipeline": _becomes(convert="pipeline"),
+    "targets.*.quantization": _none(CELLS),
+    "targets.*.runner": _none(RUNNER),
+    "benchmark.workloads.*.input_tokens": _becomes(benchmark="workloads.*.input_tokens"),
+    "benchmark.workloads.*.output_tokens": _becomes(benchmark="workloads.*.output_tokens"),
+    # Without `requests` their number follows from the highest level.
+    "benchmark.workloads.*.concurrency": _becomes(benchmark="workloads.*.concurrency workloads.*.requests"),
+    "benchmark.workloads.*.requests": _becomes(benchmark="workloads.*.requests"),
+    "benchmark.repeats": _becomes(benchmark="repeats"),
+    "benchmark.warmup_requests": _becomes(benchmark="warmup_requests"),
+    "benchmark.seed": _becomes(benchmark="seed"),
+    "gates.slo.*.workload": _none(GATES),
+    "gates.slo.*.concurrency": _none(GATES),
+    "gates.slo.*.metric": _none(GATES),
+    "gates.slo.*.max": _none(GATES),
+    "gates.slo.*.min": _none(GATES),
+    "gates.accuracy.baseline": _none(GATES),
+    "gates.accuracy.metric": _none(GATES),
+    "gates.accuracy.max_rise": _none(GATES),
+    "gates.regression.baseline": _none(GATES),
+    "gates.regression.max_slowdown": _none(GATES),
+    "package.image": _becomes(package="image"),
+    "package.base": _becomes(package="base"),
+    "package.emit": _becomes(package="emit"),
+    "serving.api": _none(ONE_VALUE),
+    "serving.port": _becomes(package="port"),
+    "runners.*.type": _none(RUNNER),
+    "runners.*.account": _none(RUNNER),
+    "runners.*.partition": _none(RUNNER),
+    "runners.*.qos": _none(RUNNER),
+    "runners.*.time_limit": _none(RUNNER),
+    "runners.*.container.runtime": _none(RUNNER),
+    "runners.*.container.image": _none(RUNNER),
+    "runners.*.container.mounts": _none(RUNNER),
+}
+
+
+def stages_of(path: str | Path) -> tuple[str, ...]:
+    """The stages whose own factors a setting changes, or any setting below a section; in the order of a plan.
+
+    `path` is a place of a recipe, or a dotted pattern such as `quantization.*.exclude`.
+    """
+    found = {stage for _, effect in rows_of(path) for stage in effect.factors}
+    return tuple(stage for stage in STAGES if stage in found)
+
+
+def reason_of(path: str | Path) -> str:
+    """Why a setting, or all of a section, moves no key; empty when it moves one, or for several reasons."""
+    reasons = {effect.reason for _, effect in rows_of(path)}
+    return next(iter(reasons)) if len(reasons) == 1 else ""
+
+
+def rows_of(path: str | Path) -> Iterator[tuple[str, Effect]]:
+    """The rows of a place: its own, those below a section, or the one that a place inside a value belongs to."""
+    place = tuple(path.split(".")) if isinstance(path, str) else path
+    if place[:1] == ("targets",) and place[2:3] == ("engine",):
+        place = place[2:]
+    for row, effect in EFFECTS.items():
+        if all(name in ("*", part) for part, name in zip(place, row.split("."), strict=False)):
+            yield row, effect
+
+
+def settings_of(stage: str, factor: Path) -> tuple[str, ...]:
+    """The rows that become a factor of a stage, such as `("params", "limits", "max_batch_size")`, or a part of it."""
+    return tuple(
+        row
+        for row, effect in EFFECTS.items()
+        if any(is_within(factor, declared) for declared in effect.factors.get(stage, ()))
+    )
+
+
+def is_within(factor: Path, declared: str) -> bool:
+    """Whether a factor is a declared one, in which `*` is any name, or a part of it."""
+    names = declared.split(".")
+    return len(factor) >= len(names) and all(name in ("*", part) for part, name in zip(factor, names, strict=False))
