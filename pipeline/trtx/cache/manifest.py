@@ -71,16 +71,29 @@ def load_manifest(text: bytes) -> Manifest:
             raise ManifestCorrupt(f"its schema is {body['schema']}, not {SCHEMA}")
         if sha256_bytes(canonical_json(body)) != digest:
             raise ManifestCorrupt("its own digest does not match")
-        return Manifest(
-            key=body["key"],
-            step=body["step"],
-            stage=body["stage"],
-            factors=body["factors"],
-            files=tuple(FileRecord(*row) for row in body["files"]),
-            provenance=body["provenance"],
-            summary=body["summary"],
-        )
+        return _from_body(body)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ManifestCorrupt):
             raise
         raise ManifestCorrupt(f"it is not a whole manifest ({type(error).__name__})") from error
+
+
+def peek_manifest(text: bytes) -> Manifest | None:
+    """Read manifest.json without checking its digest, for lists; None when it is no manifest of this version."""
+    try:
+        body = json.loads(text)
+        return _from_body(body) if body["schema"] == SCHEMA else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _from_body(body: dict[str, Any]) -> Manifest:
+    return Manifest(
+        key=body["key"],
+        step=body["step"],
+        stage=body["stage"],
+        factors=body["factors"],
+        files=tuple(FileRecord(*row) for row in body["files"]),
+        provenance=body["provenance"],
+        summary=body["summary"],
+    )

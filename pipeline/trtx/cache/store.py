@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trtx.cache.manifest import FileRecord, Manifest, ManifestCorrupt, load_manifest
+from trtx.cache.manifest import FileRecord, Manifest, ManifestCorrupt, load_manifest, peek_manifest
 from trtx.errors import EnvironmentProblem, StepFailed
 from trtx.files import disk_errors, read_json, sha256_file, walk_files, write_json, write_text
 from trtx.processes import describe_this_process, is_gone
@@ -75,6 +75,19 @@ class Store:
     def output(self, key: str) -> Path:
         """The folder with the step's files."""
         return self.entry(key) / "output"
+
+    def manifests(self, stage: str | None = None) -> Iterator[Manifest]:
+        """The manifests of all entries, or those of one stage, by key; neither they nor their files are checked.
+
+        Entries with an unreadable manifest are skipped.
+        """
+        for path in sorted(self.root.glob("entries/??/*/manifest.json")):
+            try:
+                manifest = peek_manifest(path.read_bytes())
+            except OSError:  # Pruned meanwhile.
+                continue
+            if manifest is not None and stage in (None, manifest.stage):
+                yield manifest
 
     def find(self, key: str) -> Found:
         """Look an entry up and check every file; a file whose stat did not change since it was hashed is not read."""

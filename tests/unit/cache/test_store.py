@@ -214,3 +214,14 @@ def test_a_linked_entry_is_not_read_again_and_a_changed_one_is(store: Store, mon
     corrupt(store.output(KEY) / "engine.json")
     store.accept_links(KEY)
     assert "SHA-256" in (store.find(KEY).fault or "")
+
+
+def test_all_manifests_are_listed_without_their_files_being_read_and_unreadable_ones_are_skipped(store: Store) -> None:
+    for key in ("ab" * 32, "cd" * 32, "ef" * 32):
+        publish(store, key=key)
+    corrupt(store.entry("cd" * 32) / "manifest.json")
+    (store.entry("ef" * 32) / "manifest.json").chmod(0o644)
+    (store.entry("ef" * 32) / "manifest.json").write_bytes(b"{")
+    assert {manifest.key for manifest in store.manifests()} <= {"ab" * 32, "cd" * 32}
+    assert KEY in [manifest.key for manifest in store.manifests("build")]
+    assert list(store.manifests("package")) == []
