@@ -1,4 +1,8 @@
-"""The recipe language as JSON Schema (2020-12), for editors such as those with yaml-language-server."""
+"""The file language as JSON Schema (2020-12), for editors such as those with yaml-language-server.
+
+What the models cannot say is added to what pydantic generates: any value may be `${vars.NAME}` or `${env.NAME}`, and a
+file that `extends` others may leave out what they say, and delete with null.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,39 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from trtx.recipe.schema import Recipe
+from trtx.recipe.document import Document
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ID = "urn:trtx:schema:recipe:v1"
 
+# What trtx.recipe.load replaces: a value that is exactly one reference becomes one of any type, others stay texts.
+WHOLE = r"^\$\{(vars|env)\.[^}]*\}$"
+WITHIN = r"(^|[^$])\$\{(vars|env)\."
+
+# Keys of a file that stand before it is put together, so that references mean nothing in them.
+FILE_KEYS = ("schema", "extends", "vars", "matrix")
+
+# `$ref` beside other keywords adds to them in this dialect; patterns look at texts only.
+SHARED: dict[str, dict[str, Any]] = {
+    "reference": {"type": "string", "pattern": WITHIN},
+    "value": {"pattern": WHOLE, "patternErrorMessage": "neither of the type shown here nor one ${vars.…} or ${env.…}"},
+    "whole": {"type": "string", "$ref": "#/$defs/value"},
+    "filled": {
+        "$comment": "No null anywhere: without `extends` there is nothing to delete.",
+        "type": ["object", "array", "string", "number", "boolean"],
+        "additionalProperties": {"$ref": "#/$defs/filled"},
+        "items": {"$ref": "#/$defs/filled"},
+    },
+    "partial": {
+        "$comment": "With `extends`, null deletes a key; lists are replaced whole.",
+        "additionalProperties": {"$ref": "#/$defs/partial"},
+        "items": {"$ref": "#/$defs/filled"},
+    },
+}
+
 
 class _Generator(GenerateJsonSchema):
-    """Without null, which no recipe may hold, and with descriptions beside references."""
+    """Optional fields without null, and defaults only where they say something."""
 
     schema_dialect = DIALECT
 
@@ -24,26 +53,71 @@ class _Generator(GenerateJsonSchema):
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         made = super().default_schema(schema)
-        if made.get("default", ...) is None:
+        if made.get("default", ...) in (None, {}):
             del made["default"]
         return made
 
+    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
+        # `oneOf` would refuse what fits several of them, such as a type that is a reference.
+        return {"anyOf": super().tagged_union_schema(schema)["oneOf"]}
+
 
 def make_json_schema(devices: Iterable[str] = ()) -> dict[str, Any]:
-    """The JSON Schema of `trtx/v1`; `devices` are offered by editors as values of `gpu`."""
-    schema = Recipe.model_json_schema(by_alias=True, schema_generator=_Generator)
-    _tidy(schema)
+    """The JSON Schema of recipe files in `trtx/v1`; `devices` are offered by editors as values of `gpu`."""
+    made = Document.model_json_schema(by_alias=True, schema_generator=_Generator)
+    definitions = made.pop("$defs")
+    complete = _requirements(made, definitions)
+    _tidy([made, definitions])
+    for definition in definitions.values():
+        _open_section(definition)
+    for name, node in made["properties"].items():
+        if name not in FILE_KEYS:
+            _open(node)
     names = list(devices)
     if names:
-        schema["$defs"]["Target"]["properties"]["gpu"]["examples"] = names
-    return {"$schema": DIALECT, "$id": ID, "title": "trtx recipe", **schema}
+        definitions["Target"]["properties"]["gpu"]["examples"] = names
+    return {
+        "$schema": DIALECT,
+        "$id": ID,
+        "title": "trtx recipe",
+        **made,
+        "if": {"required": ["extends"]},
+        "then": {"$ref": "#/$defs/partial"},
+        "else": {"allOf": [{"$ref": "#/$defs/complete"}, {"$ref": "#/$defs/filled"}]},
+        "$defs": {**SHARED, "complete": complete, **definitions},
+    }
+
+
+def _requirements(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """What must be there, and only that: taken out of the schema, since a file that extends another is free of it."""
+    if "$ref" in node:
+        return _requirements(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    if "anyOf" in node:
+        found = [_requirements(option, definitions) for option in node["anyOf"]]
+        common = [key for key in found[0].get("required", []) if all(key in one.get("required", []) for one in found)]
+        inner = {name: made for one in found for name, made in one.get("properties", {}).items()}
+    else:
+        common = node.get("required", [])
+        made_of = {name: _requirements(value, definitions) for name, value in node.get("properties", {}).items()}
+        inner = {name: made for name, made in made_of.items() if made}
+    needs: dict[str, Any] = {"required": common} if common else {}
+    if inner:
+        needs["properties"] = inner
+    for value in node.get("patternProperties", {}).values():
+        if item := _requirements(value, definitions):
+            needs["additionalProperties"] = item
+    if "items" in node and (item := _requirements(node["items"], definitions)):
+        needs["items"] = item
+    return needs
 
 
 def _tidy(node: Any) -> None:
-    """Drop titles, which repeat the key, and refuse keys of free-name mappings that match no name."""
+    """Drop titles, which repeat the key, and `required`; refuse keys of free-name mappings that match no name."""
     if isinstance(node, dict):
         if isinstance(node.get("title"), str):
             del node["title"]
+        if isinstance(node.get("required"), list):
+            del node["required"]
         if "patternProperties" in node:
             node["additionalProperties"] = False
         for inner in node.values():
@@ -51,3 +125,32 @@ def _tidy(node: Any) -> None:
     elif isinstance(node, list):
         for inner in node:
             _tidy(inner)
+
+
+def _open_section(definition: dict[str, Any]) -> None:
+    """Let a section be a reference or null, and every value in it."""
+    for node in definition.get("properties", {}).values():
+        _open(node)
+    definition["type"] = [definition["type"], "string", "null"]
+    definition["$ref"] = "#/$defs/value"
+
+
+def _open(node: dict[str, Any], *, deletable: bool = True) -> None:
+    """Let a value be a reference, and null where it is one of a mapping."""
+    for inner in (*node.get("patternProperties", {}).values(), *filter(None, [node.get("items")])):
+        _open(inner, deletable="items" not in node)
+    null = ["null"] if deletable else []
+    if "enum" in node or "const" in node:
+        choices = node.pop("enum", None) or [node.pop("const")]
+        is_text = node.pop("type") == "string"
+        shared = {"$ref": f"#/$defs/{'reference' if is_text else 'whole'}"}
+        node["anyOf"] = [{"enum": choices}, shared, *({"type": kind} for kind in null)]
+    elif "anyOf" in node:
+        node["anyOf"] += [{"type": kind} for kind in null if not all("$ref" in option for option in node["anyOf"])]
+    elif node.get("type") == "string":
+        node["type"] = ["string", *null] if null else "string"
+        if "pattern" in node:
+            node["pattern"] = f"{node['pattern']}|{WITHIN}"
+    elif "type" in node:
+        node["type"] = [node["type"], "string", *null]
+        node["$ref"] = "#/$defs/value"

@@ -1,0 +1,147 @@
+"""The JSON Schema accepts what the loader accepts and refuses what it refuses, as far as a schema can say it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from support.malformed import engine, recipe, target, variant, workload
+
+from trtx.hardware.gpus import GPUS
+from trtx.recipe.describe import ID, SHARED, make_json_schema
+
+ROOT = Path(__file__).parents[3]
+VALIDATOR = jsonschema.Draft202012Validator(make_json_schema())
+EXTENDS = "schema: trtx/v1\nextends: base.yaml\n"
+
+
+def accepts(text: str) -> bool:
+    return VALIDATOR.is_valid(yaml.safe_load(text))
+
+
+def sections(schema: dict[str, Any]) -> dict[str, Any]:
+    return {name: made for name, made in schema["$defs"].items() if name not in (*SHARED, "complete")}
+
+
+def test_the_schema_is_valid_closed_and_named() -> None:
+    schema = make_json_schema(GPUS)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert (schema["$id"], schema["$schema"].endswith("2020-12/schema")) == (ID, True)
+    for name, definition in sections(schema).items():
+        assert definition["additionalProperties"] is False, name
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Target"]["properties"]["gpu"]["examples"] == list(GPUS)
+
+
+def test_editors_find_the_keys_of_every_section_and_their_help_where_they_look_first() -> None:
+    schema = make_json_schema(GPUS)
+    for name, definition in {"the file": schema, **sections(schema)}.items():
+        assert definition["properties"], name
+        for key, node in definition["properties"].items():
+            described = node if "description" in node or "$ref" not in node else schema["$defs"][node["$ref"][8:]]
+            assert described["description"], f"{name}.{key}"
+
+
+def test_the_committed_schema_is_up_to_date() -> None:
+    committed = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text())
+    assert committed == make_json_schema(GPUS), "run: trtx schema > recipes/recipe.schema.json"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        engine("  limits: {max_batch_size: '${vars.batch}'}"),
+        engine("  limits: ${vars.limits}"),
+        engine("  kv_cache: {reuse: '${env.REUSE:-false}'}"),
+        engine("  kv_cache: {size: '${vars.gib}GiB'}"),
+        engine("  kv_cache: {memory_fraction: '${vars.share}', tokens_per_block: '${vars.tokens}'}"),
+        engine("  dtype: ${vars.dtype}"),
+        engine("  dtype: b${vars.kind}16"),
+        recipe(engine="engine: ${vars.engine}\n"),
+        recipe(name="name: tiny-${vars.kind}\n"),
+        recipe(model="model: {source: '${env.MODEL}'}\n"),
+        recipe(model="model: ${vars.model}\n"),
+        recipe(quantization="quantization: ${vars.variants}\n"),
+        recipe(package="package: {base: 'python:${vars.tag}', emit: ['${vars.emit}']}\n"),
+        recipe(runners="runners: {a: {type: '${vars.kind}'}}\n"),
+        target(", quantization: '${vars.variants}', runner: '${vars.runner}'"),
+        target(", quantization: [fp32, '${vars.variant}']"),
+        variant(", calibration: '${vars.text}', exclude: '${vars.exclude}'"),
+        workload("input_tokens: '${vars.n}', output_tokens: 8, concurrency: ['${vars.n}', 2]"),
+        workload("input_tokens: 1, output_tokens: 8, concurrency: '${vars.levels}'"),
+    ],
+)
+def test_a_value_of_any_type_may_be_a_reference(text: str) -> None:
+    assert accepts(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        engine("  limits: {max_batch_size: '8'}"),
+        engine("  limits: {max_batch_size: '1${vars.batch}'}"),
+        engine("  limits: {max_batch_size: '$${vars.batch}'}"),
+        engine("  limits: {max_batch_size: '${vars.batch}0'}"),
+        engine("  limits: 'text'"),
+        engine("  kv_cache: {size: '$${vars.gib}GiB'}"),
+        engine("  dtype: $${vars.dtype}"),
+        engine("  dtype: ${var.dtype}"),
+        recipe(schema="schema: ${vars.schema}\n"),
+        target(", quantization: fp32"),
+    ],
+)
+def test_what_is_no_reference_is_checked_as_before(text: str) -> None:
+    assert not accepts(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        EXTENDS,
+        EXTENDS + "extends: [a.yaml, b.yaml]\n",
+        EXTENDS + "model: {revision: main}\nquantization: {fp32: null, int8: {kv_cache: auto}}\n",
+        EXTENDS + "engine: {limits: {max_batch_size: null}, kv_cache: null}\nbenchmark: null\n",
+        EXTENDS + "targets: {cpu: {quantization: null}}\nrunners: {a: null, b: {partition: gpu}}\n",
+        EXTENDS + "matrix: {axes: {batch: null}}\nvars: {x: null}\n",
+    ],
+)
+def test_a_file_that_extends_may_leave_out_and_delete(text: str) -> None:
+    assert accepts(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        EXTENDS + "engine: {limit: {}}\n",
+        EXTENDS + "quantization: {fp32: {algorithm: gguf}}\n",
+        EXTENDS + "engine: {limits: {max_batch_size: 0}}\n",
+        EXTENDS + "targets: {cpu: {quantization: [null]}}\n",
+        EXTENDS + "gates: {slo: [null]}\n",
+        EXTENDS + "runners: {a: {partition: 5}}\n",
+        "schema: trtx/v1\nextends: 5\n",
+        "schema: trtx/v1\nextends: []\n",
+    ],
+)
+def test_a_file_that_extends_is_checked_in_all_else(text: str) -> None:
+    assert not accepts(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        recipe(quantization="quantization: {fp32: null}\n"),
+        recipe(extra="benchmark: null\n"),
+        recipe(extra="vars: {a: {b: null}}\n"),
+        recipe(targets="targets: {cpu: {quantization: [fp32]}}\n"),
+        recipe(extra="gates: {slo: [{workload: chat}]}\n"),
+        recipe(runners="runners: {a: {partition: gpu}}\n"),
+        recipe(extra="matrix: {exclude: [{a: 1}]}\n"),
+        recipe(extra="matrix: {axes: {batch: {path: engine.limits.max_batch_size}}}\n"),
+    ],
+)
+def test_a_file_that_stands_alone_must_be_whole(text: str) -> None:
+    assert not accepts(text)
