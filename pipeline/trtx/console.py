@@ -63,6 +63,10 @@ class Console:
         """Print an error as rendered by TrtxError.render, also with -q."""
         self._print_marked(text, "error")
 
+    def command(self, line: str) -> None:
+        """Print a line for the CI system that reads this process's output, also with -q."""
+        print(line, file=self.err, flush=True)
+
     def _print_marked(self, text: str, severity: str) -> None:
         word = f"{severity}:"
         print(text.replace(word, self.paint(word, severity)), file=self.err, flush=True)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class TrtxError(Exception):
     """An error with a message for people.
 
-    `what` is one sentence and always present; `why` the cause or the evidence; `fix` what to do next.
+    `what` is one sentence and always present; `why` the cause or the evidence; `fix` what to do next. `document` is
+    what `-o json` prints instead of the error alone, for verbs that can say more than that they failed.
     """
 
     exit_code = 1
+    document: dict[str, Any] | None = None
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         super().__init__(what)
@@ -28,6 +31,11 @@ class TrtxError(Exception):
         if self.fix:
             lines.append(f"  fix: {self.fix}")
         return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The error for tools."""
+        kind = type(self).__name__
+        return {"kind": kind, "what": self.what, "why": self.why, "fix": self.fix, "exit_code": self.exit_code}
 
 
 class StepFailed(TrtxError):

@@ -5,31 +5,36 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from trtx.cli.options import RunOption
+from trtx.cli.options import OutputFormat, OutputOption, RunOption
 from trtx.errors import UsageProblem
 
 if TYPE_CHECKING:
     from trtx.plan.record import RunRecord
 
+SCHEMA = "trtx.logs/v1"
 # How often a followed log is looked at.
 FOLLOW_S = 0.2
 
 
 def command(
+    context: typer.Context,
     step: Annotated[str, typer.Argument(help="Step id, such as build/cpu/fp32; `trtx status` lists them.")],
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on printing until the step ends.")] = False,
     run: RunOption = None,
     attempt: Annotated[
         Optional[int], typer.Option("--attempt", min=1, help="Which attempt; the last when left out.")  # noqa: UP045
     ] = None,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Print a step's log on stdout, of the latest run that ran it; with -f as it is written."""
     from trtx.plan.record import find_run, find_run_of
 
+    if follow and output is OutputFormat.JSON:
+        raise UsageProblem("-f prints a text that grows, which is not one JSON document", fix="leave -f or -o json out")
     record = find_run(Path.cwd(), run)
     planned = record.load_plan().step(step)
     if run is None and not record.is_driven():
@@ -46,7 +51,18 @@ def command(
     if number not in record.attempts(planned.id):
         known = ", ".join(map(str, record.attempts(planned.id)))
         raise UsageProblem(f"{planned.id} has no attempt {number}", fix=f"attempts: {known}")
-    _print_log(record, planned.id, number, follow=follow)
+    if output is OutputFormat.JSON:
+        context.obj.json(_describe_log(record, planned.id, number))
+    else:
+        _print_log(record, planned.id, number, follow=follow)
+
+
+def _describe_log(record: RunRecord, step_id: str, attempt: int) -> dict[str, Any]:
+    path = record.log(step_id, attempt)
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    ended = _has_ended(record, step_id, attempt)
+    place = {"run": record.id, "step": step_id, "attempt": attempt, "path": str(path), "ended": ended}
+    return {"schema": SCHEMA, **place, "lines": text.splitlines()}
 
 
 def _print_log(record: RunRecord, step_id: str, attempt: int, *, follow: bool) -> None:

@@ -7,20 +7,25 @@ A verb is a module with one function `command`; whatever is slow to import is im
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from trtx import __version__
 from trtx.cli import apply, doctor, init, logs, plan, schema, serve, status, validate
 from trtx.console import make_console
-from trtx.errors import Interrupted, TrtxError
+from trtx.errors import Interrupted, TrtxError, UsageProblem
 
 GLOBAL_FLAGS = {"-v": "verbose", "--verbose": "verbose", "-q": "quiet", "--quiet": "quiet", "--no-color": "no_color"}
+
+ERROR_SCHEMA = "trtx.error/v1"
+# The base of every complaint about arguments, whichever click typer brings along.
+WrongArguments: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="trtx",
@@ -87,34 +92,45 @@ def hoist_global_flags(arguments: list[str]) -> list[str]:
     return flags + [word for word in head if word not in GLOBAL_FLAGS] + tail
 
 
+def wants_json(arguments: list[str]) -> bool:
+    """Whether `-o json` is among the arguments, in any spelling."""
+    pairs = itertools.pairwise(arguments)
+    return any(word in ("-ojson", "-o=json", "--output=json") for word in arguments) or any(
+        option in ("-o", "--output") and value == "json" for option, value in pairs
+    )
+
+
 def main(arguments: list[str]) -> int:
     """Run trtx with the given arguments; returns the exit code and never raises."""
     arguments = hoist_global_flags(arguments)
     verbose = bool({"-v", "--verbose"} & set(arguments))
     console = make_console(os.environ, no_color="--no-color" in arguments)
     try:
-        app(args=arguments, prog_name="trtx")
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+        code = app(args=arguments, prog_name="trtx", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except WrongArguments as error:
+        cast(Any, error).show()
+        failure: TrtxError = UsageProblem(cast(Any, error).format_message())
     except TrtxError as error:
         if verbose:
             traceback.print_exception(error)
         console.error(error.render())
-        return error.exit_code
+        failure = error
     except BrokenPipeError:  # `trtx … | head`: nobody reads on, and that is fine.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001  The last resort: no user meets a traceback without asking for it.
         if verbose:
             traceback.print_exc()
-        unexpected = TrtxError(
+        failure = TrtxError(
             f"{type(error).__name__}: {error}",
             why="this was not foreseen",
             fix="run again with -v for the traceback, and please report it",
         )
-        console.error(unexpected.render())
-        return unexpected.exit_code
-    return 0
+        console.error(failure.render())
+    if wants_json(arguments):
+        console.json(failure.document or {"schema": ERROR_SCHEMA, "error": failure.to_json()})
+    return failure.exit_code
 
 
 def run() -> None:

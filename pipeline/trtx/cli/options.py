@@ -18,6 +18,13 @@ class OutputFormat(StrEnum):
     JSON = "json"
 
 
+class TextFormat(StrEnum):
+    """Who reads the text."""
+
+    TEXT = "text"
+    GITHUB = "github"
+
+
 class StageName(StrEnum):
     """Stages a plan can end with."""
 
@@ -42,6 +49,16 @@ SetOption = Annotated[
 UnsetOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--unset", metavar="PATH", help="Remove a setting, so that its default applies."),
+]
+JunitOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--junit", metavar="FILE", help="Write the outcome of every step as JUnit XML."),
+]
+FormatOption = Annotated[
+    TextFormat,
+    typer.Option(
+        "--format", help="github: a Markdown summary on stdout and in $GITHUB_STEP_SUMMARY, problems as ::error."
+    ),
 ]
 UntilOption = Annotated[Optional[StageName], typer.Option("--until", help="Stop after this stage.")]  # noqa: UP045
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Consult nothing but the lock and the cache.")]

@@ -2,54 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trtx.cli.options import (
+    FormatOption,
     OfflineOption,
     OutputFormat,
-    OutputOption,
     ParallelOption,
     RecipeArgument,
     SetOption,
+    TextFormat,
     UnsetOption,
     UntilOption,
     make_overrides,
 )
 from trtx.console import Console
-from trtx.errors import EXIT_PLAN_HAS_CHANGES
+from trtx.errors import EXIT_PLAN_HAS_CHANGES, UsageProblem
+
+if TYPE_CHECKING:
+    from trtx.cli.prepare import Prepared
+
+PlanOutputOption = Annotated[
+    str,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="table|json|FILE.json",
+        help="How to print the plan; a file keeps it for `trtx apply FILE.json`.",
+    ),
+]
 
 
 def command(
     context: typer.Context,
     recipe: RecipeArgument,
-    output: OutputOption = OutputFormat.TABLE,
+    output: PlanOutputOption = OutputFormat.TABLE.value,
     settings: SetOption = None,
     removals: UnsetOption = None,
     until: UntilOption = None,
     offline: OfflineOption = False,
     max_parallel: ParallelOption = None,
+    text_format: FormatOption = TextFormat.TEXT,
     detailed_exitcode: Annotated[
         bool, typer.Option("--detailed-exitcode", help="Leave with 5 when something would run.")
     ] = False,
 ) -> None:
-    """Show every step with its state, its key and the reason, and run nothing."""
-    from trtx.cli.display import print_table
+    """Show every step with its state, its key and the reason, and run nothing.
+
+    `trtx plan RECIPE -o plan.json` keeps the plan: `trtx apply plan.json` runs exactly that, or refuses when the
+    recipe, a source or a tool changed since.
+    """
+    from trtx.cli.github import annotated
     from trtx.cli.prepare import Request, prepare, status_rows
+    from trtx.plan.saved import SUFFIX, save_plan
     from trtx.plan.survey import State
 
     console: Console = context.obj
+    as_json, to_file = output == OutputFormat.JSON.value, output.endswith(SUFFIX)
+    if not (as_json or to_file or output == OutputFormat.TABLE.value):
+        raise UsageProblem(f"-o cannot be '{output}'", fix="give table, json, or a file that ends in .json")
     overrides = make_overrides(settings, removals)
-    prepared = prepare(console, Request(recipe, overrides, until, offline, max_parallel))
+    with annotated(console, text_format):
+        prepared = prepare(console, Request(recipe, overrides, until, offline, max_parallel))
+        if to_file:
+            save_plan(Path(output), prepared.plan)
     to_run = [status for status in prepared.statuses if status.state in (State.TO_RUN, State.WAITING)]
-    if output is OutputFormat.JSON:
+    if as_json:
         console.json({**prepared.plan.to_json(), "status": status_rows(prepared.statuses)})
     else:
-        print_table(console, prepared.statuses)
-        cached = sum(status.state is State.CACHED for status in prepared.statuses)
-        console.say(f"{len(to_run)} of {len(prepared.statuses)} steps to run, {cached} cached")
-        if to_run:
-            console.say(f"next: trtx apply {recipe}")
+        _print(console, prepared, text_format, next_argument=output if to_file else recipe, num_to_run=len(to_run))
+        if to_file:
+            console.say(f"wrote {output}")
     if detailed_exitcode and to_run:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
+
+
+def _print(
+    console: Console, prepared: Prepared, text_format: TextFormat, *, next_argument: str, num_to_run: int
+) -> None:
+    from trtx.cli.display import print_table
+    from trtx.plan.survey import State
+
+    cached = sum(status.state is State.CACHED for status in prepared.statuses)
+    outcome = f"{num_to_run} of {len(prepared.statuses)} steps to run, {cached} cached"
+    if text_format is TextFormat.GITHUB:
+        from trtx.cli.github import make_summary, publish_summary
+
+        publish_summary(console, make_summary(f"trtx plan {prepared.plan.recipe}", prepared.statuses, outcome))
+        return
+    print_table(console, prepared.statuses)
+    console.say(outcome)
+    if num_to_run:
+        console.say(f"next: trtx apply {next_argument}")

@@ -11,13 +11,15 @@ from typing import Any
 from trtx.cache.store import Store
 from trtx.cli.options import StageName
 from trtx.console import Console
+from trtx.files import sha256_file
 from trtx.hardware import support
-from trtx.hardware.gpus import Gpu, find_gpu
+from trtx.plan.environment import FETCHING_STAGES
 from trtx.plan.facts import Facts, gather_facts
-from trtx.plan.make import Options, default_parallel, make_plan
+from trtx.plan.make import Options, make_plan
 from trtx.plan.preflight import check_fit
 from trtx.plan.record import latest_plan
 from trtx.plan.resolve import PinnedSources, resolve_sources
+from trtx.plan.saved import open_plan, refuse_moved
 from trtx.plan.steps import Plan, split_selection
 from trtx.plan.survey import StepStatus, survey
 from trtx.recipe.cells import Cell, select_cells
@@ -42,23 +44,27 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Ready:
     """A plan and the state of its steps, before anything ran.
 
-    `previous` is the plan of this folder's latest run; `max_parallel` steps may run at once.
+    `previous` is the plan of this folder's latest run.
     """
 
     plan: Plan
-    loaded: LoadedRecipe
-    cells: tuple[Cell, ...]
-    sources: PinnedSources
     previous: Plan | None
     statuses: list[StepStatus]
     store: Store
     facts: Facts
     environ: Mapping[str, str]
-    max_parallel: int
-    gpus: tuple[Gpu, ...]
+
+
+@dataclass(frozen=True)
+class Prepared(Ready):
+    """A plan that was made just now, with what it was made from."""
+
+    loaded: LoadedRecipe
+    cells: tuple[Cell, ...]
+    sources: PinnedSources
 
 
 def prepare(console: Console, request: Request) -> Prepared:
@@ -68,7 +74,7 @@ def prepare(console: Console, request: Request) -> Prepared:
     that cannot be reached.
     """
     path, glob = split_selection(request.argument)
-    environ = dict(os.environ) | ({"HF_HUB_OFFLINE": "1", "TRTX_OFFLINE": "1"} if request.offline else {})
+    environ = make_environ(offline=request.offline)
     loaded = read_recipe(path, support, request.overrides, environ)
     for warning in loaded.warnings:
         console.say(warning.render(), style="warning")
@@ -77,22 +83,28 @@ def prepare(console: Console, request: Request) -> Prepared:
     check_models(loaded, cells, sources)
     facts = gather_facts(environ, sources.generators())
     check_fit(loaded, cells, sources, facts)
-    plan = make_plan(cells, path, sources, facts, _options(request))
+    plan = make_plan(cells, path, sources, facts, _options(request, loaded))
     store = Store(facts.cache_dir)
     previous = latest_plan(Path.cwd())
-    return Prepared(
-        plan=plan,
-        loaded=loaded,
-        cells=tuple(cells),
-        sources=sources,
-        previous=previous,
-        statuses=survey(plan, store, previous),
-        store=store,
-        facts=facts,
-        environ=environ,
-        max_parallel=request.max_parallel or default_parallel(facts),
-        gpus=tuple(find_gpu(name) for name in dict.fromkeys(cell.recipe.targets[cell.target].gpu for cell in cells)),
-    )
+    statuses = survey(plan, store, previous)
+    return Prepared(plan, previous, statuses, store, facts, environ, loaded, tuple(cells), sources)
+
+
+def prepare_saved(path: Path, *, offline: bool) -> Ready:
+    """Read a plan made earlier. Raises UsageProblem when it is none, or when an input moved since."""
+    plan = open_plan(path)
+    environ = make_environ(offline=offline)
+    fetched = [step for step in plan.steps if step.stage in FETCHING_STAGES]
+    facts = gather_facts(environ, {name for step in fetched for name in step.factors["toolchain"]})
+    refuse_moved(plan, facts, environ)
+    store = Store(Path(plan.cache_dir))
+    previous = latest_plan(Path.cwd())
+    return Ready(plan, previous, survey(plan, store, previous), store, facts, environ)
+
+
+def make_environ(*, offline: bool) -> dict[str, str]:
+    """This process's environment, which forbids the network with `offline`."""
+    return dict(os.environ) | ({"HF_HUB_OFFLINE": "1", "TRTX_OFFLINE": "1"} if offline else {})
 
 
 def check_models(loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSources) -> None:
@@ -101,8 +113,9 @@ def check_models(loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSou
         check_model(point[0], sources.model_of(point[1]).shape)
 
 
-def _options(request: Request) -> Options:
-    return Options(until=request.until.value if request.until else None, max_parallel=request.max_parallel)
+def _options(request: Request, loaded: LoadedRecipe) -> Options:
+    files = {str(path): sha256_file(path) for path in loaded.files}
+    return Options(request.until.value if request.until else None, request.max_parallel, files)
 
 
 def status_rows(statuses: list[StepStatus]) -> list[dict[str, Any]]:

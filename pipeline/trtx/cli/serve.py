@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trtx.cli.options import OutputFormat
 from trtx.errors import EnvironmentProblem, UsageProblem
 
 
@@ -25,6 +26,9 @@ def command(
         float, typer.Option(help="Part of the free memory for weights and KV cache when no size is given.")
     ] = 0.9,
     drain: Annotated[str, typer.Option(help="How long requests in flight may go on after a stop signal.")] = "30s",
+    output: Annotated[
+        OutputFormat, typer.Option("-o", "--output", help="json: one document on stdout as soon as requests are taken.")
+    ] = OutputFormat.TABLE,
 ) -> None:
     """Serve an engine with the OpenAI API: completions, chat completions, models, health and metrics."""
     import importlib
@@ -56,4 +60,5 @@ def command(
         memory_fraction=memory_fraction,
         drain_s=drain_s,
         say=context.obj.say,
+        announce=context.obj.json if output is OutputFormat.JSON else None,
     )

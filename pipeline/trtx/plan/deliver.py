@@ -1,4 +1,4 @@
-"""Puts finished packages where people look for them: out/<recipe>/<target>/<variant>/."""
+"""Puts finished packages where people look for them: out/<recipe>/<target>/<variant>[@<point>]/."""
 
 from __future__ import annotations
 
@@ -43,9 +43,15 @@ def deliver(plan: Plan, store: Store, root: Path, remade: Collection[str] = ()) 
     return [_deliver_one(plan, step, store, root, fresh=step.id in remade) for step in packages]
 
 
+def folder_of(cell: str) -> str:
+    """`target/variant`, or `target/variant@point`: never inside the folder of another cell."""
+    target, _, rest = cell.partition("/")
+    return f"{target}/{rest.replace('/', '@')}"
+
+
 def _deliver_one(plan: Plan, step: Step, store: Store, root: Path, *, fresh: bool) -> Delivered:
     cell = step.cell or step.id
-    folder = root / plan.name / cell
+    folder = root / plan.name / folder_of(cell)
     marker = folder.with_name(f".{folder.name}.key")
     delivered = Delivered(cell, folder)
     if not fresh and folder.is_dir() and _read(marker) == step.key:

@@ -49,6 +49,14 @@ class Facts:
     python: str
     cache_dir: Path
 
+    def toolchain(self) -> dict[str, str]:
+        """Everything that can stand in the toolchain of a step's factors."""
+        return {**self.versions, **self.pins, "c++": self.compiler, "trtx": self.own_code}
+
+    def machine(self) -> dict[str, str]:
+        """The facts of this machine that can stand in the factors of a step that measures."""
+        return {"cpu": self.host.cpu_model, "cpus": str(self.host.num_cpus)}
+
 
 def gather_facts(environ: Mapping[str, str], distributions: Iterable[str] = ()) -> Facts:
     """Ask this machine; `distributions` are named by sources beside those of TOOLCHAIN."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -36,11 +36,13 @@ from trtx.stages.params import (
 class Options:
     """How a plan is narrowed and run; none of it enters a key except through which steps exist.
 
-    `until` is the last stage to plan.
+    `until` is the last stage to plan; `files` are the recipe's files with their SHA-256, to know later whether they
+    were edited.
     """
 
     until: str | None = None
     max_parallel: int | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_plan(cells: Sequence[Cell], path: Path, sources: PinnedSources, facts: Facts, options: Options) -> Plan:
@@ -53,6 +55,9 @@ def make_plan(cells: Sequence[Cell], path: Path, sources: PinnedSources, facts: 
         recipe=str(path),
         cache_dir=str(facts.cache_dir),
         cells=tuple(cell.name for cell in cells),
+        gpus=tuple(dict.fromkeys(cell.recipe.targets[cell.target].gpu for cell in cells)),
+        max_parallel=options.max_parallel or default_parallel(facts),
+        files=dict(options.files),
         steps=tuple(planner.steps.values()),
     )
 
@@ -210,13 +215,12 @@ class _Planner:
             memory_fraction=engine.kv_cache.memory_fraction,
             seed=benchmark.seed,
         )
-        host = self.facts.host
         return self._add(
             f"benchmark/{cell.name}",
             params,
             {"engine": made["build"], "weights": made["convert"]},
             witnesses=self._witnesses(made),
-            machine={"cpu": host.cpu_model, "cpus": str(host.num_cpus)},
+            machine=self.facts.machine(),
             cell=cell,
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from trtx.errors import EnvironmentProblem, UsageProblem
 from trtx.files import free_bytes
 from trtx.hardware.fit import Setup, compute_need, find_misfit
-from trtx.hardware.gpus import Gpu, find_gpu
+from trtx.hardware.gpus import find_gpu
 from trtx.hardware.host import check_can_build
 from trtx.hardware.versions import installed_version
 from trtx.models.layout import make_layout
@@ -33,11 +33,8 @@ NEEDED = {
 MIN_FREE_BYTES = 512 << 20
 
 
-def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts, gpus: Iterable[Gpu]) -> None:
-    """Raises EnvironmentProblem for the first thing that is missing; says nothing when no step has to run.
-
-    `gpus` are the devices of the plan's targets.
-    """
+def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts) -> None:
+    """Raises EnvironmentProblem for the first thing that is missing; says nothing when no step has to run."""
     stages = {status.step.stage for status in statuses if status.state in (State.TO_RUN, State.WAITING)}
     if not stages:
         return
@@ -49,8 +46,8 @@ def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts, gpus
                 fix="install the engine packages: pip install 'trtx[engine]'",
             )
     if stages & {"build", "benchmark"}:
-        for gpu in gpus:
-            check_can_build(facts.host, gpu)
+        for name in plan.gpus:
+            check_can_build(facts.host, find_gpu(name))
     if "build" in stages and facts.compiler == ABSENT:
         raise EnvironmentProblem(
             "there is no C++ compiler",

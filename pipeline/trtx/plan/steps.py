@@ -50,12 +50,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a selection of a recipe; a step comes after its inputs."""
+    """All steps of a selection of a recipe; a step comes after its inputs.
+
+    `gpus` are the devices of its targets, `max_parallel` the steps that may run at once, `files` the SHA-256 of the
+    files it was read from.
+    """
 
     name: str
     recipe: str
     cache_dir: str
     cells: tuple[str, ...]
+    gpus: tuple[str, ...]
+    max_parallel: int
+    files: dict[str, str]
     steps: tuple[Step, ...]
 
     def step(self, step_id: str) -> Step:
@@ -82,6 +89,9 @@ class Plan:
             "recipe": self.recipe,
             "cache_dir": self.cache_dir,
             "cells": list(self.cells),
+            "gpus": list(self.gpus),
+            "max_parallel": self.max_parallel,
+            "files": self.files,
             "steps": steps,
         }
 
@@ -95,6 +105,9 @@ def load_plan(body: Mapping[str, Any]) -> Plan:
         recipe=body["recipe"],
         cache_dir=body["cache_dir"],
         cells=tuple(body["cells"]),
+        gpus=tuple(body["gpus"]),
+        max_parallel=body["max_parallel"],
+        files=body["files"],
         steps=tuple(
             Step(
                 **step

@@ -23,6 +23,7 @@ from trtx.runtime.engine import Engine
 from trtx.runtime.folders import DEPLOYMENT_NAME, ENGINE_FOLDER, find_folders
 from trtx.serve.app import Service, create_app
 
+SCHEMA = "trtx.serve/v1"
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
 
 # A compiled program holds the GIL, and Python's own 5 ms would let the event loop wait for many steps of a small model.
@@ -42,10 +43,12 @@ def serve_engine(
     memory_fraction: float,
     drain_s: float,
     say: Callable[[str], None],
+    announce: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Serve an engine until SIGINT or SIGTERM; requests in flight then have `drain_s` seconds to end.
 
-    `port` 0 takes any free port. `say` gets the lines for people: what is served, and how to try it.
+    `port` 0 takes any free port. `say` gets the lines for people: what is served, and how to try it; `announce` the same
+    for programs, once, when requests are taken.
 
     Raises EnvironmentProblem when the address is taken, and what Engine.load raises.
     """
@@ -57,6 +60,8 @@ def serve_engine(
         url, blocks = url_of(listener), engine.load_now.kv_blocks
 
         def on_ready() -> None:
+            if announce is not None:
+                announce({"schema": SCHEMA, "url": url, "model": name, "engine": str(folder), "kv_blocks": blocks})
             say(f"serving {name} on {url} ({blocks} KV-cache blocks of {engine.card.kv_cache.tokens_per_block} tokens)")
             say(f"try it:\n  {curl_line(url, name, chat=engine.tokenizer.chat_template is not None)}")
 

@@ -1,0 +1,66 @@
+"""`--junit FILE`: the outcome of every step as JUnit XML, which every CI system shows.
+
+Format: https://github.com/testmoapp/junitxml, the common ground of what CI systems read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtx.errors import TrtxError
+from trtx.files import write_text
+
+if TYPE_CHECKING:
+    from trtx.plan.survey import StepStatus
+
+# What XML 1.0 cannot hold (https://www.w3.org/TR/xml/#charsets).
+ILLEGAL = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def write_junit(path: Path, recipe: str, statuses: Sequence[StepStatus], errors: Mapping[str, TrtxError]) -> None:
+    """Write the report; `errors` by step id. Raises EnvironmentProblem when that is not possible."""
+    write_text(path, make_junit(recipe, statuses, errors))
+
+
+def make_junit(recipe: str, statuses: Sequence[StepStatus], errors: Mapping[str, TrtxError]) -> str:
+    """One test case a step: done and cached ones passed, failed ones failed, all others were skipped."""
+    from xml.etree import ElementTree
+
+    from trtx.plan.survey import State
+
+    suite = ElementTree.Element("testsuite", name=_clean(recipe))
+    counts = {"tests": len(statuses), "failures": 0, "errors": 0, "skipped": 0}
+    total_s = 0.0
+    for status in statuses:
+        ran_s = (status.duration_s or 0.0) if status.state in (State.DONE, State.FAILED) else 0.0
+        total_s += ran_s
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            classname=_clean(f"{recipe}.{status.step.stage}"),
+            name=status.step.id,
+            time=f"{ran_s:.3f}",
+        )
+        properties = ElementTree.SubElement(case, "properties")
+        ElementTree.SubElement(properties, "property", name="key", value=status.step.key)
+        ElementTree.SubElement(properties, "property", name="state", value=status.state.value)
+        if status.state is State.FAILED:
+            counts["failures"] += 1
+            error = errors.get(status.step.id)
+            failure = ElementTree.SubElement(case, "failure", message=_clean(error.what if error else status.reason))
+            failure.text = _clean(error.render() if error else status.reason)
+        elif status.state not in (State.DONE, State.CACHED):
+            counts["skipped"] += 1
+            ElementTree.SubElement(case, "skipped", message=_clean(f"{status.state.value}: {status.reason}"))
+    suite.attrib.update({name: str(count) for name, count in counts.items()}, time=f"{total_s:.3f}")
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _clean(text: str) -> str:
+    return ILLEGAL.sub("?", text)

@@ -1,0 +1,124 @@
+"""A plan kept in a file: `trtx plan -o plan.json`, and `trtx apply plan.json` that runs exactly that or refuses.
+
+A saved plan is refused when something it was made from moved since: what is run would not be what its keys say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trtx.errors import UsageProblem
+from trtx.files import disk_errors, sha256_file, write_text
+from trtx.models.sources.base import Kind, Request, find_source
+from trtx.plan.environment import FETCHING_STAGES
+from trtx.plan.facts import Facts
+from trtx.plan.steps import SCHEMA, Plan, Step, load_plan
+from trtx.stages.params import PARAMS
+
+SUFFIX = ".json"
+# A hub commit names its content: it cannot give other bytes.
+IMMUTABLE = "hf://"
+# Sources that can be asked without a network.
+LOCAL = ("file://", "demo://")
+
+
+def is_saved_plan(argument: str) -> bool:
+    """Whether an argument of `apply` is a plan rather than a recipe."""
+    return argument.endswith(SUFFIX)
+
+
+def save_plan(path: Path, plan: Plan) -> None:
+    """Write a plan for `open_plan`. Raises EnvironmentProblem when that is not possible."""
+    with disk_errors(path):
+        write_text(path, json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n")
+
+
+def open_plan(path: Path) -> Plan:
+    """Read a saved plan. Raises UsageProblem when it is none."""
+    try:
+        body = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageProblem(
+            f"the plan {path} cannot be read",
+            why=error.strerror or "",
+            fix="`trtx plan RECIPE -o plan.json` writes one",
+        ) from error
+    except ValueError as error:
+        raise UsageProblem(f"{path} is not a plan", why=f"it is not JSON: {error}") from error
+    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        found = body.get("schema") if isinstance(body, dict) else None
+        why = f"its schema is {found}, and this trtx reads {SCHEMA}" if found else "it has no schema"
+        raise UsageProblem(f"{path} is not a plan", why=why, fix="`trtx plan RECIPE -o plan.json` writes one")
+    try:
+        return load_plan(body)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        why = f"it was cut or edited ({type(error).__name__}: {error})"
+        raise UsageProblem(f"{path} is not a whole plan", why=why, fix="make it again with `trtx plan`") from error
+
+
+def refuse_moved(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> None:
+    """Raises UsageProblem that names everything the plan was made from and that is different now."""
+    if moved := list(dict.fromkeys(find_moved(plan, facts, environ))):
+        raise UsageProblem(
+            "the plan is out of date: " + (moved[0] if len(moved) == 1 else f"{len(moved)} inputs moved since"),
+            why="" if len(moved) == 1 else "\n       ".join(moved),
+            fix=f"look at it again: trtx plan {plan.recipe}",
+        )
+
+
+def find_moved(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> Iterator[str]:
+    """What is different from when a plan was made, one sentence each: files, sources, tools, the machine."""
+    yield from _moved_files(plan)
+    for step in plan.steps:
+        yield from _moved_tools(step, facts)
+        if step.stage in FETCHING_STAGES:
+            yield from _moved_source(step, environ)
+
+
+def _moved_files(plan: Plan) -> Iterator[str]:
+    for name, digest in plan.files.items():
+        path = Path(name)
+        # A plan is complete without its recipe, so that it can be run where the recipe is not.
+        if path.is_file() and sha256_file(path) != digest:
+            yield f"{name} was edited"
+
+
+def _moved_tools(step: Step, facts: Facts) -> Iterator[str]:
+    code = PARAMS[step.stage].code_version
+    if step.factors["code"] != code:
+        yield f"the code of stage {step.stage}: version {step.factors['code']} → {code}"
+    now, machine = facts.toolchain(), facts.machine()
+    for name, version in step.factors["toolchain"].items():
+        if now.get(name) != version:
+            yield f"{name}: {_short(version)} → {_short(now.get(name, 'absent'))}"
+    for name, value in step.factors["machine"].items():
+        if machine.get(name) != value:
+            yield f"the machine's {name}: {value} → {machine.get(name)}"
+    if step.argv[0] != facts.python:
+        yield f"the Python that runs steps: {step.argv[0]} → {facts.python}"
+
+
+def _moved_source(step: Step, environ: Mapping[str, str]) -> Iterator[str]:
+    url, identity = step.params["url"], step.params["identity"]
+    # A source that cannot be asked now is asked when it is fetched, and refused there.
+    if url.startswith(IMMUTABLE) or ("TRTX_OFFLINE" in environ and not url.startswith(LOCAL)):
+        return
+    kind: Kind = "model" if step.stage == "download" else "dataset"
+    request = Request(
+        url,
+        kind,
+        allow_pickle=step.params.get("allow_pickle", False),
+        split=step.params.get("split"),
+        environ=environ,
+    )
+    now = find_source(url).resolve(request).identity
+    if now != identity:
+        yield f"{url}: {_short(identity)} → {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:16] + "…"
