@@ -1,0 +1,183 @@
+"""A recipe in which every setting of the language has a value, and how to change each of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Iterator
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from trtx.recipe.lookup import alternatives, fields_of, find_spot, value_at
+from trtx.recipe.problems import Path
+from trtx.recipe.schema import Part, Recipe
+
+ENGINE: dict[str, Any] = {
+    "backend": "inductor",
+    "dtype": "auto",
+    "limits": {"max_batch_size": 4, "max_num_tokens": 256, "max_seq_len": 256},
+    "kv_cache": {"tokens_per_block": 16, "memory_fraction": 0.5, "size": "1GiB", "reuse": False},
+    "scheduler": {"policy": "guaranteed-no-evict", "chunked_prefill": False},
+}
+CALIBRATION: dict[str, Any] = {
+    "dataset": "demo://docs",
+    "revision": "main",
+    "split": "train",
+    "column": "text",
+    "samples": 16,
+    "heldout": 8,
+    "max_length": 64,
+    "batch_size": 4,
+    "seed": 1,
+}
+LOAD: dict[str, Any] = {"input_tokens": 8, "output_tokens": 8, "concurrency": [1, 16]}
+# `fast` states its whole engine, `cpu` takes the recipe's; `chat` states its requests, `burst` does not.
+FULL: dict[str, Any] = {
+    "schema": "trtx/v1",
+    "name": "full",
+    "description": "Every setting has a value.",
+    "model": {"source": "hf://owner/name", "revision": "main", "allow_pickle": False},
+    "quantization": {
+        name: {
+            "algorithm": algorithm,
+            "kv_cache": "auto",
+            "exclude": ["lm_head"],
+            "calibration": {**CALIBRATION, "dataset": f"hf://owner/{name}"},
+        }
+        for name, algorithm in (("plain", "none"), ("small", "int8_wo"))
+    },
+    "engine": ENGINE,
+    "targets": {
+        name: {
+            "gpu": "cpu",
+            "parallelism": {"tensor": 1, "pipeline": 1},
+            "quantization": ["plain", "small"],
+            "engine": engine,
+            "runner": "local",
+        }
+        for name, engine in (("cpu", {}), ("fast", ENGINE))
+    },
+    "benchmark": {
+        "workloads": {"chat": {**LOAD, "requests": 16}, "burst": LOAD},
+        "repeats": 2,
+        "warmup_requests": 1,
+        "seed": 1,
+    },
+    "gates": {
+        "slo": [{"workload": "chat", "concurrency": 1, "metric": "ttft_p99", "max": "400ms", "min": 5.0}],
+        "accuracy": {"baseline": "plain", "metric": "perplexity", "max_rise": "2%"},
+        "regression": {"baseline": "last", "max_slowdown": "2%"},
+    },
+    "package": {"image": "registry.example.com/full", "base": "docker.io/library/python:3.12", "emit": ["compose"]},
+    "serving": {"api": "openai", "port": 8000},
+    "runners": {
+        "here": {"type": "local"},
+        "there": {
+            "type": "slurm",
+            "account": "a",
+            "partition": "b",
+            "qos": "c",
+            "time_limit": "1h",
+            "container": {"runtime": "pyxis", "image": "x", "mounts": ["/a:/b"]},
+        },
+    },
+}
+
+FULL = json.loads(json.dumps(FULL))  # Nothing in it is shared, so that each place can be changed alone.
+
+# Settings that name something, and other things that there are.
+REFERENCES: dict[str, tuple[Any, ...]] = {
+    "targets.*.gpu": ("cpu-avx512", "h100-sxm-80gb"),
+    "targets.*.quantization": (["small"], ["small", "plain"]),
+}
+# Values to try where the type alone does not tell another one; the first that the language accepts is taken.
+TEXTS = (
+    "other",
+    "file:///other",
+    "2h",
+    "3%",
+    "2GiB",
+    "registry.example.com/other",
+    "docker.io/library/python:3.11",
+    "slurm",
+)
+
+
+def leaves(annotation: Any = Recipe, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Every setting of the language, with `*` for free names and list indexes; alternatives may repeat one."""
+    inner = False
+    for option in alternatives(annotation):
+        origin, arguments = get_origin(option), get_args(option)
+        if isinstance(option, type) and issubclass(option, Part):
+            inner = True
+            for name, field in fields_of(option).items():
+                yield from leaves(field.annotation, (*path, name))
+        elif origin in (dict, tuple) and _holds_model(arguments[1 if origin is dict else 0]):
+            inner = True
+            yield from leaves(arguments[1 if origin is dict else 0], (*path, "*"))
+    if not inner:
+        yield ".".join(path)
+
+
+def _holds_model(annotation: Any) -> bool:
+    return any(isinstance(option, type) and issubclass(option, BaseModel) for option in alternatives(annotation))
+
+
+def places(setting: str, data: Any = FULL) -> list[Path]:
+    """Every place of a recipe that a setting stands at."""
+    found: list[Path] = [()]
+    for part in setting.split("."):
+        found = [(*path, name) for path in found for name in _names(value_at(path, data), part)]
+    return found
+
+
+def _names(value: Any, part: str) -> list[str | int]:
+    if part == "*" and isinstance(value, list):
+        return list(range(len(value)))
+    if isinstance(value, dict):
+        return list(value) if part == "*" else [part] if part in value else []
+    return []
+
+
+def flips(path: Path, data: dict[str, Any] = FULL) -> list[Recipe]:
+    """The recipe with one setting changed, once for every other value there is to try that the language accepts."""
+    old = value_at(path, data)
+    spot = find_spot(path, data)
+    assert spot is not None, path
+    recipes = []
+    setting = ".".join("*" if index == 1 else str(part) for index, part in enumerate(path))
+    for value in REFERENCES.get(setting, _candidates(old, spot.annotation)):
+        changed = copy.deepcopy(data)
+        holder = value_at(path[:-1], changed)
+        holder[path[-1]] = value
+        if path[-1] == "type":  # It says which other settings there are.
+            holder.clear()
+            holder["type"] = value
+        try:
+            recipes.append(Recipe.model_validate(changed))
+        except ValidationError:
+            continue
+    return recipes
+
+
+def _candidates(old: Any, annotation: Any) -> Iterable[Any]:
+    if isinstance(old, bool):
+        yield not old
+    elif isinstance(old, int | float):
+        yield from (old * 2, old + 1) if isinstance(old, int) else (old / 2,)
+    elif isinstance(old, list):
+        yield old * 2
+        yield from ([other] for other in _candidates(old[0], annotation))
+    else:
+        yield from (value for value in (*_choices(annotation), *TEXTS) if value != old)
+
+
+def _choices(annotation: Any) -> Iterator[Any]:
+    """The values of a Literal, wherever in an annotation it stands."""
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif get_origin(annotation) in (Annotated, Union, UnionType, tuple):
+        for option in get_args(annotation):
+            yield from _choices(option)
