@@ -45,7 +45,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_parent(path)
         try:
             with temporary.open("wb") as stream:
                 stream.write(data)
@@ -55,6 +55,13 @@ def write_bytes(path: Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "a part of that path is a file", str(path)) from error
 
 
 def read_json(path: Path) -> Any:
@@ -100,6 +107,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             errno.EDQUOT: ("your quota is used up", "free some space or point TRTX_CACHE_DIR elsewhere"),
             errno.EROFS: ("the file system is read-only", "choose a writable folder"),
             errno.EACCES: ("permission denied", "choose a folder you may write to"),
+            errno.EISDIR: ("a folder has that name", "choose another name"),
             errno.ENOTDIR: ("a part of that path is a file", "choose another folder"),
         }
         if error.errno not in reasons:

@@ -47,8 +47,8 @@ def serve_engine(
 ) -> None:
     """Serve an engine until SIGINT or SIGTERM; requests in flight then have `drain_s` seconds to end.
 
-    `port` 0 takes any free port. `say` gets the lines for people: what is served, and how to try it; `announce` the same
-    for programs, once, when requests are taken.
+    `port` 0 takes any free port. `say` gets the lines for people: what is served, and how to try it; `announce` the
+    same for programs, once, when requests are taken.
 
     Raises EnvironmentProblem when the address is taken, and what Engine.load raises.
     """
