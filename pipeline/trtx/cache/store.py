@@ -1,50 +1,50 @@
-"""The store: where entries live, how they appear, and how they are checked.
-
-Layout of the cache folder:
-
-    CACHEDIR.TAG  layout             what this folder is, and its version
-    entries/ab/<key>/manifest.json   one entry; `output/` holds the step's files
-    memo/ab/<key>.json               stat of each file when it was last hashed (machine-local, never trusted alone)
-    tmp/<name>/                      staging; invisible until renamed into entries/
-    quarantine/<key>-<n>/            entries that failed their check, kept for inspection
-"""
+"""The store: entries live in a folder (trtx.cache.layout), appear whole, never change, and are checked when read."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import json
 import os
-import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from trtx.cache.manifest import FileRecord, Manifest, ManifestCorrupt, load_manifest, peek_manifest
+from trtx.cache.digests import hash_files
+from trtx.cache.inspection import Identity, Inspection, identity_of, inspect, list_files
+from trtx.cache.layout import check_layout, prepare_layout, require_tag
+from trtx.cache.manifest import FileRecord, Manifest, peek_manifest
+from trtx.cache.memo import Memo, Stamp, settle, stamp_of
+from trtx.cache.removal import TRASH, make_movable, move_to_trash, remove_tree
 from trtx.errors import EnvironmentProblem, StepFailed
-from trtx.files import disk_errors, read_json, sha256_file, walk_files, write_json, write_text
+from trtx.files import disk_errors, read_json, write_json, write_text
 from trtx.processes import describe_this_process, is_gone
 
-LAYOUT_VERSION = "1"
+__all__ = ["Found", "Store", "remove_tree"]
+
 OWNER = "owner.json"
 # A staging folder without an owner note is from a process killed between two system calls.
 UNOWNED_AGE_S = 3600
-# https://bford.info/cachedir/: backup tools skip folders with this file.
-CACHEDIR_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache made by trtx.\n"
+# An entry that others remove and publish again this often while it is looked at is taken to be absent.
+LOOKS = 5
+# Publishing is repeated when another's entry stands in the way and is gone or corrupt when looked at.
+PUBLISH_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
 class Found:
     """What the store knows of a key: `manifest` when the entry is intact, `fault` when there is one but it is corrupt.
 
-    Both None: there is no entry.
+    Both None: there is no entry. `identity` is of the folder that was looked at.
     """
 
     manifest: Manifest | None = None
     fault: str | None = None
+    identity: Identity | None = None
 
 
 class Store:
@@ -52,22 +52,15 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.memo = Memo(root / "memo")
 
     def prepare(self) -> None:
-        """Create the folder and its tags, or refuse one of another layout."""
-        version = self.root / "layout"
-        if version.exists() and version.read_text().strip() != LAYOUT_VERSION:
-            raise EnvironmentProblem(
-                f"{self.root} is a trtx cache of layout {version.read_text().strip()}",
-                why=f"this version of trtx reads layout {LAYOUT_VERSION}",
-                fix="point TRTX_CACHE_DIR at another folder, or delete that one",
-            )
-        with disk_errors(self.root):
-            for name in ("entries", "memo", "tmp", "quarantine"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
-        if not version.exists():
-            write_text(self.root / "CACHEDIR.TAG", CACHEDIR_TAG)
-            write_text(version, LAYOUT_VERSION + "\n")
+        """Create the folder and its marks, or refuse one of another layout."""
+        prepare_layout(self.root)
+
+    def check_layout(self) -> None:
+        """Refuse a cache of another layout; for verbs that only read."""
+        check_layout(self.root)
 
     def entry(self, key: str) -> Path:
         return self.root / "entries" / key[:2] / key
@@ -76,56 +69,60 @@ class Store:
         """The folder with the step's files."""
         return self.entry(key) / "output"
 
+    def keys(self) -> list[str]:
+        """The keys of all entries, sorted: one system call per shard folder, none per entry."""
+        return sorted(key for shard in self.shards() for key in self.shard_keys(shard))
+
+    def shards(self) -> list[str]:
+        """Names of the folders of entries: the first two digits of their keys."""
+        return sorted(name for name in _names(self.root / "entries") if len(name) == 2)
+
+    def shard_keys(self, shard: str) -> list[str]:
+        return [name for name in _names(self.root / "entries" / shard) if is_key(name)]
+
     def manifests(self, stage: str | None = None) -> Iterator[Manifest]:
         """The manifests of all entries, or those of one stage, by key; neither they nor their files are checked.
 
         Entries with an unreadable manifest are skipped.
         """
-        for path in sorted(self.root.glob("entries/??/*/manifest.json")):
-            try:
-                manifest = peek_manifest(path.read_bytes())
-            except OSError:  # Pruned meanwhile.
-                continue
+        for key in self.keys():
+            manifest = self.peek(key)
             if manifest is not None and stage in (None, manifest.stage):
                 yield manifest
 
+    def peek(self, key: str) -> Manifest | None:
+        """An entry's manifest without any check; None when there is none that can be read."""
+        try:
+            return peek_manifest((self.entry(key) / "manifest.json").read_bytes())
+        except OSError:
+            return None
+
     def find(self, key: str) -> Found:
         """Look an entry up and check every file; a file whose stat did not change since it was hashed is not read."""
-        try:
-            manifest = load_manifest((self.entry(key) / "manifest.json").read_bytes())
-        except FileNotFoundError:
-            return Found(fault="manifest.json is missing") if self.entry(key).exists() else Found()
-        except NotADirectoryError:
-            return Found()
-        except ManifestCorrupt as error:
-            return Found(fault=f"manifest.json: {error}")
-        if manifest.key != key:
-            return Found(fault=f"manifest.json is of the key {manifest.key}")
-        fault = self._check_files(manifest)
-        return Found(fault=fault) if fault else Found(manifest=manifest)
+        for _ in range(LOOKS):
+            seen = inspect(self.entry(key), key, self.memo.read(key))
+            if seen.identity is None:
+                return Found()
+            fault = seen.fault or self._read_files(key, seen)
+            if fault is None:
+                self.memo.note_use(key)
+                return Found(seen.manifest, None, seen.identity)
+            if identity_of(self.entry(key)) == seen.identity:
+                return Found(None, fault, seen.identity)
+            # Removed, or replaced by another publisher, while it was looked at: that is no fault.
+        return Found()
 
-    def _check_files(self, manifest: Manifest) -> str | None:
-        """The first fault among an entry's files, or None."""
-        root = self.output(manifest.key)
-        memo = self._read_memo(manifest.key)
-        fresh: dict[str, list[int]] = {}
-        for record in manifest.files:
-            path = root / record.path
-            try:
-                seen = _fingerprint(path)
-            except OSError as error:
-                return f"{record.path}: {error.strerror}"
-            if seen[1] != record.size:
-                return f"{record.path} has {seen[1]} bytes, not {record.size}"
-            if memo.get(record.path) != seen and sha256_file(path) != record.sha256:
-                return f"{record.path} does not have its recorded SHA-256"
-            fresh[record.path] = seen
-        known = {record.path for record in manifest.files}
-        for path in walk_files(root):
-            if (relative := path.relative_to(root).as_posix()) not in known:
-                return f"{relative} does not belong to the entry"
-        if fresh != memo:
-            self._write_memo(manifest.key, fresh)
+    def _read_files(self, key: str, seen: Inspection) -> str | None:
+        """Hash the files that are not known to be unchanged; returns the first fault among them."""
+        if not seen.unread or seen.manifest is None:
+            return None
+        settle(seen.stamps[path] for path in seen.unread)
+        root, digests = self.output(key), {record.path: record.sha256 for record in seen.manifest.files}
+        for path, digest in hash_files((root / path, size) for path, size in seen.unread.items()):
+            fault = describe_digest(path.relative_to(root).as_posix(), digest, digests)
+            if fault:
+                return fault
+        self.memo.write(key, seen.stamps)
         return None
 
     def accept_links(self, key: str) -> None:
@@ -133,36 +130,27 @@ class Store:
 
         A link changes a file's ctime and nothing else; without this the next look would read all of it again.
         """
-        memo, root = self._read_memo(key), self.output(key)
-        fresh = {path: _fingerprint(root / path) for path in memo if (root / path).exists()}
-        if fresh != memo and all(fresh[path][:3] == memo[path][:3] for path in fresh):
-            self._write_memo(key, fresh)
-
-    def _memo_path(self, key: str) -> Path:
-        return self.root / "memo" / key[:2] / f"{key}.json"
-
-    def _read_memo(self, key: str) -> dict[str, list[int]]:
+        memo, root = self.memo.read(key), self.output(key)
         try:
-            memo: dict[str, list[int]] = json.loads(self._memo_path(key).read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return memo
-
-    def _write_memo(self, key: str, memo: dict[str, list[int]]) -> None:
-        # A cache on a read-only mount is still usable: it only hashes again.
-        try:
-            write_text(self._memo_path(key), json.dumps(memo))
-        except (OSError, EnvironmentProblem):
+            fresh = {path: stamp_of((root / path).stat()) for path in memo}
+        except OSError:
             return
+        if fresh != memo and all(fresh[path][:3] == memo[path][:3] for path in fresh):
+            settle(fresh.values())
+            self.memo.write(key, fresh)
 
     @contextmanager
-    def stage(self, key: str) -> Iterator[Path]:
-        """A fresh folder on the cache's own file system with empty `output/` and `work/`; removed at the end."""
+    def stage(self, key: str, uses: Sequence[str] = ()) -> Iterator[Path]:
+        """A fresh folder on the cache's own file system with empty `output/` and `work/`; removed at the end.
+
+        Its note says whose it is, and that the entries `uses` are in use until then.
+        """
         folder = self.root / "tmp" / f"{key[:16]}-{uuid.uuid4().hex[:8]}"
+        note: dict[str, Any] = {**describe_this_process(), "key": key, "uses": list(uses)}
         with disk_errors(folder):
             (folder / "output").mkdir(parents=True)
             (folder / "work").mkdir()
-            write_json(folder / OWNER, describe_this_process())
+            write_json(folder / OWNER, note)
         try:
             yield folder
         finally:
@@ -174,85 +162,169 @@ class Store:
         When another process published the key first, that entry is kept and returned. Raises StepFailed when
         the output is empty or holds anything but files and folders.
         """
-        records = tuple(_seal(folder / "output"))
+        records, stamps = _seal(folder / "output")
         if not records:
             raise StepFailed(f"{draft.step} wrote no files", fix="this is a bug of trtx: please report the log")
         manifest = replace(draft, files=records)
+        entry, target = folder / "entry", self.entry(draft.key)
         with disk_errors(folder):
-            entry = folder / "entry"
             entry.mkdir()
             (folder / "output").rename(entry / "output")
+            (entry / "output").chmod(0o555)
             write_text(entry / "manifest.json", manifest.dump())
             (entry / "manifest.json").chmod(0o444)
-            target = self.entry(draft.key)
+            _sync_folder(entry)
             target.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(2):
-            try:
-                entry.rename(target)
-                break
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-            other = self.find(draft.key)
-            if other.manifest is not None:
-                return other.manifest
-            self.quarantine(draft.key)
-        _sync_folder(target.parent)
-        (target / "output").chmod(0o555)
-        target.chmod(0o555)
-        root = target / "output"
-        self._write_memo(draft.key, {record.path: _fingerprint(root / record.path) for record in records})
+            other = self._move_in(entry, target, draft.key)
+        if other is not None:
+            return other
+        self.memo.write(draft.key, stamps)
         return manifest
 
-    def quarantine(self, key: str) -> Path | None:
-        """Move a corrupt entry out of sight; returns where to, or None when another process did it first."""
+    def _move_in(self, entry: Path, target: Path, key: str) -> Manifest | None:
+        """Rename a finished entry into its place; returns the manifest of an intact one that is there already."""
+        descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for _ in range(PUBLISH_ATTEMPTS):
+                try:
+                    entry.rename(target)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                else:
+                    os.fchmod(descriptor, 0o555)  # By descriptor: the name may already be another's entry.
+                    _sync_folder(target.parent)
+                    return None
+                other = self.find(key)
+                if other.manifest is not None:
+                    return other.manifest
+                if other.fault is not None:
+                    self.quarantine(key, other.identity)
+        finally:
+            os.close(descriptor)
+        raise EnvironmentProblem(
+            f"cannot publish the entry {key}",
+            why="whenever it is moved into its place, another one stands there and is gone when looked at",
+            fix="look for a program that tampers with the cache folder, then run again",
+        )
+
+    def quarantine(self, key: str, identity: Identity | None = None) -> Path | None:
+        """Move a corrupt entry out of sight; returns where to, or None when it is no longer there.
+
+        `identity` (of Found) says which one was found corrupt, else it is checked once more: a good one that took its
+        place meanwhile stays.
+        """
+        if identity is None:
+            identity = self._identity_of_corrupt(key)
+            if identity is None:
+                return None
         source = self.entry(key)
         target = self.root / "quarantine" / f"{key}-{uuid.uuid4().hex[:8]}"
         try:
-            source.chmod(0o755)  # Moving a folder to another parent needs write permission on it.
+            if identity_of(source) != identity:
+                return None
+            make_movable(source)
             source.rename(target)
         except FileNotFoundError:
             return None
-        self._memo_path(key).unlink(missing_ok=True)
+        if identity_of(target) != identity:
+            self._put_back(target, source)
+            return None
+        self.memo.forget(key)
         return target
 
+    def _identity_of_corrupt(self, key: str) -> Identity | None:
+        found = self.find(key)
+        return found.identity if found.fault is not None else None
+
+    def _put_back(self, moved: Path, place: Path) -> None:
+        """Return a good entry that was moved by mistake, unless the key was published once more meanwhile."""
+        try:
+            moved.rename(place)
+            place.chmod(0o555)
+        except OSError:
+            remove_tree(moved)
+
+    def remove(self, key: str) -> bool:
+        """Delete an entry: at once for readers, then its files. False when there was none.
+
+        Raises EnvironmentProblem when this folder is not marked as a cache that may be deleted from.
+        """
+        require_tag(self.root)
+        with disk_errors(self.entry(key)):
+            trash = move_to_trash(self.root, self.entry(key))
+        if trash is None:
+            return False
+        self.memo.forget(key)
+        remove_tree(trash)
+        return True
+
     def clean_staging(self) -> int:
-        """Delete staging folders whose process on this host is gone; returns how many."""
+        """Delete trash, and staging folders whose process on this host is gone; returns how many folders."""
         gone = [folder for folder in sorted((self.root / "tmp").glob("*")) if _is_abandoned(folder)]
         for folder in gone:
             remove_tree(folder)
         return len(gone)
 
 
+def _names(folder: Path) -> list[str]:
+    """Names in a folder, which may not be there."""
+    try:
+        with os.scandir(folder) as members:
+            return [member.name for member in members]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def is_key(text: str) -> bool:
+    """Whether a text is a full SHA-256 in lower-case hexadecimal."""
+    return len(text) == 64 and not text.strip("0123456789abcdef")
+
+
+def describe_digest(path: str, digest: str | OSError, expected: dict[str, str]) -> str | None:
+    """The fault of a file whose content was hashed, if it has one."""
+    if isinstance(digest, OSError):
+        return f"{path}: {digest.strerror}"
+    return None if digest == expected[path] else f"{path} does not have its recorded SHA-256"
+
+
 def _is_abandoned(folder: Path) -> bool:
+    if folder.name.startswith(TRASH):
+        return True
     try:
         return is_gone(read_json(folder / OWNER))
-    except (OSError, ValueError, KeyError):
-        return folder.exists() and time.time() - folder.stat().st_mtime > UNOWNED_AGE_S
+    except (OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - folder.stat().st_mtime > UNOWNED_AGE_S
+        return False
 
 
-def _fingerprint(path: Path) -> list[int]:
-    """Inode, size, mtime and ctime in ns: unchanged means nobody wrote to the file."""
-    info = path.stat()
-    return [info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns]
-
-
-def _seal(root: Path) -> Iterator[FileRecord]:
-    """Hash, flush and write-protect every file of a staged output."""
-    for path in walk_files(root):
-        relative = path.relative_to(root).as_posix()
-        if not stat.S_ISREG(path.lstat().st_mode):
+def _seal(root: Path) -> tuple[tuple[FileRecord, ...], dict[str, Stamp]]:
+    """Flush and write-protect every file of a staged output, then hash it; records are sorted by path."""
+    found = sorted(list_files(root))
+    for relative, info in found:
+        path = root / relative
+        if not stat.S_ISREG(info.st_mode):
             raise StepFailed(
                 f"the step's output holds {relative}, which is not a plain file", fix="this is a bug of trtx: report it"
             )
         with disk_errors(path), path.open("rb") as stream:
             os.fsync(stream.fileno())
-        executable = path.stat().st_mode & 0o111
-        path.chmod(0o555 if executable else 0o444)
-        yield FileRecord(relative, path.stat().st_size, sha256_file(path))
+        path.chmod(0o555 if info.st_mode & 0o111 else 0o444)
     for folder, _, _ in os.walk(root, topdown=False):
+        _sync_folder(Path(folder))
         if Path(folder) != root:
             Path(folder).chmod(0o555)
+    stamps = {relative: stamp_of((root / relative).stat()) for relative, _ in found}
+    settle(stamps.values())
+    digests = dict(hash_files((root / relative, stamps[relative][1]) for relative, _ in found))
+    records = []
+    for relative, stamp in stamps.items():
+        digest = digests[root / relative]
+        if isinstance(digest, OSError):
+            raise digest
+        records.append(FileRecord(relative, stamp[1], digest))
+    return tuple(records), stamps
 
 
 def _sync_folder(folder: Path) -> None:
@@ -261,10 +333,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def remove_tree(root: Path) -> None:
-    """Delete a folder, write-protected or not; files that vanish meanwhile are no error."""
-    for folder, _, _ in os.walk(root):
-        Path(folder).chmod(0o755)
-    shutil.rmtree(root, ignore_errors=True)

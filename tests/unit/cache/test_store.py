@@ -123,7 +123,7 @@ def test_a_missing_file_a_foreign_file_and_a_missing_manifest_are_faults(store: 
 def test_an_unchanged_file_is_not_read_twice(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(store)
     read: list[Path] = []
-    monkeypatch.setattr("trtx.cache.store.sha256_file", lambda path: read.append(path) or "")
+    monkeypatch.setattr("trtx.cache.digests.hash_file", lambda path, _advance: read.append(path) or "")
     assert store.find(KEY).manifest is not None
     assert read == []
 
@@ -208,9 +208,10 @@ def test_a_linked_entry_is_not_read_again_and_a_changed_one_is(store: Store, mon
     os.link(store.output(KEY) / "engine.json", store.root / "tmp" / "link")
     store.accept_links(KEY)
     read: list[Path] = []
-    monkeypatch.setattr("trtx.cache.store.sha256_file", lambda path: read.append(path) or "")
+    monkeypatch.setattr("trtx.cache.digests.hash_file", lambda path, _advance: read.append(path) or "")
     assert store.find(KEY).manifest is not None
     assert read == []
+    monkeypatch.undo()
     corrupt(store.output(KEY) / "engine.json")
     store.accept_links(KEY)
     assert "SHA-256" in (store.find(KEY).fault or "")

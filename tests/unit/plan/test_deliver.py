@@ -90,6 +90,6 @@ def test_looking_again_after_a_delivery_reads_nothing(
 ) -> None:
     deliver(plan, store, tmp_path / "out")
     read: list[Path] = []
-    monkeypatch.setattr("trtx.cache.store.sha256_file", lambda path: read.append(path) or "")
+    monkeypatch.setattr("trtx.cache.digests.hash_file", lambda path, _advance: read.append(path) or "")
     assert store.find(plan.step("package/cpu/fp32").key).manifest is not None
     assert read == []

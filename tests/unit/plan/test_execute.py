@@ -123,7 +123,7 @@ def test_a_flipped_byte_is_found_quarantined_and_only_that_step_redone(
 def test_an_absent_intermediate_is_not_remade_when_nothing_needs_it(tmp_path: Path, apply: Apply, store: Store) -> None:
     plan = plan_of(tmp_path)
     apply(plan)
-    store.quarantine(plan.step("calibrate/int8").key)
+    store.remove(plan.step("calibrate/int8").key)
     assert states(survey(plan, store))["calibrate/int8"] is State.NOT_NEEDED
     runner = InlineRunner()
     apply(plan, runner=runner)
