@@ -75,7 +75,7 @@ def check_recipe(loaded: LoadedRecipe, hardware: Hardware) -> list[Problem]:
         for check in (_check_limits, _check_windows, _check_kv_cache, _check_workloads):
             found += check(loaded, target)
     # Targets share settings, and so problems; the first one speaks for all.
-    return list({(problem.mark, problem.what): problem for problem in reversed(found)}.values())
+    return list({(problem.file, problem.mark, problem.what): problem for problem in reversed(found)}.values())
 
 
 def origin(loaded: LoadedRecipe, target: str, *path: str) -> problems.Path:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from trtx.errors import UsageProblem, nearest
 from trtx.recipe import problems
 from trtx.recipe.cells import Cell, make_cells
+from trtx.recipe.origins import Origin, origin_of
 from trtx.recipe.overrides import NO_OVERRIDES, Overrides
 from trtx.recipe.problems import Mark, Problem, RecipeInvalid
 from trtx.recipe.schema import SCHEMA, Recipe
@@ -35,6 +36,11 @@ class LoadedRecipe:
         """The recipe at every point of its matrix; itself without one."""
         return (self,)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that was read, the recipe first."""
+        return (self.path,)
+
     def cells(self) -> list[Cell]:
         """Every engine to build, in the order of the file, each once."""
         return make_cells(self.recipe)
@@ -45,7 +51,13 @@ class LoadedRecipe:
 
     def problem(self, path: problems.Path, what: str, *, why: str = "", fix: str = "", at_key: bool = False) -> Problem:
         """A problem about the value (or key) at a path, or the nearest around it when the file has none there."""
-        return _locate(self.tree, path, what, why=why, fix=fix, at_key=at_key)
+        return self.tree.problem_at(path, what, why=why, fix=fix, at_key=at_key)
+
+    def origin(self, path: problems.Path) -> Origin:
+        """Where the value at a path comes from; a setting that nobody states has its default."""
+        prefixes = (path[:length] for length in range(len(path), 0, -1))
+        removed = next((self.tree.removed[prefix] for prefix in prefixes if prefix in self.tree.removed), "")
+        return origin_of(self.tree.places.get(path), removed)
 
     def refuse(self, path: problems.Path, what: str, *, why: str = "", fix: str = "") -> NoReturn:
         """Raise RecipeInvalid with one problem."""
@@ -72,16 +84,22 @@ def parse_recipe(
         tree = read_tree(str(path), text)
     except Unreadable as error:
         raise RecipeInvalid([error.problem]) from None
-    found = list(tree.problems)
+    recipe, found = validate(tree)
+    if recipe is None:
+        raise RecipeInvalid([*tree.problems, *found])
+    return LoadedRecipe(recipe, path, text, tree)
+
+
+def validate(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
+    """What a resolved tree says as a Recipe, or None and what is wrong with it; says nothing twice."""
+    found: list[Problem] = []
     recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(tree.data)
     except ValidationError as error:
-        found += _explain_all(error, tree)
+        found = _explain_all(error, tree)
     found += _refuse_unavailable(tree)
-    if found or recipe is None:
-        raise RecipeInvalid(found)
-    return LoadedRecipe(recipe, path, text, tree)
+    return (None if found or tree.problems else recipe), found
 
 
 def read_text(path: Path) -> str:
@@ -122,9 +140,9 @@ def _explain_all(error: ValidationError, tree: Tree) -> list[Problem]:
         if detail["type"] == "too_short" and detail["input"]:
             continue  # pydantic counts valid items only, and the invalid ones are reported themselves
         message = explain(detail, tree.data)
-        if any(message.path[:length] in tree.broken for length in range(len(message.path) + 1)):
+        if tree.is_broken(message.path):
             continue
-        problem = _locate(tree, message.path, message.what, why=message.why, fix=message.fix, at_key=message.at_key)
+        problem = tree.problem_at(message.path, message.what, why=message.why, fix=message.fix, at_key=message.at_key)
         if message.path == ("schema",):
             # Another version of the language: what else is wrong by this one's rules is noise.
             return [problem]
@@ -139,7 +157,7 @@ def _refuse_unavailable(tree: Tree) -> list[Problem]:
     for path, value, fix in find_unavailable(tree.data):
         shown = _show(value)
         what = f"{dotted(path)}{shown} is not available in this version"
-        found.append(_locate(tree, path, what, fix=fix, at_key=not shown))
+        found.append(tree.problem_at(path, what, fix=fix, at_key=not shown))
     return found
 
 
@@ -147,11 +165,3 @@ def _show(value: Any) -> str:
     if isinstance(value, dict | list):
         return ""
     return f": {str(value).lower() if isinstance(value, bool) else value}"
-
-
-def _locate(
-    tree: Tree, path: problems.Path, what: str, *, why: str = "", fix: str = "", at_key: bool = False
-) -> Problem:
-    place = tree.place(path)
-    mark = place.key if at_key and place.key else place.value
-    return tree.problem(mark, what, why=why, fix=fix, path=path)

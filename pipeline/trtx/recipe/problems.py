@@ -10,6 +10,8 @@ from trtx.errors import UsageProblem
 
 Path = tuple[str | int, ...]
 Severity = Literal["error", "warning"]
+# Where a value comes from: a file or --set, as it stands there; through a reference; or from the schema.
+Kind = Literal["file", "set", "environment", "variable", "matrix", "default"]
 
 # Longer source lines are shown around the caret only.
 SHOWN_WIDTH = 100
@@ -23,16 +25,67 @@ class Mark(NamedTuple):
     width: int = 1
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A text that a recipe is made of: a file, or all options of one name, one on each line."""
+
+    name: str
+    lines: Sequence[str]
+    is_option: bool = False
+
+    def line(self, mark: Mark) -> str:
+        """The text of a mark's line."""
+        return self.lines[mark.line - 1] if mark.line <= len(self.lines) else ""
+
+    def at(self, mark: Mark) -> str:
+        """A place in one word for people: `base.yaml:12:5`, or `--set engine.dtype=float32`."""
+        return f"{self.name} {self.line(mark)}" if self.is_option else f"{self.name}:{mark.line}:{mark.col}"
+
+    def problem(
+        self, mark: Mark, what: str, *, why: str = "", fix: str = "", note: str = "", path: Path = ()
+    ) -> Problem:
+        """A problem at a place of this text."""
+        return Problem(self.name, mark, what, why, fix, source=self.line(mark), path=dotted(path), note=note)
+
+
 class Place(NamedTuple):
-    """Where a value stands, and its key where it has one."""
+    """Where a value stands, and its key where it has one, with how the value came there.
+
+    The key stands in `key_source`, which is `source` unless said otherwise. `note` names what led to the value, such
+    as "from ${vars.batch} in recipe.yaml:9:21".
+    """
 
     value: Mark
     key: Mark | None
+    source: Source
+    key_source: Source | None = None
+    kind: Kind = "file"
+    note: str = ""
+
+    @property
+    def where(self) -> str:
+        return self.source.at(self.value)
+
+
+def dotted(path: Path) -> str:
+    """`targets.h100.quantization[0]`; a name that holds a dot stands in quotes, as --set reads it."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+            continue
+        shown = f'"{part}"' if any(mark in part for mark in '.[]="') or not part else part
+        text += f".{shown}" if text else shown
+    return text
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong. `source` is the text of its line, `path` the dotted path of the value it is about."""
+    """One thing that is wrong.
+
+    `source` is the text of its line, `path` the dotted path of the value it is about, `note` how that value came to be
+    where it is, when it stands elsewhere.
+    """
 
     file: str
     mark: Mark
@@ -42,6 +95,7 @@ class Problem:
     severity: Severity = "error"
     source: str = ""
     path: str = ""
+    note: str = ""
 
     @property
     def line(self) -> int:
@@ -59,6 +113,8 @@ class Problem:
             width = max(1, min(self.mark.width, len(text) - start))
             number = f"{self.line:>5}"
             lines += [f"{number} | {text}", f"{'':5} | {' ' * start}{'^' * width}"]
+        if self.note:
+            lines.append(f"  note: {self.note}")
         if self.why:
             lines.append(f"  why: {self.why}")
         if self.fix:
@@ -87,8 +143,13 @@ class RecipeInvalid(UsageProblem):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = sorted(problems, key=lambda problem: (problem.file, problem.mark))
         num_errors = sum(problem.severity == "error" for problem in self.problems)
-        super().__init__(f"{num_errors} problem{'s' if num_errors != 1 else ''} in {self.problems[0].file}")
+        files = " and ".join(dict.fromkeys(problem.file for problem in self.problems if problem.severity == "error"))
+        super().__init__(f"{num_errors} problem{'s' if num_errors != 1 else ''} in {files or self.problems[0].file}")
 
     def render(self) -> str:
         """All problems in the order of the file, and their number."""
         return "\n\n".join([*(problem.render() for problem in self.problems), f"error: {self.what}"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The error for tools, with every problem."""
+        return super().to_json() | {"problems": [problem.to_json() for problem in self.problems]}

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from trtx.recipe.problems import Mark, Path, Place, Problem
+from trtx.recipe.problems import Mark, Path, Place, Problem, Source
+from trtx.recipe.problems import dotted as dotted
 
 # libyaml's parser where PyYAML was built with it (about five times faster).
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -53,35 +54,62 @@ class Unreadable(Exception):
         self.problem = problem
 
 
+@dataclass(frozen=True)
+class _Delete:
+    """What `null` stands for in a file that extends another."""
+
+
+DELETE = _Delete()
+NO_SOURCE = Source("", ())
+TOP = Mark(1, 1)
+
+
 @dataclass
 class Tree:
-    """What a file says. `broken` are paths whose value is already reported and stands here as None."""
+    """What a text says, or several that were put together: plain values and the place of each.
 
-    file: str
-    lines: list[str]
+    `broken` are paths whose value is already reported and stands here as None; `traps` what was wrong with them in
+    one word. `hidden` are the values that came from the environment, by path, as the reference that stands for them
+    in messages; `secrets` the same by the value's text. `removed` says who took away what a base had.
+    """
+
+    source: Source
     data: Any = None
     places: dict[Path, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     broken: set[Path] = field(default_factory=set)
+    traps: list[str] = field(default_factory=list)
+    hidden: dict[Path, str] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
+    removed: dict[Path, str] = field(default_factory=dict)
 
     def problem(self, mark: Mark, what: str, *, why: str = "", fix: str = "", path: Path = ()) -> Problem:
-        """A problem at a place of this file."""
-        source = self.lines[mark.line - 1] if mark.line <= len(self.lines) else ""
-        return Problem(self.file, mark, what, why, fix, source=source, path=dotted(path))
+        """A problem at a place of this tree's own text."""
+        return self.source.problem(mark, what, why=why, fix=fix, path=path)
+
+    def problem_at(self, path: Path, what: str, *, why: str = "", fix: str = "", at_key: bool = False) -> Problem:
+        """A problem about the value (or key) at a path, or the nearest around it when there is none."""
+        place = self.place(path)
+        what, why, fix = (self.hide(text) for text in (what, why, fix))
+        if at_key and place.key:
+            return (place.key_source or place.source).problem(place.key, what, why=why, fix=fix, path=path)
+        return place.source.problem(place.value, what, why=why, fix=fix, path=path, note=place.note)
 
     def place(self, path: Path) -> Place:
         """Where a value stands; for one that is not in the file, the nearest value around it."""
         while path not in self.places and path:
             path = path[:-1]
-        return self.places.get(path, Place(Mark(1, 1), None))
+        return self.places.get(path) or Place(TOP, None, self.source)
 
+    def is_broken(self, path: Path) -> bool:
+        """Whether something is already reported about the value at a path, or one around it."""
+        return bool(self.broken) and any(path[:length] in self.broken for length in range(len(path) + 1))
 
-def dotted(path: Path) -> str:
-    """`targets.h100.quantization[0]`."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
+    def hide(self, text: str) -> str:
+        """A message without the values of environment variables, which may be secrets."""
+        for value in sorted(self.secrets, key=len, reverse=True):
+            text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", lambda _, value=value: self.secrets[value], text)
+        return text
 
 
 def read_tree(file: str, text: str) -> Tree:
@@ -89,61 +117,87 @@ def read_tree(file: str, text: str) -> Tree:
 
     Raises Unreadable for a syntax error, an empty text, and expansions out of bounds.
     """
-    tree = Tree(file, text.splitlines())
-    node = _compose(tree, text)
+    tree = Tree(Source(file, text.splitlines()))
+    node = _compose(tree, text, TOP)
     if node is None:
-        raise Unreadable(tree.problem(Mark(1, 1), "the file is empty", fix="`trtx init` writes a recipe to start from"))
-    _Builder(tree).build_root(node)
+        raise Unreadable(tree.problem(TOP, "the file is empty", fix="`trtx init` writes a recipe to start from"))
+    _Builder(tree, TOP).build_root(node)
     return tree
 
 
-def _compose(tree: Tree, text: str) -> yaml.Node | None:
+def read_value(source: Source, start: Mark, text: str, path: Path) -> Tree:
+    """Parse one value that stands in another text: in an option, or in a variable of the environment.
+
+    `start` is where it begins in `source`, `path` where it will stand in the recipe; so are the paths of the tree.
+    Raises Unreadable.
+    """
+    tree = Tree(source)
+    node = _compose(tree, text, start)
+    if node is None:
+        tree.traps.append("null")
+        raise Unreadable(tree.problem(start, "there is no value", fix="write one", path=path))
+    tree.data = _Builder(tree, start).build(node, path, None)
+    return tree
+
+
+def _compose(tree: Tree, text: str, start: Mark) -> yaml.Node | None:
     try:
-        _check_depth(tree, text)
+        _check_depth(tree, text, start)
         return yaml.compose(text, Loader=LOADER)
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
-        mark = Mark(before.count("\n") + 1, len(before) - before.rfind("\n"))
+        mark = _shift(Mark(before.count("\n") + 1, len(before) - before.rfind("\n")), start)
         shown = f"U+{error.character if isinstance(error.character, int) else ord(error.character):04X}"
         what = f"the character {shown} is not allowed in YAML"
         raise Unreadable(tree.problem(mark, what, fix="remove it, or write it as an escape in double quotes")) from None
     except yaml.MarkedYAMLError as error:
-        raise Unreadable(_syntax_problem(tree, error)) from None
+        raise Unreadable(_syntax_problem(tree, error, start)) from None
 
 
-def _check_depth(tree: Tree, text: str) -> None:
+def _check_depth(tree: Tree, text: str, start: Mark) -> None:
     """Refuse deep nesting before composing, which is recursive and would overflow libyaml's C stack."""
     if len(text) > MAX_CHARS:
-        raise Unreadable(tree.problem(Mark(1, 1), f"the file is larger than {MAX_CHARS >> 20} MiB", fix="shorten it"))
+        raise Unreadable(tree.problem(start, f"the file is larger than {MAX_CHARS >> 20} MiB", fix="shorten it"))
     if sum(text.count(opener) for opener in "[{:-?") < 1000:
         return
     depth = 0
     for event in yaml.parse(text, Loader=LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise Unreadable(
-                tree.problem(
-                    _point(event.start_mark), f"more than {MAX_DEPTH} levels of nesting", fix="no recipe needs them"
-                )
-            )
+            mark = _shift(_point(event.start_mark), start)
+            raise Unreadable(tree.problem(mark, f"more than {MAX_DEPTH} levels of nesting", fix="no recipe needs them"))
 
 
-def _syntax_problem(tree: Tree, error: yaml.MarkedYAMLError) -> Problem:
-    mark = _point(error.problem_mark or error.context_mark)
-    source = tree.lines[mark.line - 1] if mark.line <= len(tree.lines) else ""
+def _syntax_problem(tree: Tree, error: yaml.MarkedYAMLError, start: Mark) -> Problem:
+    mark = _shift(_point(error.problem_mark or error.context_mark), start)
+    source = tree.source.line(mark)
     if "\t" in source[: mark.col] and not source[: mark.col].strip():
         return tree.problem(mark, "a tab is used for indentation", why="YAML allows only spaces", fix="use spaces")
+    if source[max(0, mark.col - 2) : mark.col] == "${":
+        shown = source[mark.col - 2 : source.find("}", mark.col) + 1 or None]
+        what, why = (
+            "a reference stands in brackets without quotes",
+            "within { } and [ ] YAML takes its brace for its own",
+        )
+        return tree.problem(Mark(mark.line, mark.col - 1, len(shown)), what, why=why, fix=f'write "{shown}"')
     said = f"{error.context or ''} {error.problem or ''}"
     fix = next((fix for part, fix in SYNTAX_FIXES if part in said), "check quotes, brackets and indentation")
     why = error.context or ""
-    if why and error.context_mark and error.context_mark.line + 1 != mark.line:
-        why += f" that begins in line {error.context_mark.line + 1}"
+    if why and error.context_mark and error.context_mark.line + start.line != mark.line:
+        why += f" that begins in line {error.context_mark.line + start.line}"
     return tree.problem(mark, f"this is not YAML: {error.problem or error.context}", why=why, fix=fix)
 
 
 def _point(mark: Any) -> Mark:
     """A mark of PyYAML, which counts from 0, or None."""
-    return Mark(mark.line + 1, mark.column + 1) if mark else Mark(1, 1)
+    return Mark(mark.line + 1, mark.column + 1) if mark else TOP
+
+
+def _shift(mark: Mark, start: Mark) -> Mark:
+    """A mark of a text that begins at `start` of another. What has no line there is shown where the text begins."""
+    if start is TOP:
+        return mark
+    return Mark(start.line, start.col + mark.col - 1, mark.width) if mark.line == 1 else start
 
 
 def _mark(node: yaml.Node) -> Mark:
@@ -155,8 +209,10 @@ def _mark(node: yaml.Node) -> Mark:
 class _Builder:
     """Walks composed nodes; one value per node and path."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, start: Mark) -> None:
         self.tree = tree
+        self.start = start
+        self.extends = False
         self.num_values = 0
         self.open_nodes: list[yaml.Node] = []
 
@@ -165,12 +221,16 @@ class _Builder:
         if not isinstance(node, yaml.MappingNode):
             kind = "a list" if isinstance(node, yaml.SequenceNode) else "a text"
             fix = "begin with `schema: trtx/v1`; `trtx init` writes a recipe to start from"
-            raise Unreadable(tree.problem(_mark(node), f"a recipe is a mapping, and this is {kind}", fix=fix))
+            raise Unreadable(tree.problem(self.mark(node), f"a recipe is a mapping, and this is {kind}", fix=fix))
+        self.extends = any(key.value == "extends" for key, _ in node.value)
         tree.data = self.build(node, (), None)
 
+    def mark(self, node: yaml.Node) -> Mark:
+        return _shift(_mark(node), self.start)
+
     def build(self, node: yaml.Node, path: Path, key: Mark | None) -> Any:
-        mark = _mark(node)
-        self.tree.places[path] = Place(mark, key)
+        mark = self.mark(node)
+        self.tree.places[path] = Place(mark, key, self.tree.source)
         self.count(node, path, key or mark)
         self.open_nodes.append(node)
         try:
@@ -208,7 +268,7 @@ class _Builder:
             if key in built:
                 self.report_duplicate(key_node, (*path, key))
             else:
-                built[key] = self.build(value_node, (*path, key), _mark(key_node))
+                built[key] = self.build(value_node, (*path, key), self.mark(key_node))
         for source in merged:
             self.merge(built, source, path)
         return built
@@ -216,9 +276,9 @@ class _Builder:
     def merge(self, built: dict[str, Any], source: yaml.Node, path: Path) -> None:
         """`<<: *anchor` (https://yaml.org/type/merge.html): keys of the mapping itself win, then the first source."""
         if not isinstance(source, yaml.MappingNode):
-            self.report(_mark(source), "'<<' merges mappings, and this is none", path=path)
+            self.report(self.mark(source), "'<<' merges mappings, and this is none", path=path)
             return
-        self.count(source, path, _mark(source))
+        self.count(source, path, self.mark(source))
         places = dict(self.tree.places)
         extra = self.build_mapping(source, path)
         for key, value in extra.items():
@@ -229,27 +289,27 @@ class _Builder:
         if isinstance(node, yaml.ScalarNode) and node.tag == TAG + "str":
             return str(node.value)
         if not isinstance(node, yaml.ScalarNode):
-            self.report(_mark(node), "a key must be a text", path=path)
+            self.report(self.mark(node), "a key must be a text", path=path)
         elif node.tag == TAG + "bool" and node.value not in BOOLEANS:
             why = f"YAML 1.1 reads the key {node.value} as {_yaml11_bool(node.value)}"
-            self.report(
-                _mark(node), f"the key '{node.value}' is not a text", why, "no key of a recipe has this name", path
-            )
+            is_free = path[:1] in (("vars",), ("matrix",))
+            fix = f'write "{node.value}":' if is_free else "no key of a recipe has this name"
+            self.report(self.mark(node), f"the key '{node.value}' is not a text", why, fix, path)
         else:
             why = f"YAML reads {node.value or 'an empty key'} as {node.tag.removeprefix(TAG)}"
-            self.report(_mark(node), f"the key '{node.value}' is not a text", why, f'write "{node.value}":', path)
+            self.report(self.mark(node), f"the key '{node.value}' is not a text", why, f'write "{node.value}":', path)
         return None
 
     def report_duplicate(self, node: yaml.Node, path: Path) -> None:
         first = self.tree.places[path].key
         line = first.line if first else "an earlier line"
         why = f"it already stands in line {line}; YAML would silently keep one of the two"
-        self.report(_mark(node), f"the key '{node.value}' is given twice", why, "remove one", path)
+        self.report(self.mark(node), f"the key '{node.value}' is given twice", why, "remove one", path)
 
     def check_tag(self, node: yaml.Node, kind: str, path: Path) -> None:
         if node.tag != TAG + kind:
             self.report(
-                _mark(node),
+                self.mark(node),
                 f"the tag {_short_tag(node.tag)} is not allowed",
                 "a recipe is plain data",
                 "remove it",
@@ -257,7 +317,7 @@ class _Builder:
             )
 
     def build_scalar(self, node: yaml.ScalarNode, path: Path, key: Mark) -> Any:
-        kind, text, mark = node.tag.removeprefix(TAG), node.value, _mark(node)
+        kind, text, mark = node.tag.removeprefix(TAG), node.value, self.mark(node)
         if kind in ("str", "timestamp", "value"):
             return text
         if kind == "bool" and text in BOOLEANS:
@@ -266,9 +326,14 @@ class _Builder:
             return int(text)
         if kind == "float" and FLOAT.fullmatch(text):
             return float(text.replace("_", ""))
+        if kind == "null" and text and self.extends and isinstance(path[-1], str):
+            return DELETE
         self.tree.broken.add(path)
+        self.tree.traps.append(kind)
         if kind == "null":
             fix = "write a value, or remove the key; {} takes all defaults of a section"
+            if self.extends:
+                fix = "write a value; null takes away what a base says, {} takes all defaults of a section"
             self.report(key, f"'{dotted(path)}' has no value", "", fix, path)
         elif kind == "bool":
             meaning = _yaml11_bool(text)

@@ -38,8 +38,8 @@ def test_every_value_and_key_has_its_place() -> None:
     places = read("a:\n  b: [x, yy]\n  'c d': |\n    text\n").places
     assert places[("a",)].key == Mark(1, 1, 1)
     assert places[("a", "b")].key == Mark(2, 3, 1)
-    assert places[("a", "b", 1)] == (Mark(2, 10, 2), None)
-    assert places[("a", "c d")] == (Mark(3, 10, 1), Mark(3, 3, 5))
+    assert places[("a", "b", 1)][:2] == (Mark(2, 10, 2), None)
+    assert places[("a", "c d")][:2] == (Mark(3, 10, 1), Mark(3, 3, 5))
 
 
 def test_a_place_that_the_file_lacks_is_the_nearest_around_it() -> None:
@@ -108,7 +108,10 @@ def test_the_parser_in_python_finds_the_same_places_as_libyaml(monkeypatch: pyte
     fast = read(text)
     monkeypatch.setattr(tree_module, "LOADER", yaml.SafeLoader)
     slow = read(text)
-    assert (slow.data, slow.places, slow.problems) == (fast.data, fast.places, fast.problems)
+    assert (slow.data, slow.problems) == (fast.data, fast.problems)
+    assert {path: place[:2] for path, place in slow.places.items()} == {
+        path: place[:2] for path, place in fast.places.items()
+    }
 
 
 @pytest.mark.parametrize(
