@@ -44,8 +44,20 @@ def test_each_disk_error_says_why_and_what_to_do(tmp_path: Path, number: int) ->
 
 
 def test_other_errors_of_the_system_pass_unchanged(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError), files.disk_errors(tmp_path):
-        raise OSError(errno.EISDIR, "is a directory")
+    with pytest.raises(InterruptedError), files.disk_errors(tmp_path):
+        raise OSError(errno.EINTR, "interrupted")
+
+
+def test_a_file_cannot_be_written_below_a_file_or_over_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path, why in (
+        (tmp_path / "file" / "x", "a part of that path is a file"),
+        (tmp_path / "folder", "a folder has"),
+    ):
+        with pytest.raises(EnvironmentProblem) as caught:
+            files.write_text(path, "text")
+        assert why in caught.value.why
 
 
 def test_a_link_is_made_where_possible_and_a_copy_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
