@@ -1,0 +1,154 @@
+"""Where every factor of a step came from: a setting, a pinned source, the model, an installed package, the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trtx import __version__
+from trtx.plan.effects import EFFECTS, is_within, settings_of
+from trtx.plan.keys import flatten
+from trtx.plan.steps import Plan, Step
+from trtx.recipe.cells import Cell
+from trtx.recipe.load import LoadedRecipe
+from trtx.recipe.problems import Path
+from trtx.recipe.schema import Part
+from trtx.recipe.tree import dotted
+
+Kind = Literal["recipe", "source", "model", "installed", "machine", "input", "trtx"]
+
+
+@dataclass(frozen=True)
+class FactorOrigin:
+    """`where` is one line for people; `setting` is the place of the recipe that decides, if one does."""
+
+    kind: Kind
+    where: str
+    setting: str = ""
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.setting, self.where)))
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A parameter that is not what a setting says, but follows from it or from nothing in the recipe."""
+
+    kind: Kind
+    note: str
+
+
+# By stage and path below it. What stands neither here nor in the table of effects has no origin: a test finds it.
+DERIVED: Mapping[str, Derived] = {
+    "download.params.identity": Derived("source", "the commit or digest that the source has now"),
+    "dataset.params.identity": Derived("source", "the commit or digest that the source has now"),
+    "calibrate.params.max_length": Derived("recipe", "and at most the positions that the model has"),
+    "convert.params.dtype": Derived("model", "config.json; a CPU takes bfloat16 for float16"),
+    "build.params.dtype": Derived("model", "config.json; a CPU takes bfloat16 for float16"),
+    "build.params.model": Derived("model", "config.json"),
+    "build.params.arch": Derived("recipe", "what the catalogue compiles for this device"),
+    "build.params.rank": Derived("trtx", "an engine is one process"),
+    "package.params.cell": Derived("recipe", "names of the target, the variant and the matrix's values"),
+}
+TOOLS: Mapping[str, tuple[Kind, str]] = {
+    "c++": ("machine", "compiler on PATH"),
+    "python": ("installed", "interpreter"),
+    "trtx": ("trtx", "digest of trtx's own files"),
+}
+MACHINE: Mapping[str, str] = {"cpu": "model of the processor", "cpus": "processors this process may use"}
+
+
+class Origins:
+    """Answers for the steps of a plan whose recipe is not at hand, such as a run's: which settings decide."""
+
+    def of(self, step: Step) -> dict[Path, FactorOrigin]:
+        """The origin of every factor of a step."""
+        return {path: self._origin(step, path) for path in flatten(step.factors)}
+
+    def _origin(self, step: Step, path: Path) -> FactorOrigin:
+        head, name = path[0], str(path[-1])
+        if head == "params":
+            return self._of_param(step, path)
+        if head == "inputs":
+            return FactorOrigin("input", step.inputs[name].step)
+        if head == "toolchain":
+            return FactorOrigin(*TOOLS.get(name, ("installed", "installed distribution")))
+        if head == "machine":
+            return FactorOrigin("machine", MACHINE[name])
+        if head == "code":
+            return FactorOrigin("trtx", f"version of the stage's code in trtx {__version__}")
+        return FactorOrigin("trtx", "name of the stage" if head == "stage" else "form of keys")
+
+    def _of_param(self, step: Step, path: Path) -> FactorOrigin:
+        derived, rows = find_derived(step.stage, path), settings_of(step.stage, path)
+        return FactorOrigin(
+            derived.kind if derived else "recipe", derived.note if derived else "the recipe", " or ".join(rows)
+        )
+
+
+@dataclass(frozen=True)
+class RecipeOrigins(Origins):
+    """Answers with the places of the recipe. `plan_cell` plans one of its cells alone."""
+
+    loaded: LoadedRecipe
+    cells: Sequence[Cell]
+    plan_cell: Callable[[Cell], Plan]
+    _cells: dict[str, Cell] = field(default_factory=dict)
+
+    def cell_of(self, step: Step) -> Cell:
+        """The first cell that a step serves."""
+        if step.id not in self._cells:
+            named = (cell for cell in self.cells if cell.name == step.cell)
+            serving = (cell for cell in self.cells if any(one.key == step.key for one in self.plan_cell(cell).steps))
+            self._cells[step.id] = next(named, None) or next(serving, self.cells[0])
+        return self._cells[step.id]
+
+    def _of_param(self, step: Step, path: Path) -> FactorOrigin:
+        stage, cell = step.stage, self.cell_of(step)
+        derived, rows = find_derived(stage, path), settings_of(stage, path)
+        if derived is not None and not rows:
+            where = f"{derived.note} of {cell.recipe.model.source}" if derived.kind == "model" else derived.note
+            return FactorOrigin(derived.kind, where)
+        places = [place_of(stage, path, row, cell) for row in rows]
+        point = self.loaded.point_of(cell)
+        if derived is None:
+            stated = [place for place in places if point.origin(place).kind != "default"]
+            place = stated[-1] if stated else places[0]
+            return FactorOrigin("recipe", str(point.origin(place)), dotted(place))
+        place = places[0]
+        if derived.kind == "model" and cell.recipe.engine_for(cell.target).dtype != "auto":
+            return FactorOrigin("recipe", str(point.origin(place)), dotted(place))
+        return FactorOrigin(derived.kind, f"{point.origin(place)}; {derived.note}", dotted(place))
+
+
+def find_derived(stage: str, path: Path) -> Derived | None:
+    """The row of DERIVED for a parameter of a stage."""
+    return next((row for name, row in DERIVED.items() if is_within((stage, *path), name)), None)
+
+
+def place_of(stage: str, factor: Path, row: str, cell: Cell) -> Path:
+    """The place of a cell's recipe that a row of the table of effects means for one factor."""
+    free = _free_names(stage, factor, row)
+    names = {"quantization": cell.variant, "targets": cell.target}
+    parts = row.split(".")
+    place = tuple(names.get(parts[0]) or next(free) if part == "*" else part for part in parts)
+    override = ("targets", cell.target, *place)
+    return override if place[0] == "engine" and _is_set(cell.recipe.targets[cell.target].engine, place[1:]) else place
+
+
+def _free_names(stage: str, factor: Path, row: str) -> Iterator[str]:
+    """What stands in a factor where its declaration has a `*`."""
+    for declared in EFFECTS[row].factors[stage]:
+        if is_within(factor, declared):
+            return iter([str(part) for part, name in zip(factor, declared.split("."), strict=False) if name == "*"])
+    raise KeyError(row)
+
+
+def _is_set(part: Part, path: Path) -> bool:
+    """Whether a partial model says something at a path."""
+    for name in path:
+        if not isinstance(part, Part) or name not in part.model_fields_set:
+            return False
+        part = getattr(part, str(name))
+    return True
