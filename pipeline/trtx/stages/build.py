@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trtx.backends.inductor.build import build
+from trtx.backends.inductor.choices import CHOICES_NAME, Choices
 from trtx.backends.inductor.evidence import CHECK_NAME, run_check
 from trtx.backends.inductor.spec import EngineSpec
 from trtx.files import write_json
@@ -13,7 +14,7 @@ from trtx.stages.params import BuildParams
 
 
 def run(params: BuildParams, context: StepContext) -> dict[str, Any]:
-    """Write engine.json, programs/ and check.json. Witnesses: weights, checkpoint, model.
+    """Write engine.json, compile.json, programs/ and check.json. Witnesses: weights, checkpoint, model.
 
     The programs depend on the parameters alone: the witnesses are read by the check and by nothing else.
 
@@ -36,4 +37,5 @@ def run(params: BuildParams, context: StepContext) -> dict[str, Any]:
         "bytes": sum(sizes),
         "figures": evidence.figures,
         "perplexity": evidence.perplexity,
+        "choices": Choices.model_validate_json((context.output / CHOICES_NAME).read_bytes()).summarize(),
     }

@@ -38,13 +38,14 @@ class DownloadParams(Params):
 
 
 class DatasetParams(Params):
-    """Fetch texts and choose rows. Input: none. Output: calibration.jsonl and heldout.jsonl, rows {"text": …}.
+    """Fetch texts and choose rows. Input: none.
 
-    `samples` rows for calibration and `heldout` other rows for perplexity are drawn by `seed`.
+    Output: calibration.jsonl and heldout.jsonl, rows {"text": …}; rows.json, which rows they are. `samples` rows for
+    calibration and `heldout` other rows for perplexity are drawn by `seed`.
     """
 
     stage: ClassVar[str] = "dataset"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     url: str
     identity: str
@@ -88,11 +89,11 @@ class ConvertParams(Params):
 class BuildParams(Params):
     """Compile the programs. Keyed inputs: none. Witnesses: weights, checkpoint, model (for the check only).
 
-    Output: engine.json, programs/, check.json.
+    Output: engine.json, compile.json, programs/, check.json.
     """
 
     stage: ClassVar[str] = "build"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     model: ModelConfig
     quantization: QuantFormat

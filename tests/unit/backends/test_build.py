@@ -11,6 +11,7 @@ import pytest
 
 from trtx.backends.inductor import build as module
 from trtx.backends.inductor.build import build, check_constants, compile_programs, compiler_version, find_compiler
+from trtx.backends.inductor.choices import ProgramChoices
 from trtx.backends.inductor.compile import make_options, write_compiler, write_package
 from trtx.backends.inductor.process import Child, clean_environ, run_children
 from trtx.backends.inductor.spec import CompileFacts, EngineSpec, find_isa, make_card
@@ -100,10 +101,11 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_weight_that_was_compiled_in_fails_the_build() -> None:
     spec = make_spec()
     names = tuple(t.name for t in make_layout(spec.model, spec.quantization, spec.dtype).tensors)
-    whole = CompileFacts(constants=names, vector_isa="AVX2")
+    choices = ProgramChoices(vector_isa="AVX2", kernels=1, vector_kernels=1, settings={})
+    whole = CompileFacts(constants=names, choices=choices)
     check_constants(spec, {"prefill": whole, "decode": whole})
     with pytest.raises(StepFailed) as caught:
-        check_constants(spec, {"prefill": whole, "decode": CompileFacts(constants=names[:-1], vector_isa="AVX2")})
+        check_constants(spec, {"prefill": whole, "decode": CompileFacts(constants=names[:-1], choices=choices)})
     assert caught.value.why == f"{names[-1]} is compiled in"
 
 

@@ -10,6 +10,7 @@ from unit.sources.conftest import MODEL_FILES
 
 from trtx.errors import UsageProblem
 from trtx.models.sources.base import Request, find_source
+from trtx.models.sources.texts import list_ranges
 from trtx.stages import dataset, download
 from trtx.stages.base import StepContext
 from trtx.stages.params import DatasetParams, DownloadParams
@@ -53,7 +54,28 @@ def test_a_dataset_step_leaves_two_disjoint_files(tmp_path: Path, context: StepC
     calibration, held_out = (texts(context.output / f"{name}.jsonl") for name in ("calibration", "heldout"))
     assert (summary["calibration_rows"], summary["heldout_rows"]) == (len(calibration), len(held_out)) == (4, 2)
     assert not set(calibration) & set(held_out)
-    assert sorted(path.name for path in context.output.iterdir()) == ["calibration.jsonl", "heldout.jsonl"]
+    assert sorted(path.name for path in context.output.iterdir()) == ["calibration.jsonl", "heldout.jsonl", "rows.json"]
+
+
+def test_the_rows_of_a_dataset_step_can_be_drawn_again_by_hand(tmp_path: Path, context: StepContext) -> None:
+    source = tmp_path / "own.jsonl"
+    rows = [f"row {number}" for number in range(40)]
+    source.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    summary = dataset.run(make_params(f"file://{source}", samples=12, heldout=5), context)
+    uses = json.loads((context.output / "rows.json").read_text())["uses"]
+    for use, count in (("calibration", 12), ("heldout", 5)):
+        assert uses[use]["files"] == ["own.jsonl"]
+        assert [rows[number] for number in uses[use]["rows"]] == texts(context.output / f"{use}.jsonl")
+        assert len(uses[use]["rows"]) == count
+        assert summary["rows"][use] == list_ranges(uses[use]["rows"])
+
+
+def test_very_many_rows_are_listed_in_their_file_and_not_in_the_manifest(tmp_path: Path, context: StepContext) -> None:
+    source = tmp_path / "own.txt"
+    source.write_text("\n\n".join(f"paragraph {number}" for number in range(1100)))
+    summary = dataset.run(make_params(f"file://{source}", samples=1025, heldout=3), context)
+    assert list(summary["rows"]) == ["heldout"]
+    assert len(json.loads((context.output / "rows.json").read_text())["uses"]["calibration"]["rows"]) == 1025
 
 
 def test_one_file_has_no_splits_whatever_it_is_called(tmp_path: Path, context: StepContext) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from trtx.errors import EnvironmentProblem, UsageProblem, VerificationFailed
-from trtx.models.sources.texts import draw_texts, read_texts
+from trtx.models.sources.texts import draw_texts, list_ranges, read_texts
 
 
 def write(path: Path, content: str) -> Path:
@@ -91,15 +92,25 @@ def test_rows_are_drawn_by_seed_and_no_text_is_in_both(rows: Path) -> None:
     assert first == draw_texts([rows], [], "text", 30, 20, seed=7)
     assert first != draw_texts([rows], [], "text", 30, 20, seed=8)
     calibration, held_out = first
-    assert (len(calibration), len(held_out)) == (30, 20)
-    assert len({*calibration, *held_out}) == 50
+    assert (len(calibration.texts), len(held_out.texts)) == (30, 20)
+    assert len({*calibration.texts, *held_out.texts}) == 50
+    by_number = list(read_texts([rows], "text"))
+    assert [by_number[number] for number in held_out.numbers] == list(held_out.texts)
 
 
 def test_held_out_rows_come_from_their_own_file_where_there_is_one(rows: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "validation.jsonl", '{"text": "text 3"}\n{"text": "new"}\n')
     calibration, held_out = draw_texts([rows], [other], "text", 50, 1, seed=7)
-    assert held_out == ["new"]  # "text 3" is in the other file, so it does not count
-    assert "new" not in calibration
+    assert held_out.texts == ("new",)  # "text 3" is in the other file, so it does not count
+    assert (held_out.files, held_out.numbers) == ((other,), (1,))
+    assert "new" not in calibration.texts
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [((), ""), ((7,), "7"), ((3, 1, 2, 9), "1-3 9"), (range(100), "0-99"), ((4, 6, 5, 0), "0 4-6")]
+)
+def test_row_numbers_are_listed_as_ranges(numbers: Iterable[int], text: str) -> None:
+    assert list_ranges(numbers) == text
 
 
 def test_too_few_rows_says_how_many_there_are(rows: Path) -> None:

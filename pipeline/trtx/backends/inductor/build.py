@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from trtx.backends.inductor.choices import CHOICES_NAME, Choices
 from trtx.backends.inductor.process import Child, run_children
 from trtx.backends.inductor.spec import CompileFacts, CompileJob, EngineSpec, ProgramName, make_card
 from trtx.errors import EnvironmentProblem, StepFailed, UsageProblem
@@ -21,7 +22,7 @@ PROGRAMS: tuple[ProgramName, ...] = ("prefill", "decode")
 
 
 def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]) -> EngineCard:
-    """Write engine.json and programs/ into `output`; `work` is scratch space.
+    """Write engine.json, compile.json and programs/ into `output`; `work` is scratch space.
 
     Raises UsageProblem for a target or parallelism that cannot be built, EnvironmentProblem when this machine has no
     compiler or cannot run the result, StepFailed when compiling fails.
@@ -46,7 +47,9 @@ def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]
         )
         for name in PROGRAMS
     }
-    card = make_card(spec, programs, toolchain, facts["decode"].vector_isa)
+    choices = Choices(programs={name: facts[name].choices for name in PROGRAMS})
+    write_json(output / CHOICES_NAME, choices.model_dump(mode="json", by_alias=True))
+    card = make_card(spec, programs, toolchain, facts["decode"].choices.vector_isa)
     write_json(output / CARD_NAME, card.model_dump(mode="json", by_alias=True))
     return card
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._inductor import aoti_compile_and_package, cpu_vec_isa
 from torch.export import Dim, ExportedProgram, export
 
+from trtx.backends.inductor.choices import Recorder
 from trtx.backends.inductor.module import make_module
 from trtx.backends.inductor.spec import (
     CompileFacts,
@@ -53,12 +54,12 @@ def compile_program(job: CompileJob) -> CompileFacts:
     exported = export_program(job.spec, job.program)
     raw = work / f"{job.program}.raw.pt2"
     options = make_options(isa, job.program, write_compiler(Path(job.compiler), work))
+    recorder = Recorder(options)
     aoti_compile_and_package(exported, package_path=str(raw), inductor_configs=options)
     write_package(raw, Path(job.package))
     loader = torch._C._aoti.AOTIModelPackageLoader(str(raw), PACKAGE_MODEL, False, 1, -1)
-    return CompileFacts(
-        constants=tuple(sorted(loader.get_constant_fqns())), vector_isa=loader.get_metadata()["AOTI_CPU_ISA"]
-    )
+    choices = recorder.read(loader.get_metadata()["AOTI_CPU_ISA"])
+    return CompileFacts(constants=tuple(sorted(loader.get_constant_fqns())), choices=choices)
 
 
 def export_program(spec: EngineSpec, program: ProgramName) -> ExportedProgram:

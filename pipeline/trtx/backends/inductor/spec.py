@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from trtx import __version__
+from trtx.backends.inductor.choices import ProgramChoices
 from trtx.errors import UsageProblem, did_you_mean
 from trtx.hardware.gpus import ISAS, Isa
 from trtx.models.config import DType, ModelConfig
@@ -59,7 +60,7 @@ class CompileFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     constants: tuple[str, ...]
-    vector_isa: str
+    choices: ProgramChoices
 
 
 def find_isa(arch: str) -> Isa:

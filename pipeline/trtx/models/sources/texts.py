@@ -11,7 +11,8 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,18 @@ from trtx.errors import EnvironmentProblem, UsageProblem, VerificationFailed, di
 Rows = Iterator[Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Texts and where they come from: `numbers[i]` is the row of `texts[i]`, counted from 0 over `files` in order."""
+
+    files: tuple[Path, ...]
+    numbers: tuple[int, ...]
+    texts: tuple[str, ...]
+
+
 def draw_texts(
     data: Sequence[Path], held_out: Sequence[Path], column: str, samples: int, held_out_samples: int, seed: int
-) -> tuple[list[str], list[str]]:
+) -> tuple[Drawn, Drawn]:
     """Texts to calibrate with and other texts to measure on, drawn by `seed`; no text is in both.
 
     The second are drawn from `held_out`, or from the same files where that is empty. Files are read twice rather than
@@ -37,8 +47,8 @@ def draw_texts(
         chosen = _sample(draw, rows, samples, data)
         others = _sample(draw, distinct_rows(held_out, column, seen), held_out_samples, held_out)
         return pick_rows(data, column, chosen), pick_rows(held_out, column, others)
-    texts = pick_rows(data, column, _sample(draw, rows, samples + held_out_samples, data))
-    return texts[:samples], texts[samples:]
+    numbers = _sample(draw, rows, samples + held_out_samples, data)
+    return pick_rows(data, column, numbers[:samples]), pick_rows(data, column, numbers[samples:])
 
 
 def distinct_rows(files: Sequence[Path], column: str, seen: set[bytes]) -> list[int]:
@@ -52,11 +62,22 @@ def distinct_rows(files: Sequence[Path], column: str, seen: set[bytes]) -> list[
     return numbers
 
 
-def pick_rows(files: Sequence[Path], column: str, numbers: Sequence[int]) -> list[str]:
+def pick_rows(files: Sequence[Path], column: str, numbers: Sequence[int]) -> Drawn:
     """The texts of rows by number, in the order of `numbers`."""
     wanted = set(numbers)
     found = {number: text for number, text in enumerate(read_texts(files, column)) if number in wanted}
-    return [found[number] for number in numbers]
+    return Drawn(tuple(files), tuple(numbers), tuple(found[number] for number in numbers))
+
+
+def list_ranges(numbers: Iterable[int]) -> str:
+    """Numbers in ascending order, neighbours joined: `0-3 17 20-21`."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    return " ".join("-".join(map(str, bounds)) for bounds in ranges)
 
 
 def read_texts(files: Sequence[Path], column: str) -> Iterator[str]:
