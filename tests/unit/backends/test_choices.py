@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from trtx.backends.inductor.choices import Choices, ProgramChoices, Recorder, read_settings
 from trtx.backends.inductor.compile import make_options
 from trtx.hardware.gpus import ISAS
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What inductor's tuner compares, as far as its name."""
+
+    name: str
 
 
 @pytest.fixture
@@ -33,7 +40,7 @@ def test_the_settings_are_those_that_differ_from_torchs_own_and_name_no_folder(
 
 def test_the_fastest_candidate_of_every_tuned_operation_is_recorded(options: dict[str, object]) -> None:
     recorder = Recorder(options)
-    slow, fast = SimpleNamespace(name="mm"), SimpleNamespace(name="cpp_CppMicroGemmFP32Vec_3")
+    slow, fast = Candidate("mm"), Candidate("cpp_CppMicroGemmFP32Vec_3")
     recorder.note({slow: 2.0, fast: 1.0}, "addmm", [], [slow, fast])
     recorder.note({}, "mm", [], [])
     recorder.note({slow: 1.0}, "mm", [], [slow])
