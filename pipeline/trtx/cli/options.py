@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from trtx.recipe.overrides import Overrides
+from trtx.recipe.overrides import NO_OVERRIDES, Overrides
 
 
 class OutputFormat(StrEnum):
@@ -67,6 +68,16 @@ ParallelOption = Annotated[
 ]
 RunOption = Annotated[Optional[str], typer.Option("--run", help="Id of a run; the latest when left out.")]  # noqa: UP045
 FolderOption = Annotated[Path, typer.Option("--out-dir", help="Where packages are put.")]
+
+
+def spell(argument: str, overrides: Overrides = NO_OVERRIDES) -> str:
+    """A recipe with its overrides as it is typed into a shell, for the next command that is shown."""
+    words = [argument]
+    for setting in overrides.set:
+        words += ["--set", setting]
+    for removal in overrides.unset:
+        words += ["--unset", removal]
+    return shlex.join(words)
 
 
 def make_overrides(settings: list[str] | None, removals: list[str] | None) -> Overrides:

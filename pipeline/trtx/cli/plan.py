@@ -18,6 +18,7 @@ from trtx.cli.options import (
     UnsetOption,
     UntilOption,
     make_overrides,
+    spell,
 )
 from trtx.console import Console
 from trtx.errors import EXIT_PLAN_HAS_CHANGES, UsageProblem
@@ -73,7 +74,13 @@ def command(
     if as_json:
         console.json({**prepared.plan.to_json(), "status": status_rows(prepared.statuses)})
     else:
-        _print(console, prepared, text_format, next_argument=output if to_file else recipe, num_to_run=len(to_run))
+        _print(
+            console,
+            prepared,
+            text_format,
+            next_argument=spell(output) if to_file else spell(recipe, overrides),
+            num_to_run=len(to_run),
+        )
         if to_file:
             console.say(f"wrote {output}")
     if detailed_exitcode and to_run:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from trtx.cli import main as program
+from trtx.cli.options import spell
 from trtx.errors import BY_NAME, TrtxError
+from trtx.recipe.overrides import Overrides
 
 
 @pytest.fixture
@@ -96,3 +98,15 @@ def test_an_unknown_verb_is_a_usage_error_with_the_nearest_one(capsys: pytest.Ca
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("trtx ")
+
+
+@pytest.mark.parametrize(
+    ("argument", "overrides", "typed"),
+    [
+        ("recipe.yaml", Overrides(), "recipe.yaml"),
+        ("recipe.yaml:*/fp8", Overrides(), "'recipe.yaml:*/fp8'"),
+        ("r.yaml", Overrides(("name=a b",), ("package",)), "r.yaml --set 'name=a b' --unset package"),
+    ],
+)
+def test_the_next_command_is_spelled_so_that_a_shell_takes_it(argument: str, overrides: Overrides, typed: str) -> None:
+    assert spell(argument, overrides) == typed
