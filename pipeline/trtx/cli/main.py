@@ -17,7 +17,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from trtx import __version__
-from trtx.cli import apply, doctor, init, logs, plan, schema, serve, status, validate, why
+from trtx.cli import apply, doctor, init, logs, migrate, plan, schema, serve, status, validate, why
 from trtx.console import make_console
 from trtx.errors import Interrupted, TrtxError, UsageProblem
 
@@ -79,6 +79,7 @@ for _name, _module in {
     "logs": logs,
     "why": why,
     "serve": serve,
+    "migrate": migrate,
     "schema": schema,
     "doctor": doctor,
 }.items():

@@ -13,10 +13,13 @@ from pydantic_core import ErrorDetails
 from trtx.errors import did_you_mean, nearest
 from trtx.recipe.lookup import fields_of, find_key, find_model, find_spot, value_at
 from trtx.recipe.problems import Path
-from trtx.recipe.schema import BASE_PATTERN, IMAGE_PATTERN, NAME_PATTERN, SCHEMA, Url
+from trtx.recipe.schema import BASE_PATTERN, IMAGE_PATTERN, NAME_PATTERN, OLDER, SCHEMA, Url
 from trtx.recipe.tree import dotted
 
 URL_PATTERN = get_args(Url)[1].metadata[0].pattern
+
+# Stands for the file that a message is about.
+FILE = "FILE"
 
 KINDS = {
     "int_type": "a whole number",
@@ -139,7 +142,8 @@ def _not_a_choice(finding: Finding) -> Message:
     value, expected = finding.value, str(finding.context.get("expected") or finding.context["expected_tags"])
     if finding.path == ("schema",):
         what = f"a recipe of schema {show(value)} cannot be read"
-        return Message(finding.path, what, f"this trtx reads {SCHEMA}", f"write `schema: {SCHEMA}`")
+        fix = f"run `trtx migrate {FILE}`" if value in OLDER else f"write `schema: {SCHEMA}`"
+        return Message(finding.path, what, f"this trtx reads {SCHEMA}", fix)
     choices = re.findall(r"'([^']*)'", expected) or re.findall(r"\d+", expected)
     fix = did_you_mean(value, choices) if isinstance(value, str) else f"known: {', '.join(choices)}"
     return Message(finding.path, f"{finding.name} cannot be {show(value)}", finding.help, fix)

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from trtx.recipe.units import ByteSize, Duration, Percent
 
 SCHEMA = "trtx/v1"
+# Versions that `trtx migrate` brings to this one, oldest first.
+OLDER = ("trtx/v0",)
 DEMO = "demo://"
 DEMO_DATASET = "demo://docs"
 
