@@ -17,7 +17,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from trtx import __version__
-from trtx.cli import apply, doctor, init, logs, migrate, plan, schema, serve, status, validate, why
+from trtx.cli import apply, diff, doctor, init, logs, migrate, plan, schema, serve, status, validate, why
 from trtx.console import make_console
 from trtx.errors import Interrupted, TrtxError, UsageProblem
 
@@ -78,6 +78,7 @@ for _name, _module in {
     "status": status,
     "logs": logs,
     "why": why,
+    "diff": diff,
     "serve": serve,
     "migrate": migrate,
     "schema": schema,

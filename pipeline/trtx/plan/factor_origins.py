@@ -133,6 +133,11 @@ def place_of(stage: str, factor: Path, row: str, cell: Cell) -> Path:
     names = {"quantization": cell.variant, "targets": cell.target}
     parts = row.split(".")
     place = tuple(names.get(parts[0]) or next(free) if part == "*" else part for part in parts)
+    return stated_place(cell, place)
+
+
+def stated_place(cell: Cell, place: Path) -> Path:
+    """Where a cell's recipe states a setting: in the target's own engine, if that says something about it."""
     override = ("targets", cell.target, *place)
     return override if place[0] == "engine" and _is_set(cell.recipe.targets[cell.target].engine, place[1:]) else place
 
