@@ -80,14 +80,26 @@ def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> No
 
 
 def describe_this_process() -> dict[str, Any]:
-    """A note that names this process among all that ever ran: host, boot, pid and start time."""
+    """A note that names this process among all that ever ran: host, boot, pid namespace, pid and start time."""
     pid = os.getpid()
-    return {"host": socket.gethostname(), "boot": _boot_id(), "pid": pid, "start": _start_ticks(pid)}
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot_id(),
+        "namespace": _pid_namespace(),
+        "pid": pid,
+        "start": _start_ticks(pid),
+    }
 
 
 def is_gone(note: dict[str, Any]) -> bool:
-    """True when the noted process was one of this host and no longer runs. Other hosts' are never judged."""
+    """True when the noted process was one of this host and no longer runs.
+
+    Those of other hosts are never judged, nor those of other containers on this one, whose pids mean something else.
+    """
     if note["host"] != socket.gethostname():
+        return False
+    namespace = _pid_namespace()
+    if note["boot"] == _boot_id() and note.get("namespace", namespace) != namespace:
         return False
     return bool(note["boot"] != _boot_id() or _start_ticks(note["pid"]) != note["start"])
 
@@ -103,6 +115,14 @@ def _start_ticks(pid: int) -> str | None:
         return None
     fields = text.rpartition(")")[2].split()
     return None if fields[0] == "Z" else fields[19]
+
+
+def _pid_namespace() -> str:
+    """Names the set of pids this process belongs to, pid_namespaces(7); empty where the kernel does not tell."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def _boot_id() -> str:

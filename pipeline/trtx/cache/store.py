@@ -69,6 +69,10 @@ class Store:
         """The folder with the step's files."""
         return self.entry(key) / "output"
 
+    def identity(self, key: str) -> Identity | None:
+        """Tells the entry that is there now from those before and after it; None when there is none."""
+        return identity_of(self.entry(key))
+
     def keys(self) -> list[str]:
         """The keys of all entries, sorted: one system call per shard folder, none per entry."""
         return sorted(key for shard in self.shards() for key in self.shard_keys(shard))

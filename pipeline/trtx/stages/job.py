@@ -64,7 +64,10 @@ class Failure(_File):
 
 
 class Result(_File):
-    """Content of result.json. `published`: this attempt made the entry; `adopted`: another process had made it."""
+    """Content of result.json. `published`: this attempt made the entry; `adopted`: another process had made it.
+
+    `evidence` is the folder in which a failure is kept for inspection, if it could be kept.
+    """
 
     schema_: Literal["trtx.result/v1"] = Field(default="trtx.result/v1", alias="schema")
     step: str
@@ -76,6 +79,7 @@ class Result(_File):
     host: str
     pid: int
     failure: Failure | None = None
+    evidence: str | None = None
     summary: dict[str, Any] = {}
 
 

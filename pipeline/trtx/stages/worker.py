@@ -19,12 +19,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from trtx import __version__
+from trtx.cache.lease import single_flight
 from trtx.cache.manifest import Manifest
 from trtx.cache.store import Store
 from trtx.errors import EnvironmentProblem, Interrupted, StepFailed, TrtxError, UsageProblem, VerificationFailed
 from trtx.files import disk_errors, write_text
 from trtx.processes import die_with_parent
 from trtx.stages.base import StepContext, load_stage
+from trtx.stages.evidence import Evidence
 from trtx.stages.job import (
     ATTEMPT_VARIABLE,
     PARENT_VARIABLE,
@@ -64,6 +66,8 @@ def main(arguments: list[str]) -> int:
         return 0
     failure = result.failure.error()
     print(failure.render(), file=sys.stderr, flush=True)
+    if result.evidence:
+        print(f"kept for inspection: {result.evidence}", file=sys.stderr, flush=True)
     return failure.exit_code
 
 
@@ -114,18 +118,19 @@ def _open_attempt(step_folder: Path) -> Path:
 def run_job(job: Job, folder: Path) -> Result:
     """Run a job to its end, whatever the end is."""
     started = time.time()
+    evidence = Evidence(job, folder, os.environ)
     outcome: dict[str, Any]
     try:
-        outcome = _perform(job, folder, started)
+        outcome = _perform(job, folder, started, evidence)
     except TrtxError as error:
         _print_cause(error)
-        outcome = {"state": "failed", "failure": Failure.of(error)}
+        outcome = _failed(error, evidence, error)
     except (KeyboardInterrupt, SystemExit):
         stopped = Interrupted("the step was stopped", fix="run `trtx apply` again to continue")
         outcome = {"state": "failed", "failure": Failure.of(stopped)}
     except BaseException as error:  # noqa: BLE001  The last resort: every end of a step has a result.
         traceback.print_exc()
-        outcome = {"state": "failed", "failure": Failure.of(describe_unexpected(error))}
+        outcome = _failed(describe_unexpected(error), evidence, error)
     return Result(
         step=job.step,
         key=job.key,
@@ -138,28 +143,40 @@ def run_job(job: Job, folder: Path) -> Result:
     )
 
 
-def _perform(job: Job, folder: Path, started: float) -> dict[str, Any]:
+def _failed(error: TrtxError, evidence: Evidence, cause: BaseException) -> dict[str, Any]:
+    kept = evidence.keep(Failure.of(error), cause)
+    return {"state": "failed", "failure": Failure.of(error), "evidence": str(kept) if kept else None}
+
+
+def _perform(job: Job, folder: Path, started: float, evidence: Evidence) -> dict[str, Any]:
     store = Store(Path(job.cache_dir))
     store.prepare()
-    if store.find(job.key).manifest is not None:
-        return {"state": "adopted"}
-    params = PARAMS[job.stage].model_validate(job.params)
-    inputs = {name: _open_input(store, job, name) for name in job.inputs}
-    with store.stage(job.key) as staged:
-        context = StepContext(
-            inputs=inputs,
-            output=staged / "output",
-            work=staged / "work",
-            keys={name: entry.key for name, entry in job.inputs.items()},
-            progress_file=folder / PROGRESS_NAME,
-        )
-        with disk_errors(context.output):
-            summary = load_stage(job.stage).run(params, context)
-        draft = Manifest(job.key, job.step, job.stage, job.factors, (), _provenance(job, started), summary)
-        store.publish(staged, draft)
-    for entry in job.inputs.values():
-        store.accept_links(entry.key)
+    uses = [entry.key for entry in job.inputs.values()]
+    note = {"key": job.key, "step": job.step, "recipe": job.recipe, "uses": uses}
+    with single_flight(store, job.key, note, _say) as adopted:
+        if adopted is not None:
+            return {"state": "adopted"}
+        params = PARAMS[job.stage].model_validate(job.params)
+        inputs = {name: _open_input(store, job, name) for name in job.inputs}
+        with store.stage(job.key, uses) as staged, evidence.of_staging(staged):
+            context = StepContext(
+                inputs=inputs,
+                output=staged / "output",
+                work=staged / "work",
+                keys={name: entry.key for name, entry in job.inputs.items()},
+                progress_file=folder / PROGRESS_NAME,
+            )
+            with disk_errors(context.output):
+                summary = load_stage(job.stage).run(params, context)
+            draft = Manifest(job.key, job.step, job.stage, job.factors, (), _provenance(job, started), summary)
+            store.publish(staged, draft)
+    for key in uses:
+        store.accept_links(key)
     return {"state": "published", "summary": summary}
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _open_input(store: Store, job: Job, name: str) -> Path:
