@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["recipe", "lock", "run"]
 LOCK_SUFFIX = ".lock.yaml"
+# Made in trtx.plan.record: the time, and four digits that tell runs of one second apart.
+RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
 SideArgument = Annotated[str, typer.Argument(help="A recipe (with a selection), a lock, or a run by id or folder.")]
 
 
@@ -60,13 +63,10 @@ def command(
 
 
 def kind_of(side: str) -> Kind:
-    """What an argument names: a lock by its suffix, a run by its folder or id, a recipe otherwise."""
-    from trtx.paths import runs_dir
-
+    """What an argument names: a lock by its suffix, a run by its folder or by what an id looks like, else a recipe."""
     if side.endswith(LOCK_SUFFIX):
         return "lock"
-    folders = (Path(side), runs_dir(Path.cwd()) / side)
-    return "run" if any((folder / "plan.json").is_file() for folder in folders) else "recipe"
+    return "run" if RUN_ID.fullmatch(side) or (Path(side) / "plan.json").is_file() else "recipe"
 
 
 def _compare_recipes(console: Console, a: str, b: str) -> Compared:
