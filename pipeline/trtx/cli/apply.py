@@ -67,6 +67,7 @@ class Outcome:
             "run": self.record.id if self.record else None,
             "recipe": self.ready.plan.recipe,
             "status": status_rows(self.statuses),
+            "remotes": self.ready.remotes.to_json() if self.ready.remotes else [],
             "packages": {entry.cell: str(entry.folder) for entry in self.delivered},
         }
 
@@ -134,18 +135,18 @@ def _make_ready(console: Console, request: Request) -> Ready:
             why=f"{request.argument} is run as it is",
             fix=f"give {given[0]} to `trtx plan`",
         )
-    return prepare_saved(Path(request.argument), offline=request.offline)
+    return prepare_saved(console, Path(request.argument), offline=request.offline)
 
 
 def _run_steps(console: Console, ready: Ready, *, keep_going: bool) -> Outcome:
     """Run the plan as a new run; without anything to run, only a plan that is new here is put on record."""
     from trtx.plan.execute import Execution
     from trtx.plan.record import create_run
-    from trtx.plan.survey import State
+    from trtx.plan.survey import OPEN
     from trtx.runners.base import find_runner
 
     began = time.monotonic()
-    if not any(status.state in (State.TO_RUN, State.WAITING) for status in ready.statuses):
+    if not any(status.state in OPEN for status in ready.statuses):
         known = ready.plan == ready.previous
         record = None if known else create_run(Path.cwd(), ready.plan)
         return Outcome(ready, ready.statuses, record, {}, time.monotonic() - began, busy=False)
@@ -155,6 +156,7 @@ def _run_steps(console: Console, ready: Ready, *, keep_going: bool) -> Outcome:
     runner = find_runner("local").make_runner(ready.plan.max_parallel)
     with _observer(console, ready.statuses) as observer, _sigterm_as_interrupt():
         execution = Execution(ready.plan, ready.store, runner, record, ready.environ, observer, keep_going=keep_going)
+        execution.remotes = ready.remotes
         try:
             execution.run(ready.statuses)
         except KeyboardInterrupt:
@@ -164,6 +166,8 @@ def _run_steps(console: Console, ready: Ready, *, keep_going: bool) -> Outcome:
                 why="finished steps are in the cache",
                 fix="run the same `trtx apply` again to continue",
             ) from None
+    for warning in execution.warnings:
+        console.warn(warning)
     statuses = list(execution.statuses.values())
     return Outcome(ready, statuses, record, execution.errors, time.monotonic() - began, busy=True)
 

@@ -17,8 +17,11 @@ COLUMNS = ("step", "state", "time", "key", "reason")
 STYLES: dict[State, str] = {
     State.CACHED: "dim",
     State.NOT_NEEDED: "dim",
+    State.REMOTE: "blue",
     State.DONE: "green",
     State.RUNNING: "cyan",
+    State.PULLING: "cyan",
+    State.SENDING: "cyan",
     State.FAILED: "bold red",
     State.BLOCKED: "yellow",
     State.INTERRUPTED: "yellow",
@@ -68,14 +71,15 @@ class PlainObserver:
 
     def changed(self, status: StepStatus) -> None:
         self._last[status.step.id] = time.monotonic()
-        took = f" in {format_duration(status.duration_s)}" if status.state is State.DONE else ""
-        why = f": {status.reason}" if status.state in (State.FAILED, State.BLOCKED, State.INTERRUPTED) else ""
+        took = f" in {format_duration(status.duration_s)}" if status.state is State.DONE and status.duration_s else ""
+        is_plain = took or status.state is State.RUNNING
+        why = "" if is_plain else f": {status.reason}"
         self._say(f"{status.step.id} {status.state.value}{took}{why}")
 
     def tick(self, statuses: list[StepStatus]) -> None:
         now = time.monotonic()
         for status in statuses:
-            running = status.state is State.RUNNING and status.reason
+            running = status.state in (State.RUNNING, State.PULLING, State.SENDING) and status.reason
             if running and now - self._last.get(status.step.id, now) >= PLAIN_PROGRESS_S:
                 self._last[status.step.id] = now
                 self._say(f"{status.step.id} {status.reason} after {format_duration(status.duration_s)}")

@@ -59,7 +59,7 @@ def command(
     from trtx.cli.github import annotated
     from trtx.cli.prepare import Request, prepare, status_rows
     from trtx.plan.saved import SUFFIX, save_plan
-    from trtx.plan.survey import State
+    from trtx.plan.survey import OPEN
 
     console: Console = context.obj
     as_json, to_file = output == OutputFormat.JSON.value, output.endswith(SUFFIX)
@@ -70,31 +70,35 @@ def command(
         prepared = prepare(console, Request(recipe, overrides, until, offline, max_parallel))
         if to_file:
             save_plan(Path(output), prepared.plan)
-    to_run = [status for status in prepared.statuses if status.state in (State.TO_RUN, State.WAITING)]
+    to_do = [status for status in prepared.statuses if status.state in OPEN]
     if as_json:
-        console.json({**prepared.plan.to_json(), "status": status_rows(prepared.statuses)})
+        remotes = prepared.remotes.to_json() if prepared.remotes else []
+        console.json({**prepared.plan.to_json(), "status": status_rows(prepared.statuses), "remotes": remotes})
     else:
         _print(
             console,
             prepared,
             text_format,
             next_argument=spell(output) if to_file else spell(recipe, overrides),
-            num_to_run=len(to_run),
+            num_to_do=len(to_do),
         )
         if to_file:
             console.say(f"wrote {output}")
-    if detailed_exitcode and to_run:
+    if detailed_exitcode and to_do:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
 def _print(
-    console: Console, prepared: Prepared, text_format: TextFormat, *, next_argument: str, num_to_run: int
+    console: Console, prepared: Prepared, text_format: TextFormat, *, next_argument: str, num_to_do: int
 ) -> None:
     from trtx.cli.display import print_table
     from trtx.plan.survey import State
 
     cached = sum(status.state is State.CACHED for status in prepared.statuses)
-    outcome = f"{num_to_run} of {len(prepared.statuses)} steps to run, {cached} cached"
+    remote = sum(status.state is State.REMOTE for status in prepared.statuses)
+    outcome = f"{num_to_do - remote} of {len(prepared.statuses)} steps to run, {cached} cached"
+    if remote:
+        outcome += f", {remote} to take from remotes"
     if text_format is TextFormat.GITHUB:
         from trtx.cli.github import make_summary, publish_summary
 
@@ -102,5 +106,5 @@ def _print(
         return
     print_table(console, prepared.statuses)
     console.say(outcome)
-    if num_to_run:
+    if num_to_do:
         console.say(f"next: trtx apply {next_argument}")

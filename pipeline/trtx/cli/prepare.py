@@ -18,6 +18,7 @@ from trtx.plan.facts import Facts, gather_facts
 from trtx.plan.make import Options, make_plan
 from trtx.plan.preflight import check_fit
 from trtx.plan.record import latest_plan
+from trtx.plan.remotes import Remotes, open_remotes
 from trtx.plan.resolve import PinnedSources, resolve_sources
 from trtx.plan.saved import open_plan, refuse_moved
 from trtx.plan.steps import Plan, split_selection
@@ -47,7 +48,7 @@ class Request:
 class Ready:
     """A plan and the state of its steps, before anything ran.
 
-    `previous` is the plan of this folder's latest run.
+    `previous` is the plan of this folder's latest run; `remotes` were asked for what the cache does not have.
     """
 
     plan: Plan
@@ -56,6 +57,7 @@ class Ready:
     store: Store
     facts: Facts
     environ: Mapping[str, str]
+    remotes: Remotes | None
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,22 @@ def prepare(console: Console, request: Request) -> Prepared:
     plan = make_plan(cells, path, sources, facts, _options(request, loaded))
     store = Store(facts.cache_dir)
     previous = latest_plan(Path.cwd())
-    statuses = survey(plan, store, previous)
-    return Prepared(plan, previous, statuses, store, facts, environ, loaded, tuple(cells), sources)
+    statuses, remotes = survey_everywhere(console, plan, store, previous, environ)
+    return Prepared(plan, previous, statuses, store, facts, environ, remotes, loaded, tuple(cells), sources)
 
 
-def prepare_saved(path: Path, *, offline: bool) -> Ready:
+def survey_everywhere(
+    console: Console, plan: Plan, store: Store, previous: Plan | None, environ: Mapping[str, str]
+) -> tuple[list[StepStatus], Remotes | None]:
+    """The state of every step against the cache and the configured remotes; says which of those were skipped."""
+    remotes = open_remotes(environ)
+    statuses = survey(plan, store, previous, remotes)
+    for note in remotes.notes() if remotes else ():
+        console.warn(note)
+    return statuses, remotes
+
+
+def prepare_saved(console: Console, path: Path, *, offline: bool) -> Ready:
     """Read a plan made earlier. Raises UsageProblem when it is none, or when an input moved since."""
     plan = open_plan(path)
     environ = make_environ(offline=offline)
@@ -99,7 +112,8 @@ def prepare_saved(path: Path, *, offline: bool) -> Ready:
     refuse_moved(plan, facts, environ)
     store = Store(Path(plan.cache_dir))
     previous = latest_plan(Path.cwd())
-    return Ready(plan, previous, survey(plan, store, previous), store, facts, environ)
+    statuses, remotes = survey_everywhere(console, plan, store, previous, environ)
+    return Ready(plan, previous, statuses, store, facts, environ, remotes)
 
 
 def make_environ(*, offline: bool) -> dict[str, str]:

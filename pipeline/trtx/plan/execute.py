@@ -1,4 +1,4 @@
-"""Executes a plan: starts what is ready, learns what came of it, stops cleanly."""
+"""Executes a plan: takes what remotes have, starts what is ready, learns what came of it, stops cleanly."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import Protocol
 from trtx.cache.store import Store
 from trtx.errors import StepFailed, TrtxError
 from trtx.plan.environment import fill_environment
+from trtx.plan.exchange import Claimed, Event, Exchange, Pulled
 from trtx.plan.record import RunRecord
+from trtx.plan.remotes import Hit, Remotes
 from trtx.plan.steps import Plan, Step
-from trtx.plan.survey import State, StepStatus
+from trtx.plan.survey import OPEN, State, StepStatus, survey
+from trtx.recipe.units import format_bytes
 from trtx.runners.base import Ended, Runner, Task
 from trtx.stages.job import ATTEMPT_VARIABLE, read_result
 
@@ -37,7 +40,10 @@ class Observer(Protocol):
 
 @dataclass
 class Execution:
-    """One run of a plan in this process. `errors` by step id; `statuses` by step id in the plan's order."""
+    """One run of a plan in this process. `errors` by step id; `statuses` by step id in the plan's order.
+
+    `warnings` are what went wrong with remotes, which never fails a run.
+    """
 
     plan: Plan
     store: Store
@@ -48,7 +54,11 @@ class Execution:
     keep_going: bool = False
     statuses: dict[str, StepStatus] = field(default_factory=dict)
     errors: dict[str, TrtxError] = field(default_factory=dict)
+    remotes: Remotes | None = None
+    warnings: list[str] = field(default_factory=list)
     _started: dict[str, tuple[float, int]] = field(default_factory=dict)
+    _unsent: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    _exchange: Exchange = field(init=False, repr=False)
 
     def run(self, surveyed: list[StepStatus]) -> None:
         """Run every step that has to run.
@@ -57,17 +67,20 @@ class Execution:
         """
         self.statuses = {status.step.id: status for status in surveyed}
         self._discard_corrupt()
+        self._exchange = Exchange(self.store, self.remotes)
         try:
-            while True:
-                self._start_ready()
-                if not self._started:
-                    return
-                for ended in self.runner.wait(TICK_S):
+            while self._start_ready():
+                runs = bool(self._started)
+                for ended in self.runner.wait(TICK_S if runs else 0.0):
                     self._settle(ended)
+                for event in self._exchange.collect(0.0 if runs else TICK_S):
+                    self._handle(event)
                 self.observer.tick(self._with_progress())
+            self._finish_pushes()
         except BaseException:
             self._stop()
             raise
+        self._exchange.close(interrupted=False)
 
     def _discard_corrupt(self) -> None:
         for status in self.statuses.values():
@@ -75,14 +88,85 @@ class Execution:
                 moved = self.store.quarantine(status.step.key)
                 self.record.add_event("quarantined", entry=status.step.key, folder=str(moved), what=status.reason)
 
-    def _start_ready(self) -> None:
-        if self.errors and not self.keep_going:
+    def _start_ready(self) -> bool:
+        """Begin what can begin; False when nothing is under way any more."""
+        waits = False
+        for step in self.plan.steps if not self.errors or self.keep_going else ():
+            status = self.statuses[step.id]
+            if status.hit is not None and status.state is State.REMOTE:
+                self._pull(step, status.hit)
+            elif status.state in OPEN and self._inputs_ready(step) and self.runner.has_room(exclusive=step.exclusive):
+                if self._exchange.may_start(step.id, step.key):
+                    self._start(step)
+                else:
+                    waits = True
+        return bool(self._started) or self._exchange.is_busy() or waits
+
+    def _pull(self, step: Step, hit: Hit) -> None:
+        """Begin to take a step from the remote that has it."""
+        self.record.add_event("pulling", step=step.id, key=step.key, remote=hit.remote.name)
+        self._exchange.pull(step.id, hit)
+        self._enter(step.id, State.PULLING, f"from remote {hit.remote.name}")
+
+    def _handle(self, event: Event) -> None:
+        """Something happened with a remote."""
+        if isinstance(event, Pulled):
+            self._settle_pull(event)
+        elif isinstance(event, Claimed):
+            self._settle_claim(event)
+        elif event.why:
+            self.record.add_event("push-failed", entry=self.plan.step(event.step).key, remote=event.remote)
+            self._unsent.setdefault((event.remote, event.why), []).append(event.step)
+
+    def _settle_pull(self, event: Pulled) -> None:
+        step, remote = self.plan.step(event.step), event.hit.remote
+        if event.manifest is not None:
+            self.statuses[step.id] = replace(self.statuses[step.id], manifest=event.manifest)
+            self.record.add_event("pulled", step=step.id, key=step.key, remote=remote.name)
+            self._enter(step.id, State.DONE, f"taken from remote {remote.name} in this run")
             return
-        for status in list(self.statuses.values()):
-            step = status.step
-            is_waiting = status.state in (State.TO_RUN, State.WAITING)
-            if is_waiting and self._inputs_ready(step) and self.runner.has_room(exclusive=step.exclusive):
-                self._start(step)
+        self.record.add_event("refused", entry=step.key, remote=remote.name, what=event.why)
+        if event.error is not None:
+            self._fail(step.id, event.error, None)
+            return
+        if event.trouble and self.remotes is not None:
+            self.remotes.skip(remote, event.why)
+        elif self.remotes is not None:
+            self.remotes.refuse(event.hit, event.why)
+        why = f"remote {remote.name}: {event.why}"
+        self.warnings.append(f"{step.id} was not taken from {why}")
+        self._survey_again({step.id: why})
+
+    def _settle_claim(self, event: Claimed) -> None:
+        """Another machine has the entry or makes it: take it, or wait."""
+        status = self.statuses[event.step]
+        if event.claim.offer is not None and self.remotes is not None and status.state in OPEN:
+            hit = self.remotes.note(event.claim.offer)
+            self.statuses[event.step] = replace(status, state=State.REMOTE, hit=hit)
+        elif event.claim.owner and status.state is State.TO_RUN:
+            self._enter(event.step, State.WAITING, f"{event.claim.owner} is making it for the same remote")
+
+    def _survey_again(self, refused: Mapping[str, str]) -> None:
+        """Decide anew what the steps that have not begun need: a remote did not keep what it offered."""
+        for status in survey(self.plan, self.store, None, self.remotes):
+            step_id = status.step.id
+            before = self.statuses[step_id].state
+            if before not in OPEN and before is not State.NOT_NEEDED and step_id not in refused:
+                continue
+            reason = f"{refused[step_id]}; {status.reason}" if step_id in refused else status.reason
+            self.statuses[step_id] = replace(status, reason=reason)
+            if status.state is not before:
+                self.observer.changed(self.statuses[step_id])
+
+    def _finish_pushes(self) -> None:
+        """Wait until the remotes have what was made."""
+        while self._exchange.sending:
+            self.observer.tick(self._with_progress())
+            for event in self._exchange.collect(TICK_S):
+                self._handle(event)
+        for (remote, why), steps in self._unsent.items():
+            more = f" and {len(steps) - 1} more" if len(steps) > 1 else ""
+            self.warnings.append(f"{steps[0]}{more} was not put on remote {remote}: {why}")
 
     def _inputs_ready(self, step: Step) -> bool:
         return all(self.statuses[entry.step].state in (State.CACHED, State.DONE) for entry in step.inputs.values())
@@ -129,13 +213,19 @@ class Execution:
         if error is None:
             self.record.add_event("done", step=step.id, key=step.key, attempt=attempt, duration_s=duration_s)
             self._enter(step.id, State.DONE, "made in this run", duration_s)
+            if found.manifest:
+                self._exchange.push(step.id, found.manifest)
             return
-        self.errors[step.id] = error
+        self._exchange.give_back(step.id)
         self.record.add_event(
             "failed", step=step.id, key=step.key, attempt=attempt, duration_s=duration_s, what=error.what
         )
-        self._enter(step.id, State.FAILED, error.what, duration_s)
-        self._block_dependents(step.id)
+        self._fail(step.id, error, duration_s)
+
+    def _fail(self, step_id: str, error: TrtxError, duration_s: float | None) -> None:
+        self.errors[step_id] = error
+        self._enter(step_id, State.FAILED, error.what, duration_s)
+        self._block_dependents(step_id)
 
     def _block_dependents(self, failed: str) -> None:
         blocked = {failed}
@@ -151,11 +241,16 @@ class Execution:
         now = time.time()
         shown = []
         for status in self.statuses.values():
+            moving = self._exchange.pulling.get(status.step.id) or self._exchange.sending.get(status.step.id)
             if status.step.id in self._started:
                 began, attempt = self._started[status.step.id]
                 progress = self.record.progress(status.step.id, attempt)
                 reason = f"{progress['done']}/{progress['total']} {progress['unit']}" if progress else ""
                 shown.append(replace(status, reason=reason, duration_s=now - began))
+            elif moving is not None:
+                state = State.PULLING if status.step.id in self._exchange.pulling else State.SENDING
+                reason = f"{format_bytes(moving[0])} of {format_bytes(moving[1])}"
+                shown.append(replace(status, state=state, reason=reason))
             else:
                 shown.append(status)
         return shown
@@ -163,6 +258,10 @@ class Execution:
     def _stop(self) -> None:
         """End all children; what they were doing is repeated by the next apply."""
         self.runner.stop(GRACE_S)
+        for step_id in list(self._exchange.pulling):
+            self.record.add_event("interrupted", step=step_id)
+            self._enter(step_id, State.INTERRUPTED, "stopped; `trtx apply` continues")
+        self._exchange.close(interrupted=True)
         for step_id, (began, attempt) in self._started.items():
             self.record.add_event("interrupted", step=step_id, attempt=attempt)
             self._enter(step_id, State.INTERRUPTED, "stopped; `trtx apply` continues", time.time() - began)

@@ -15,26 +15,38 @@ from trtx.cache.manifest import Manifest
 from trtx.cache.store import Found, Store
 from trtx.plan.keys import changed_factors
 from trtx.plan.record import RunRecord
+from trtx.plan.remotes import Hit, Remotes
 from trtx.plan.steps import Plan, Step
+from trtx.recipe.units import format_bytes
 
 
 class State(StrEnum):
-    """What a step is in. The first four are of a plan, the others of a run."""
+    """What a step is in. The first five are of a plan, the others of a run."""
 
     CACHED = "cached"
+    REMOTE = "remote"
     TO_RUN = "to run"
     WAITING = "waiting"
     NOT_NEEDED = "not needed"
+    PULLING = "pulling"
     RUNNING = "running"
+    SENDING = "sending"
     DONE = "done"
     FAILED = "failed"
     BLOCKED = "blocked"
     INTERRUPTED = "interrupted"
 
 
+# States of steps for which something is still to be done.
+OPEN = frozenset({State.REMOTE, State.TO_RUN, State.WAITING})
+
+
 @dataclass(frozen=True)
 class StepStatus:
-    """A step's state and the reason in one line. `duration_s` is how long it took, or takes so far."""
+    """A step's state and the reason in one line. `duration_s` is how long it took, or takes so far.
+
+    `hit` is the remote's entry of a step that is taken from there.
+    """
 
     step: Step
     state: State
@@ -42,43 +54,58 @@ class StepStatus:
     duration_s: float | None = None
     manifest: Manifest | None = None
     corrupt: bool = False
+    hit: Hit | None = None
 
 
-def survey(plan: Plan, store: Store, previous: Plan | None = None) -> list[StepStatus]:
-    """The state of every step against the cache, in the plan's order.
+def survey(plan: Plan, store: Store, previous: Plan | None = None, remotes: Remotes | None = None) -> list[StepStatus]:
+    """The state of every step against the cache and the remotes, in the plan's order.
 
     A step has to run when its entry is absent and something that has to run needs it, or when its entry is corrupt.
-    `previous` is the plan of an earlier run: its factors explain what changed.
+    One that a remote has is taken from there, and what it was made from is not needed. Remotes are asked once, for all
+    that could be needed. `previous` is the plan of an earlier run: its factors explain what changed.
     """
     found = {step.id: store.find(step.key) for step in plan.steps}
-    needed = _needed(plan, found)
-    return [_status(step, found, needed, previous) for step in plan.steps]
+    needed, hits = _needed(plan, found, {}), {}
+    if remotes is not None and needed:
+        hits = remotes.find(step.key for step in plan.steps if step.id in needed)
+        needed = _needed(plan, found, hits)
+    return [_status(step, found, needed, hits, previous) for step in plan.steps]
 
 
-def _needed(plan: Plan, found: Mapping[str, Found]) -> dict[str, str]:
-    """Steps that have to run → who needs them ("" for what the plan is for)."""
+def _needed(plan: Plan, found: Mapping[str, Found], hits: Mapping[str, Hit]) -> dict[str, str]:
+    """Steps that have to run or to be taken from a remote → who needs them ("" for what the plan is for)."""
     needed: dict[str, str] = {}
     wanted = {step.id: "" for step in plan.leaves()}
     wanted |= {step_id: "" for step_id, entry in found.items() if entry.fault}
     for step in reversed(plan.steps):
         if step.id in wanted and found[step.id].manifest is None:
             needed[step.id] = wanted[step.id]
-            for entry in step.inputs.values():
+            for entry in step.inputs.values() if step.key not in hits else ():
                 wanted.setdefault(entry.step, step.id)
     return needed
 
 
-def _status(step: Step, found: Mapping[str, Found], needed: Mapping[str, str], previous: Plan | None) -> StepStatus:
+def _status(
+    step: Step,
+    found: Mapping[str, Found],
+    needed: Mapping[str, str],
+    hits: Mapping[str, Hit],
+    previous: Plan | None,
+) -> StepStatus:
     entry = found[step.id]
     if entry.manifest is not None:
         return StepStatus(step, State.CACHED, _describe_hit(entry.manifest), _duration(entry.manifest), entry.manifest)
     if step.id not in needed:
         return StepStatus(step, State.NOT_NEEDED, "not in the cache, and nothing that runs needs it")
+    corrupt = entry.fault is not None
+    if step.key in hits:
+        hit = hits[step.key]
+        return StepStatus(step, State.REMOTE, _describe_offer(hit, entry), corrupt=corrupt, hit=hit)
     missing = list(dict.fromkeys(entry.step for entry in step.inputs.values() if entry.step in needed))
     reason = _describe_miss(step, entry, previous)
     if missing:
         reason = f"{reason}; after {_list_some(missing)}"
-    return StepStatus(step, State.WAITING if missing else State.TO_RUN, reason, corrupt=entry.fault is not None)
+    return StepStatus(step, State.WAITING if missing else State.TO_RUN, reason, corrupt=corrupt)
 
 
 def _duration(manifest: Manifest) -> float | None:
@@ -89,6 +116,13 @@ def _duration(manifest: Manifest) -> float | None:
 def _describe_hit(manifest: Manifest) -> str:
     started = time.localtime(manifest.provenance.get("started", 0))
     return f"same key as on {time.strftime('%Y-%m-%d %H:%M', started)}; every file checked"
+
+
+def _describe_offer(hit: Hit, entry: Found) -> str:
+    offer = hit.offer
+    signed = f", signed by {offer.signer}" if offer.signer else ""
+    fault = f"; the cached entry is corrupt: {entry.fault}" if entry.fault else ""
+    return f"in remote {hit.remote.name}, {format_bytes(offer.manifest.total_bytes)}{signed}{fault}"
 
 
 def _describe_miss(step: Step, entry: Found, previous: Plan | None) -> str:
@@ -124,15 +158,17 @@ def _overlay_one(status: StepStatus, event: Mapping[str, Any] | None, driven: bo
     if event is None:
         return status
     kind, duration_s = event["event"], event.get("duration_s")
+    if kind == "pulling" and driven and status.manifest is None:
+        return replace(status, state=State.PULLING, reason=f"from remote {event['remote']}")
     if kind == "started" and driven:
         progress = record.progress(status.step.id, event["attempt"])
         reason = f"{progress['done']}/{progress['total']} {progress['unit']}" if progress else "started"
         return replace(status, state=State.RUNNING, reason=reason, duration_s=time.time() - event["time"])
     if status.manifest is not None:
-        made = kind == "done"
-        return replace(status, state=State.DONE, reason="made in this run", duration_s=duration_s) if made else status
+        return _overlay_made(status, event)
     ends = {
         "started": (State.INTERRUPTED, "its driver is gone; `trtx apply` continues"),
+        "pulling": (State.INTERRUPTED, "its driver is gone; `trtx apply` continues"),
         "interrupted": (State.INTERRUPTED, "stopped; `trtx apply` continues"),
         "failed": (State.FAILED, event.get("what", "")),
         "blocked": (State.BLOCKED, event.get("what", "")),
@@ -141,3 +177,11 @@ def _overlay_one(status: StepStatus, event: Mapping[str, Any] | None, driven: bo
         return status
     state, reason = ends[kind]
     return replace(status, state=state, reason=reason, duration_s=duration_s)
+
+
+def _overlay_made(status: StepStatus, event: Mapping[str, Any]) -> StepStatus:
+    """A step whose entry is in the cache: whether this run put it there."""
+    ends_well = {"done": "made in this run", "pulled": f"taken from remote {event.get('remote')} in this run"}
+    if event["event"] not in ends_well:
+        return status
+    return replace(status, state=State.DONE, reason=ends_well[event["event"]], duration_s=event.get("duration_s"))
