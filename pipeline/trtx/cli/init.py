@@ -7,8 +7,10 @@ from typing import Annotated, Optional
 
 import typer
 
+from trtx.cli.options import OutputFormat, OutputOption
 from trtx.console import Console
 
+SCHEMA = "trtx.init/v1"
 SCHEMA_NAME = "recipe.schema.json"
 
 
@@ -21,6 +23,7 @@ def command(
         Optional[str],  # noqa: UP045
         typer.Option("--name", help="Name of the recipe; the folder's name when left out."),
     ] = None,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Write a recipe that builds the demo model on this machine, with every choice explained.
 
@@ -41,6 +44,9 @@ def command(
     schema_path = path.with_name(SCHEMA_NAME)
     _write_schema(schema_path)
     write_text(path, render("recipe/recipe.yaml.j2", name=chosen, schema=SCHEMA_NAME))
+    if output is OutputFormat.JSON:
+        console.json({"schema": SCHEMA, "name": chosen, "recipe": str(path), "json_schema": str(schema_path)})
+        return
     console.say(f"wrote {path} and {schema_path}")
     console.say(f"next: trtx plan {path}")
 

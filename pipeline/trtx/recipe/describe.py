@@ -64,7 +64,7 @@ class _Generator(GenerateJsonSchema):
 
 def make_json_schema(devices: Iterable[str] = ()) -> dict[str, Any]:
     """The JSON Schema of recipe files in `trtx/v1`; `devices` are offered by editors as values of `gpu`."""
-    made = Document.model_json_schema(by_alias=True, schema_generator=_Generator)
+    made = make_plain_schema()
     definitions = made.pop("$defs")
     complete = _requirements(made, definitions)
     _tidy([made, definitions])
@@ -86,6 +86,11 @@ def make_json_schema(devices: Iterable[str] = ()) -> dict[str, Any]:
         "else": {"allOf": [{"$ref": "#/$defs/complete"}, {"$ref": "#/$defs/filled"}]},
         "$defs": {**SHARED, "complete": complete, **definitions},
     }
+
+
+def make_plain_schema() -> dict[str, Any]:
+    """What the models say by themselves: the language of a file that holds no references and stands alone."""
+    return Document.model_json_schema(by_alias=True, schema_generator=_Generator)
 
 
 def _requirements(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,18 @@ def test_the_recipe_is_valid_and_named_after_its_folder(folder: Path, capsys: py
     assert (out, err) == ("", "wrote recipe.yaml and recipe.schema.json\nnext: trtx plan recipe.yaml\n")
 
 
+def test_json_says_what_was_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "-o", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {
+        "schema": "trtx.init/v1",
+        "name": "my-models",
+        "recipe": "recipe.yaml",
+        "json_schema": "recipe.schema.json",
+    }
+    assert err == ""
+
+
 def test_all_variants_are_measured_on_the_same_text(folder: Path) -> None:
     main(["init"])
     variants = read_recipe(Path("recipe.yaml"), support).recipe.quantization.values()

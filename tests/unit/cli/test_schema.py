@@ -12,8 +12,9 @@ from support.malformed import recipe
 from trtx.cli.main import main
 
 
-def test_the_printed_schema_checks_recipes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["schema"]) == 0
+@pytest.mark.parametrize("arguments", [[], ["-o", "json"]])
+def test_the_printed_schema_checks_recipes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", *arguments]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     validator = jsonschema.Draft202012Validator(json.loads(out))

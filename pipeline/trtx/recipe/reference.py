@@ -1,0 +1,241 @@
+"""The reference page of the recipe language: tables made from the models, between the words of its template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from trtx.errors import BY_NAME, EXIT_PLAN_HAS_CHANGES
+from trtx.recipe.describe import make_plain_schema
+from trtx.recipe.problems import Path
+from trtx.recipe.schema import BASE_PATTERN, IMAGE_PATTERN, NAME_PATTERN, Url
+from trtx.recipe.unavailable import RULES
+from trtx.recipe.units import DURATIONS, SIZES, ByteSize, Duration, Percent
+
+# What a setting does: the stages whose own factors it changes, and the reason if there are none.
+Effects = Callable[[str], tuple[tuple[str, ...], str]]
+
+NOT_YET = "†"
+ANYTHING = "any values"
+# Keys without a table of their own that the page has a chapter for.
+EXPLAINED = ("extends", "vars")
+REFUSED = "Part of the language, and refused by this version."
+# Reasons of an effect that a reader of the page gains nothing from.
+QUIET = (
+    "refused in this version",
+    "has only one value",
+    "gates judge results and change none",
+    "gone once the file is read: what it changes counts as the setting that it changes",
+)
+# Stands for a free name in headings and keys.
+FREE = "NAME"
+
+
+def _pattern(kind: Any) -> str:
+    return str(next(item.json_schema["pattern"] for item in get_args(kind) if hasattr(item, "json_schema")))
+
+
+PATTERNS = {
+    NAME_PATTERN: "[name](#names)",
+    get_args(Url)[1].metadata[0].pattern: "URL",
+    IMAGE_PATTERN: "image name",
+    BASE_PATTERN: "image name with tag or digest",
+    _pattern(ByteSize): "[size](#units)",
+    _pattern(Duration): "[duration](#units)",
+    _pattern(Percent): "[percentage](#units)",
+}
+TYPES = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "object": "mapping",
+}
+BOUNDS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "more than {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "less than {}",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A mapping of the language with keys of its own.
+
+    `path` has `*` for a free name and for an item of a list; `name` is the same for people.
+    """
+
+    path: Path
+    name: str
+    node: dict[str, Any]
+
+    @property
+    def anchor(self) -> str:
+        """GitHub's name of the heading: lower case, `-` for spaces, without punctuation."""
+        kept = (letter for letter in self.heading.lower() if letter.isalnum() or letter in "-_ ")
+        return "".join(kept).replace(" ", "-")
+
+    @property
+    def heading(self) -> str:
+        kind = self.node["properties"].get("type", {}).get("const")
+        return f"`{self.name}`, `type: {kind}`" if kind else f"`{self.name}`"
+
+
+@dataclass(frozen=True)
+class _Page:
+    """The parts of the page that are made from the models."""
+
+    schema: dict[str, Any]
+    effects: Effects | None
+
+    def overview(self) -> str:
+        """The table of all keys at the top of a file."""
+        return self.table(Section((), "", self.schema))
+
+    def chapter(self, key: str) -> str:
+        """A heading and a table for each section below a top-level key."""
+        made = []
+        for section in self.sections((key,), key, self.schema["properties"][key]):
+            level = "##" if section.path == (key,) else "###"
+            help_text = section.node.get("description", "")
+            made.append(f"{level} {section.heading}\n\n{help_text}\n\n{self.table(section)}")
+        if not made or not made[0].startswith("## "):
+            made.insert(0, f"## `{key}`\n\n{self.schema['properties'][key]['description']}")
+        return "\n\n".join(made)
+
+    def sections(self, path: Path, name: str, node: dict[str, Any]) -> Iterator[Section]:
+        """The sections that a value has, itself first; of one that is written twice, the first."""
+        if "$ref" in node:
+            kind = node["$ref"].rpartition("/")[2]
+            if not kind.endswith("Override"):
+                yield from self.sections(path, name, self.schema["$defs"][kind])
+            return
+        for option in node.get("anyOf", ()):
+            yield from self.sections(path, name, option)
+        for inner in node.get("patternProperties", {}).values():
+            yield from self.sections((*path, "*"), f"{name}.{FREE}", inner)
+        if "items" in node:
+            yield from self.sections((*path, "*"), f"{name}[]", node["items"])
+        if "properties" in node:
+            yield Section(path, name, node)
+            for key, value in node["properties"].items():
+                yield from self.sections((*path, key), f"{name}.{key}", value)
+
+    def table(self, section: Section) -> str:
+        keys = section.node["properties"]
+        reasons = {self.effect_of((*section.path, key)) for key in keys}
+        shared = next(iter(reasons))[1] if len(reasons) == 1 else ""
+        rows = [self.row(section, key, node, tells_effect=not shared) for key, node in keys.items()]
+        body = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+        notes = [f"{NOT_YET} {REFUSED}"] if NOT_YET in body else []
+        if shared and shared not in QUIET:
+            notes.append(f"A change here redoes nothing: {shared}.")
+        return "\n\n".join([f"| key | value | default | |\n|---|---|---|---|\n{body}", *notes])
+
+    def row(self, section: Section, key: str, node: dict[str, Any], *, tells_effect: bool) -> tuple[str, str, str, str]:
+        path = (*section.path, key)
+        title = ".".join(filter(None, [section.name, key]))
+        inner = next(self.sections(path, title, node), None)
+        anchor = inner.anchor if inner else ""
+        if not section.path and (inner or key in EXPLAINED):
+            anchor = key
+        name = f"[`{key}`](#{anchor})" if anchor else f"`{key}`"
+        refused = f" {NOT_YET}" if _refuses(path, None) else ""
+        is_required = key in section.node.get("required", ())
+        default = "**required**" if is_required else _default(node)
+        help_text = _escape(node.get("description") or self.resolve(node).get("description", ""))
+        effect = self.effect(path, is_section=bool(anchor)) if tells_effect else ""
+        return name + refused, self.value(path, node), default, " ".join(filter(None, [help_text, effect]))
+
+    def resolve(self, node: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = self.schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+        return found
+
+    def value(self, path: Path, node: dict[str, Any]) -> str:
+        """What may stand at a path, in words."""
+        if "anyOf" in node:
+            return " or ".join(dict.fromkeys(self.value(path, option) for option in node["anyOf"]))
+        if "$ref" in node:
+            return "as [`engine`](#engine)" if node["$ref"].endswith("Override") else "mapping"
+        if node.get("type") == "array":
+            return f"list of {_plural(self.value((*path, '*'), node['items']))}"
+        if "patternProperties" in node:
+            return "mapping by [name](#names)"
+        return _scalar(path, node)
+
+    def effect_of(self, path: Path) -> tuple[tuple[str, ...], str]:
+        return self.effects(".".join(map(str, path))) if self.effects else ((), "")
+
+    def effect(self, path: Path, *, is_section: bool) -> str:
+        """What a change of a setting costs."""
+        stages, reason = self.effect_of(path)
+        if stages:
+            return f"*Redoes {', '.join(stages)}.*"
+        return f"*Redoes nothing: {reason}.*" if reason and not is_section and reason not in QUIET else ""
+
+
+def make_reference(devices: Iterable[str] = (), effects: Effects | None = None) -> str:
+    """The reference page in Markdown. `devices` are the values of `gpu`."""
+    from trtx.render import render
+
+    page = _Page(make_plain_schema(), effects)
+    return render(
+        "recipe/reference.md.j2",
+        overview=page.overview(),
+        chapters={key: page.chapter(key) for key in page.schema["properties"]},
+        devices=list(devices),
+        units={"sizes": list(SIZES), "durations": list(DURATIONS)},
+        exit_codes=_exit_codes(),
+    )
+
+
+def _refuses(path: Path, choice: Any) -> bool:
+    """Whether this version refuses a choice at a path, or the key itself where `choice` is None."""
+    return any(rule.path == path and rule.refuses(object() if choice is None else choice) for rule in RULES)
+
+
+def _escape(text: str) -> str:
+    """A description as Markdown: stars and angle brackets mean themselves, code stays code."""
+    return re.sub(r"(`[^`]*`)|([*<])", lambda match: match[1] or f"\\{match[2]}", text)
+
+
+def _default(node: dict[str, Any]) -> str:
+    value = node.get("default")
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return f"`[{', '.join(map(str, value))}]`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _scalar(path: Path, node: dict[str, Any]) -> str:
+    if choices := node.get("enum") or [node[key] for key in ("const",) if key in node]:
+        return ", ".join(f"`{choice}`{NOT_YET if _refuses(path, choice) else ''}" for choice in choices)
+    if "pattern" in node:
+        return PATTERNS[node["pattern"]]
+    kind = node.get("type")
+    if kind is None:
+        return ANYTHING
+    if kind == "boolean":
+        return "`false`, `true`" + (NOT_YET if _refuses(path, True) else "")
+    bounds = [words.format(node[key]) for key, words in BOUNDS.items() if key in node]
+    if _refuses(path, 2):
+        bounds.append(f"more than 1{NOT_YET}")
+    return ", ".join([TYPES[kind], *bounds])
+
+
+def _plural(words: str) -> str:
+    head, separator, rest = words.partition(",")
+    if words.startswith("`") or words == ANYTHING:
+        return words
+    if head.startswith("["):
+        return words.replace("]", "s]", 1)
+    return f"{head}s{separator}{rest}"
+
+
+def _exit_codes() -> list[tuple[int, str]]:
+    classes = {cls.exit_code: (cls.__doc__ or "").strip().rstrip(".") for cls in reversed(BY_NAME.values())}
+    own = {0: "Done", EXIT_PLAN_HAS_CHANGES: "The plan has changes (`--detailed-exitcode` only)"}
+    return sorted({**classes, **own}.items())
