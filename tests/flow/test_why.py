@@ -175,7 +175,7 @@ def test_what_is_on_disk_identifies_steps_and_entries_by_whole_digests(small: Pr
     assert {path.name for path in runs} >= {"plan.json", "job.json", "result.json"}
     found = [key for path in (*manifests, *runs) for key in _keys(json.loads(path.read_bytes()))]
     found += [path.parent.name for path in manifests]
-    assert len(found) > 10
+    assert len(found) >= 5
     assert all(re.fullmatch(r"[0-9a-f]{64}", key) for key in found)
 
 
