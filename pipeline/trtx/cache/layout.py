@@ -77,10 +77,11 @@ def _refuse_foreign(root: Path) -> None:
         )
 
 
-def require_tag(root: Path) -> None:
+def require_tag(root: Path, *folders: Path) -> None:
     """Raise EnvironmentProblem unless this is a folder that trtx may delete from.
 
-    That is: it carries the signature of a cache folder and this layout, and its parts are folders, not links to others.
+    That is: it carries the signature of a cache folder and this layout, and its parts, `folders` among them, are
+    folders and not links to others.
     """
     check_layout(root)
     try:
@@ -93,10 +94,10 @@ def require_tag(root: Path) -> None:
             why="it has no valid CACHEDIR.TAG, so it may not be a cache of trtx",
             fix="check TRTX_CACHE_DIR",
         )
-    for name in ("entries", "tmp"):
-        if (root / name).is_symlink():
+    for folder in (root / "entries", root / "tmp", *folders):
+        if folder.is_symlink():
             raise EnvironmentProblem(
                 f"nothing is deleted in {root}",
-                why=f"{root / name} is a link to another folder",
+                why=f"{folder} is a link to another folder",
                 fix="make the whole cache a link, or point TRTX_CACHE_DIR there",
             )

@@ -8,7 +8,7 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,15 +160,19 @@ class Store:
         finally:
             remove_tree(folder)
 
-    def publish(self, folder: Path, draft: Manifest) -> Manifest:
+    def publish(
+        self, folder: Path, draft: Manifest, check: Callable[[tuple[FileRecord, ...]], None] = lambda files: None
+    ) -> Manifest:
         """Turn a staged folder into the entry of `draft.key`, whose `files` are filled in here.
 
-        When another process published the key first, that entry is kept and returned. Raises StepFailed when
-        the output is empty or holds anything but files and folders.
+        When another process published the key first, that entry is kept and returned. `check` sees the files before
+        anybody else does and raises to refuse them. Raises StepFailed when the output is empty or holds anything but
+        files and folders.
         """
         records, stamps = _seal(folder / "output")
         if not records:
             raise StepFailed(f"{draft.step} wrote no files", fix="this is a bug of trtx: please report the log")
+        check(records)
         manifest = replace(draft, files=records)
         entry, target = folder / "entry", self.entry(draft.key)
         with disk_errors(folder):
@@ -254,7 +258,7 @@ class Store:
 
         Raises EnvironmentProblem when this folder is not marked as a cache that may be deleted from.
         """
-        require_tag(self.root)
+        require_tag(self.root, self.entry(key).parent)
         with disk_errors(self.entry(key)):
             trash = move_to_trash(self.root, self.entry(key))
         if trash is None:

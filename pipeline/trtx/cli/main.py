@@ -17,7 +17,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from trtx import __version__
-from trtx.cli import apply, diff, doctor, init, logs, migrate, plan, schema, serve, status, validate, why
+from trtx.cli import apply, cache_group, diff, doctor, init, lock, logs, migrate, plan, schema, serve, status, validate, why
 from trtx.console import make_console
 from trtx.errors import Interrupted, TrtxError, UsageProblem
 
@@ -73,6 +73,7 @@ def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
 for _name, _module in {
     "init": init,
     "validate": validate,
+    "lock": lock,
     "plan": plan,
     "apply": apply,
     "status": status,
@@ -85,6 +86,7 @@ for _name, _module in {
     "doctor": doctor,
 }.items():
     app.command(_name)(_stoppable(_module.command))
+app.add_typer(cache_group.app, name="cache")
 
 
 def hoist_global_flags(arguments: list[str]) -> list[str]:
