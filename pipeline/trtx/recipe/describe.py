@@ -7,7 +7,7 @@ file that `extends` others may leave out what they say, and delete with null.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
@@ -17,12 +17,13 @@ from trtx.recipe.document import Document
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ID = "urn:trtx:schema:recipe:v1"
 
-# What trtx.recipe.load replaces: a value that is exactly one reference becomes one of any type, others stay texts.
-WHOLE = r"^\$\{(vars|env)\.[^}]*\}$"
-WITHIN = r"(^|[^$])\$\{(vars|env)\."
-
-# Keys of a file that stand before it is put together, so that references mean nothing in them.
-FILE_KEYS = ("schema", "extends", "vars", "matrix")
+# A reference as trtx.recipe.template reads it; a default may hold references of its own, two deep at most here.
+_DEFAULT = r"([^{}]|\{([^{}]|\{[^{}]*\})*\})*"
+_REFERENCE = rf"\$\{{(vars(\.[^.\s{{}}:$]+)+|env\.[A-Za-z_][A-Za-z0-9_]*(:-{_DEFAULT})?)\}}"
+# A value that is exactly one reference becomes one of any type; one beside other text makes a text.
+WHOLE = f"^{_REFERENCE}$"
+WITHIN = f"(^|[^$]){_REFERENCE}"
+NO_REFERENCE = r"^(?![\s\S]*\$\{)"
 
 # `$ref` beside other keywords adds to them in this dialect; patterns look at texts only.
 SHARED: dict[str, dict[str, Any]] = {
@@ -41,6 +42,11 @@ SHARED: dict[str, dict[str, Any]] = {
         "items": {"$ref": "#/$defs/filled"},
     },
 }
+# Sections that are read before references are replaced, so that they hold none.
+EARLY = ("Matrix", "Axis")
+
+
+More = Literal["null", "reference"]
 
 
 class _Generator(GenerateJsonSchema):
@@ -67,12 +73,15 @@ def make_json_schema(devices: Iterable[str] = ()) -> dict[str, Any]:
     made = make_plain_schema()
     definitions = made.pop("$defs")
     complete = _requirements(made, definitions)
+    matrix = complete["properties"].pop("matrix")
     _tidy([made, definitions])
-    for definition in definitions.values():
-        _open_section(definition)
+    for name, definition in definitions.items():
+        _open_section(definition, "null" if name in EARLY else "reference")
     for name, node in made["properties"].items():
-        if name not in FILE_KEYS:
-            _open(node)
+        if name not in ("schema", "extends"):
+            _open(node, "null" if name == "vars" else "reference")
+    axis_values = definitions["Axis"]["properties"]["values"]["anyOf"][0]["items"]
+    axis_values |= {"type": ["string", "number", "boolean"], "pattern": NO_REFERENCE}
     names = list(devices)
     if names:
         definitions["Target"]["properties"]["gpu"]["examples"] = names
@@ -83,7 +92,13 @@ def make_json_schema(devices: Iterable[str] = ()) -> dict[str, Any]:
         **made,
         "if": {"required": ["extends"]},
         "then": {"$ref": "#/$defs/partial"},
-        "else": {"allOf": [{"$ref": "#/$defs/complete"}, {"$ref": "#/$defs/filled"}]},
+        "else": {
+            "$ref": "#/$defs/filled",
+            "if": {"required": ["matrix"]},
+            # An axis may give what the rest of the file leaves out.
+            "then": {"required": ["schema", "name"], "properties": {"matrix": matrix}},
+            "else": {"$ref": "#/$defs/complete"},
+        },
         "$defs": {**SHARED, "complete": complete, **definitions},
     }
 
@@ -132,30 +147,38 @@ def _tidy(node: Any) -> None:
             _tidy(inner)
 
 
-def _open_section(definition: dict[str, Any]) -> None:
-    """Let a section be a reference or null, and every value in it."""
+def _open_section(definition: dict[str, Any], more: More) -> None:
+    """Let a section and every value in it be null, and a reference as well."""
     for node in definition.get("properties", {}).values():
-        _open(node)
-    definition["type"] = [definition["type"], "string", "null"]
-    definition["$ref"] = "#/$defs/value"
+        _open(node, more)
+    _add(definition, ["null"], more)
 
 
-def _open(node: dict[str, Any], *, deletable: bool = True) -> None:
-    """Let a value be a reference, and null where it is one of a mapping."""
-    for inner in (*node.get("patternProperties", {}).values(), *filter(None, [node.get("items")])):
-        _open(inner, deletable="items" not in node)
-    null = ["null"] if deletable else []
+def _open(node: dict[str, Any], more: More, *, is_item: bool = False) -> None:
+    """Let a value be a reference, and null where it is one of a mapping and not of a list."""
+    for inner in node.get("patternProperties", {}).values():
+        _open(inner, more)
+    if "items" in node:
+        _open(node["items"], more, is_item=True)
+    null = [] if is_item else ["null"]
     if "enum" in node or "const" in node:
         choices = node.pop("enum", None) or [node.pop("const")]
-        is_text = node.pop("type") == "string"
-        shared = {"$ref": f"#/$defs/{'reference' if is_text else 'whole'}"}
-        node["anyOf"] = [{"enum": choices}, shared, *({"type": kind} for kind in null)]
+        kind = "reference" if node.pop("type") == "string" else "whole"
+        node["anyOf"] = [{"enum": choices}, {"$ref": f"#/$defs/{kind}"}, *({"type": name} for name in null)]
     elif "anyOf" in node:
-        node["anyOf"] += [{"type": kind} for kind in null if not all("$ref" in option for option in node["anyOf"])]
-    elif node.get("type") == "string":
-        node["type"] = ["string", *null] if null else "string"
-        if "pattern" in node:
-            node["pattern"] = f"{node['pattern']}|{WITHIN}"
+        node["anyOf"] += [{"type": name} for name in null if not all("$ref" in option for option in node["anyOf"])]
     elif "type" in node:
-        node["type"] = [node["type"], "string", *null]
+        _add(node, null, more)
+
+
+def _add(node: dict[str, Any], null: list[str], more: More) -> None:
+    """Widen the type of a value. A text with a pattern gets another one; other types become texts with a pattern."""
+    kind = node["type"]
+    if more == "null" or (kind == "string" and "pattern" not in node):
+        node["type"] = [kind, *null] if null else kind
+    elif kind == "string":
+        node["type"] = [kind, *null] if null else kind
+        node["pattern"] = f"{node['pattern']}|{WITHIN}"
+    else:
+        node["type"] = [kind, "string", *null]
         node["$ref"] = "#/$defs/value"

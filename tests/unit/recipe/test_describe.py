@@ -73,6 +73,8 @@ def test_the_committed_schema_is_up_to_date() -> None:
         variant(", calibration: '${vars.text}', exclude: '${vars.exclude}'"),
         workload("input_tokens: '${vars.n}', output_tokens: 8, concurrency: ['${vars.n}', 2]"),
         workload("input_tokens: 1, output_tokens: 8, concurrency: '${vars.levels}'"),
+        engine("  limits: {max_batch_size: '${env.BATCH:-${vars.sizes.small}}'}"),
+        engine("  dtype: ${env.DTYPE:-}"),
     ],
 )
 def test_a_value_of_any_type_may_be_a_reference(text: str) -> None:
@@ -90,6 +92,14 @@ def test_a_value_of_any_type_may_be_a_reference(text: str) -> None:
         engine("  kv_cache: {size: '$${vars.gib}GiB'}"),
         engine("  dtype: $${vars.dtype}"),
         engine("  dtype: ${var.dtype}"),
+        engine("  dtype: ${vars.}"),
+        engine("  dtype: ${env.A B}"),
+        engine("  limits: {max_batch_size: '${vars.a}${vars.b}'}"),
+        recipe(extra="matrix: ${vars.matrix}\n"),
+        recipe(extra="vars: ${vars.other}\n"),
+        recipe(extra="matrix: {axes: {a: {path: engine.dtype, values: '${vars.v}'}}}\n"),
+        recipe(extra="matrix: {axes: {a: {path: engine.dtype, values: ['${vars.v}']}}}\n"),
+        recipe(extra="matrix: {axes: {a: {path: engine.dtype, values: [[1]]}}}\n"),
         recipe(schema="schema: ${vars.schema}\n"),
         target(", quantization: fp32"),
     ],
@@ -106,7 +116,9 @@ def test_what_is_no_reference_is_checked_as_before(text: str) -> None:
         EXTENDS + "model: {revision: main}\nquantization: {fp32: null, int8: {kv_cache: auto}}\n",
         EXTENDS + "engine: {limits: {max_batch_size: null}, kv_cache: null}\nbenchmark: null\n",
         EXTENDS + "targets: {cpu: {quantization: null}}\nrunners: {a: null, b: {partition: gpu}}\n",
-        EXTENDS + "matrix: {axes: {batch: null}}\nvars: {x: null}\n",
+        EXTENDS + "matrix: {axes: {batch: null}, exclude: null}\nvars: {x: null}\n",
+        EXTENDS + "matrix: null\nvars: null\n",
+        "extends: base.yaml\n",
     ],
 )
 def test_a_file_that_extends_may_leave_out_and_delete(text: str) -> None:
@@ -133,6 +145,18 @@ def test_a_file_that_extends_is_checked_in_all_else(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        recipe(extra="matrix: {axes: {a: {path: engine.dtype, values: [auto, float32]}}, exclude: [{a: auto}]}\n"),
+        recipe(extra="matrix: {axes: {a: {path: engine.limits, values: {x: '${vars.x}', y: {max_seq_len: 9}}}}}\n"),
+        recipe(model="", extra="matrix: {axes: {m: {path: model.source, values: ['demo://tiny-llama']}}}\n"),
+    ],
+)
+def test_an_axis_may_hold_references_and_give_what_is_missing(text: str) -> None:
+    assert accepts(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         recipe(quantization="quantization: {fp32: null}\n"),
         recipe(extra="benchmark: null\n"),
         recipe(extra="vars: {a: {b: null}}\n"),
@@ -140,7 +164,7 @@ def test_a_file_that_extends_is_checked_in_all_else(text: str) -> None:
         recipe(extra="gates: {slo: [{workload: chat}]}\n"),
         recipe(runners="runners: {a: {partition: gpu}}\n"),
         recipe(extra="matrix: {exclude: [{a: 1}]}\n"),
-        recipe(extra="matrix: {axes: {batch: {path: engine.limits.max_batch_size}}}\n"),
+        recipe(name="", extra="matrix: {axes: {a: {path: engine.dtype, values: [auto]}}}\n"),
     ],
 )
 def test_a_file_that_stands_alone_must_be_whole(text: str) -> None:
