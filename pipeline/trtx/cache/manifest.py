@@ -56,7 +56,11 @@ class Manifest:
             "provenance": self.provenance,
             "summary": self.summary,
         }
-        return json.dumps(body | {"digest": sha256_bytes(canonical_json(body))}, indent=1, ensure_ascii=False) + "\n"
+        return _render(body | {"digest": sha256_bytes(canonical_json(body))})
+
+
+def _render(body: dict[str, Any]) -> str:
+    return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
 
 
 def load_manifest(text: bytes) -> Manifest:
@@ -66,11 +70,15 @@ def load_manifest(text: bytes) -> Manifest:
     """
     try:
         body = json.loads(text)
+        # The digest is of the values. Two texts can have the same, such as numbers that differ in their last digit.
+        is_as_written = _render(body).encode() == text
         digest = body.pop("digest")
         if body["schema"] != SCHEMA:
             raise ManifestCorrupt(f"its schema is {body['schema']}, not {SCHEMA}")
         if sha256_bytes(canonical_json(body)) != digest:
             raise ManifestCorrupt("its own digest does not match")
+        if not is_as_written:
+            raise ManifestCorrupt("its text was altered")
         return _from_body(body)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ManifestCorrupt):
