@@ -115,7 +115,7 @@ def check_names(remotes: Sequence[Remote]) -> None:
 
 
 def describe(tree: Tree, detail: Any) -> Problem:
-    """One of pydantic's errors as a problem with its place, without source lines that hold URLs and so maybe secrets."""
+    """One of pydantic's errors as a problem with its place, without source lines with URLs: they may hold secrets."""
     path: Path = tuple(detail["loc"])
     what = re.sub(r"^(Value error|Assertion failed), ", "", detail["msg"])
     fix, at_key = "", False
