@@ -102,7 +102,7 @@ def _print_steps(console: Console, diff: PlanDiff) -> None:
 
 def _reasons(change: StepChange) -> str:
     own = [str(one) for one in change.changes]
-    return _some(own) if own else f"its input {_some(change.inputs)}"
+    return _some(own) if own else f"its input{'s' if len(change.inputs) > 1 else ''} {_some(change.inputs)}"
 
 
 def print_locks(console: Console, changes: Sequence[LockChange]) -> None:

@@ -161,25 +161,22 @@ def _print_cost(console: Console, explanation: Explanation) -> None:
 
 
 def _print_factors(console: Console, explanation: Explanation, known: Mapping[Place, FactorOrigin]) -> None:
+    """What the key is made of, less what was just said to differ; the form of keys and the stage are no news."""
     changes: dict[Place, Change] = {}
     if explanation.nearest is not None and explanation.status.manifest is None:
         changes = {change.path: change for change in explanation.nearest.changes}
     rows: list[tuple[str, str, str]] = []
     styles: list[str | None] = []
-    values = flatten(explanation.step.factors)
-    for path in _ordered(values, changes):
+    for path, value in flatten(explanation.step.factors).items():
         change = changes.get(path)
-        text = f"{shorten(change.old)} → {shorten(change.new)}" if change else shorten(values[path])
+        if path[0] in ("schema", "stage") or (change and not change.is_input):
+            continue
+        text = f"{shorten(change.old)} → {shorten(change.new)}" if change else shorten(value)
         rows.append((dotted(path), text, str(known[path])))
         styles.append("bold" if change else "dim")
     grouped = _group(rows, styles)
-    console.table(("factor", "value", "origin"), [row for row, _ in grouped], styles=[style for _, style in grouped])
-
-
-def _ordered(values: Iterable[Place], changes: Mapping[Place, Change]) -> list[Place]:
-    """What differs first; the form of keys and the stage's name say nothing to people."""
-    shown = [path for path in values if path[0] not in ("schema", "stage")]
-    return sorted(shown, key=lambda path: path not in changes)
+    columns = ("other factors" if len(rows) < len(known) - 2 else "factor", "value", "origin")
+    console.table(columns, [row for row, _ in grouped], styles=[style for _, style in grouped])
 
 
 def _group(rows: list[tuple[str, str, str]], styles: list[str | None]) -> list[tuple[tuple[str, str, str], str | None]]:

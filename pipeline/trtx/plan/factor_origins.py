@@ -41,8 +41,8 @@ class Derived:
 
 # By stage and path below it. What stands neither here nor in the table of effects has no origin: a test finds it.
 DERIVED: Mapping[str, Derived] = {
-    "download.params.identity": Derived("source", "the commit or digest that the source has now"),
-    "dataset.params.identity": Derived("source", "the commit or digest that the source has now"),
+    "download.params.identity": Derived("source", "the commit or digest that it is pinned to"),
+    "dataset.params.identity": Derived("source", "the commit or digest that it is pinned to"),
     "calibrate.params.max_length": Derived("recipe", "and at most the positions that the model has"),
     "convert.params.dtype": Derived("model", "config.json; a CPU takes bfloat16 for float16"),
     "build.params.dtype": Derived("model", "config.json; a CPU takes bfloat16 for float16"),
@@ -56,6 +56,8 @@ TOOLS: Mapping[str, tuple[Kind, str]] = {
     "python": ("installed", "interpreter"),
     "trtx": ("trtx", "digest of trtx's own files"),
 }
+BASE_IMAGE = ("package", "base")
+LOCKED = ", with the digest that the lock has"
 MACHINE: Mapping[str, str] = {"cpu": "model of the processor", "cpus": "processors this process may use"}
 
 
@@ -110,12 +112,13 @@ class RecipeOrigins(Origins):
         if derived is not None and not rows:
             where = f"{derived.note} of {cell.recipe.model.source}" if derived.kind == "model" else derived.note
             return FactorOrigin(derived.kind, where)
-        places = [place_of(stage, path, row, cell) for row in rows]
         point = self.loaded.point_of(cell)
+        places = [place_of(stage, path, row, cell) for row in rows]
         if derived is None:
-            stated = [place for place in places if point.origin(place).kind != "default"]
-            place = stated[-1] if stated else places[0]
-            return FactorOrigin("recipe", str(point.origin(place)), dotted(place))
+            # Of several settings, such as levels and requests, the last that is stated decides.
+            stated = [place for place in places if point.origin(place).kind != "default"] or places[:1]
+            note = LOCKED if stated[-1] == BASE_IMAGE and step.params["base"] != cell.recipe.package.base else ""
+            return FactorOrigin("recipe", f"{point.origin(stated[-1])}{note}", dotted(stated[-1]))
         place = places[0]
         if derived.kind == "model" and cell.recipe.engine_for(cell.target).dtype != "auto":
             return FactorOrigin("recipe", str(point.origin(place)), dotted(place))

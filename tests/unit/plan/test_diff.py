@@ -98,3 +98,22 @@ def test_plans_say_which_steps_only_one_of_them_has(tmp_path: Path) -> None:
     assert diff.removed == ("benchmark/cpu/fp32", "benchmark/cpu/int8", "benchmark/fast/int8")
     assert {change.step: change.inputs for change in diff.changed}["package/cpu/fp32"] == ("benchmark/cpu/fp32",)
     assert compare_plans(plan_of(tmp_path), plan_of(tmp_path)).equal
+
+
+def with_matrix(values: list[int], tokens: int) -> str:
+    axes = {"batch": {"path": "engine.limits.max_batch_size", "values": values}}
+    changes = {"matrix": {"axes": axes}, "engine.limits.max_num_tokens": tokens}
+    return yaml.safe_dump(edited(changes), sort_keys=False)
+
+
+def test_recipes_with_a_matrix_are_compared_cell_by_cell() -> None:
+    old, new = load("a.yaml", text=with_matrix([2, 4], 256)), load("b.yaml", text=with_matrix([4, 8], 512))
+    diff = compare(old, new, "cpu/fp32*")
+    assert diff.cells == ("cpu/fp32/batch-4",)
+    assert (diff.removed, diff.added) == (("cpu/fp32/batch-2",), ("cpu/fp32/batch-8",))
+    assert [str(change) for change in diff.changes] == ["engine.limits.max_num_tokens: 256 → 512"]
+
+
+def test_a_variable_and_the_value_it_has_mean_the_same() -> None:
+    new = edited({"vars": {"batch": 4}, "engine.limits.max_batch_size": "${vars.batch}"})
+    assert compare(load("a.yaml"), load("b.yaml", text=yaml.safe_dump(new))).equal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -90,6 +91,21 @@ def test_a_target_s_own_setting_is_named_for_its_steps_and_the_recipe_s_for_othe
     assert origin(plan, origins, "build/cpu/int8", *path).setting == "engine.limits.max_batch_size"
     path = ("params", "limits", "max_seq_len")
     assert origin(plan, origins, "build/fast/int8", *path).setting == "engine.limits.max_seq_len"
+
+
+def test_a_value_of_a_matrix_is_named_with_its_place_there(tmp_path: Path) -> None:
+    axes = {"batch": {"path": "engine.limits.max_batch_size", "values": [2, 4]}}
+    plan, origins = prepare(tmp_path, {"matrix": {"axes": axes}})
+    found = origin(plan, origins, "build/cpu/int8/batch-2", "params", "limits", "max_batch_size")
+    assert "axis batch" in found.where
+
+
+def test_a_base_image_with_a_digest_of_the_lock_says_so(tmp_path: Path) -> None:
+    plan, origins = prepare(tmp_path)
+    step = plan.step("package/cpu/int8")
+    pinned = replace(step, params=step.params | {"base": step.params["base"] + "@sha256:" + "0" * 64})
+    assert origins.of(pinned)["params", "base"].where == "default, with the digest that the lock has"
+    assert origins.of(step)["params", "base"].where == "default"
 
 
 def test_a_step_that_serves_several_cells_names_the_settings_of_its_variant(tmp_path: Path) -> None:
