@@ -34,15 +34,20 @@ class ModelShape(Protocol):
 
 def check_model(loaded: LoadedRecipe, model: ModelShape) -> None:
     """Refuse what this model cannot do: lengths, shards, group sizes. Raises RecipeInvalid with all problems."""
+    if found := find_misfits(loaded, model):
+        raise RecipeInvalid(found)
+
+
+def find_misfits(loaded: LoadedRecipe, model: ModelShape) -> list[Problem]:
+    """What the model of a recipe, or of one point of it, cannot do; each problem once."""
     found = list(_check_calibration(loaded, model))
-    for target in loaded.recipe.targets:
+    for target in loaded.built:
         found += [
             *_check_length(loaded, target, model),
             *_check_shards(loaded, target, model),
             *_check_groups(loaded, target, model),
         ]
-    if found:
-        raise RecipeInvalid(list(dict.fromkeys(found)))
+    return list(dict.fromkeys(found))
 
 
 def _check_calibration(loaded: LoadedRecipe, model: ModelShape) -> Iterator[Problem]:
@@ -98,7 +103,7 @@ def _check_groups(loaded: LoadedRecipe, target: str, model: ModelShape) -> Itera
         "the attention output": model.num_heads * model.head_dim // tensor,
         "intermediate_size": model.intermediate_size // tensor,
     }
-    for variant in loaded.recipe.variants_of(target):
+    for variant in loaded.built[target]:
         algorithm = loaded.recipe.quantization[variant].algorithm
         group = GROUP_SIZES.get(algorithm)
         for noun, size in columns.items():

@@ -56,25 +56,27 @@ def read_recipe(
     Raises RecipeInvalid with all problems, warnings among them; otherwise the warnings are in the result.
     """
     loaded = load_recipe(path, overrides, environ)
-    found = list(check_recipe(loaded, hardware))
+    found = [*loaded.warnings, *check_recipe(loaded, hardware)]
     if any(problem.severity == "error" for problem in found):
         raise RecipeInvalid(found)
-    return replace(loaded, warnings=tuple(sorted(found, key=lambda problem: problem.mark)))
+    return replace(loaded, warnings=tuple(sorted(found, key=lambda problem: (problem.file, problem.mark))))
 
 
 def check_recipe(loaded: LoadedRecipe, hardware: Hardware) -> list[Problem]:
     """All problems and warnings of a recipe that only several fields together show, each once."""
-    found = [
-        *_check_sources(loaded),
-        *_check_variants(loaded),
-        *_check_references(loaded),
-        *_check_devices(loaded, hardware),
-        *_check_package(loaded),
-    ]
-    for target in loaded.recipe.targets:
-        for check in (_check_limits, _check_windows, _check_kv_cache, _check_workloads):
-            found += check(loaded, target)
-    # Targets share settings, and so problems; the first one speaks for all.
+    found = list(_check_use(loaded))
+    for point in loaded.points:
+        found += [
+            *_check_sources(point),
+            *_check_variants(point),
+            *_check_references(point),
+            *_check_devices(point, hardware),
+            *_check_package(point),
+        ]
+        for target in point.built:
+            for check in (_check_limits, _check_windows, _check_kv_cache, _check_workloads):
+                found += check(point, target)
+    # Targets and points share settings, and so problems; the first one speaks for all.
     return list({(problem.file, problem.mark, problem.what): problem for problem in reversed(found)}.values())
 
 
@@ -134,12 +136,8 @@ def _why_calibrate(variant: Quantization) -> str:
 
 def _check_references(loaded: LoadedRecipe) -> Iterator[Problem]:
     recipe = loaded.recipe
-    used_variants: set[str] = set()
-    used_runners: set[str] = set()
     for name, target in recipe.targets.items():
         chosen = recipe.variants_of(name)
-        used_variants.update(chosen)
-        used_runners.add(target.runner)
         for index, variant in enumerate(chosen):
             path: problems.Path = ("targets", name, "quantization", index)
             if variant not in recipe.quantization:
@@ -151,18 +149,25 @@ def _check_references(loaded: LoadedRecipe) -> Iterator[Problem]:
             fix = did_you_mean(target.runner, ["local", *recipe.runners])
             what = f"there is no runner '{target.runner}' in runners"
             yield loaded.problem(("targets", name, "runner"), what, fix=fix)
-    for section, names, used in (
-        ("quantization", recipe.quantization, used_variants),
-        ("runners", recipe.runners, used_runners),
-    ):
-        for name in [name for name in names if name not in used]:
+
+
+def _check_use(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """Variants and runners that no target names, at any point."""
+    used: dict[str, set[str]] = {"quantization": set(), "runners": set()}
+    for point in loaded.points:
+        for name, target in point.recipe.targets.items():
+            used["quantization"].update(point.recipe.variants_of(name))
+            used["runners"].add(target.runner)
+    for section, names in (("quantization", loaded.recipe.quantization), ("runners", loaded.recipe.runners)):
+        for name in [name for name in names if name not in used[section]]:
             what = f"{section}.{name} is used by no target"
             yield warning(loaded.problem((section, name), what, fix="name it in a target, or remove it", at_key=True))
 
 
 def _check_devices(loaded: LoadedRecipe, hardware: Hardware) -> Iterator[Problem]:
     recipe = loaded.recipe
-    for name, target in recipe.targets.items():
+    for name, variants in loaded.built.items():
+        target = recipe.targets[name]
         path: problems.Path = ("targets", name, "gpu")
         device = hardware.GPUS.get(target.gpu)
         if device is None:
@@ -172,7 +177,7 @@ def _check_devices(loaded: LoadedRecipe, hardware: Hardware) -> Iterator[Problem
         if device.kind == "gpu" and recipe.engine_for(name).backend == "inductor":
             what = f"an engine for {device.name} cannot be built: {GPU_ENGINE}"
             yield loaded.problem(path, what, fix=GPU_ENGINE_FIX)
-        for variant in recipe.variants_of(name):
+        for variant in variants:
             if (settings := recipe.quantization.get(variant)) is None:
                 continue
             answer = hardware.support_problem(device.arch, settings.algorithm)
@@ -204,7 +209,7 @@ def _check_windows(loaded: LoadedRecipe, target: str) -> Iterator[Problem]:
     limit = recipe.engine_for(target).limits.max_seq_len
     lengths = {
         name: min(recipe.quantization[name].calibration.max_length, MAX_WINDOW)
-        for name in recipe.variants_of(target)
+        for name in loaded.built[target]
         if name in recipe.quantization
     }
     if long := [name for name, length in lengths.items() if length > limit]:

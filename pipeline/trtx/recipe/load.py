@@ -2,52 +2,75 @@
 
 from __future__ import annotations
 
-import errno
+import functools
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from trtx.errors import UsageProblem, nearest
 from trtx.recipe import problems
 from trtx.recipe.cells import Cell, make_cells
 from trtx.recipe.origins import Origin, origin_of
 from trtx.recipe.overrides import NO_OVERRIDES, Overrides
-from trtx.recipe.problems import Mark, Problem, RecipeInvalid
+from trtx.recipe.problems import Problem, RecipeInvalid
 from trtx.recipe.schema import SCHEMA, Recipe
+from trtx.recipe.texts import read_text as read_text
 from trtx.recipe.tree import Tree, Unreadable, dotted, read_tree
 from trtx.recipe.unavailable import find_unavailable
+
+# Keys of a file that a resolved recipe does not have.
+COMPOSING = frozenset({"extends", "vars", "matrix"})
 
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A valid recipe with its source. `warnings` are problems that stop nothing."""
+    """A valid recipe with its source. `warnings` are problems that stop nothing.
+
+    With a matrix it is the recipe of the first point, and all points are in `points`. `made_cells` are the cells of a
+    matrix, or of the one point that this is; `bases` the files that the recipe extends.
+    """
 
     recipe: Recipe
     path: Path
     text: str
     tree: Tree = field(repr=False)
     warnings: tuple[Problem, ...] = ()
+    made_points: tuple[LoadedRecipe, ...] = field(default=(), repr=False)
+    made_cells: tuple[Cell, ...] | None = field(default=None, repr=False)
+    bases: tuple[Path, ...] = ()
 
     @property
     def points(self) -> tuple[LoadedRecipe, ...]:
         """The recipe at every point of its matrix; itself without one."""
-        return (self,)
+        return self.made_points or (self,)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file that was read, the recipe first."""
-        return (self.path,)
+        return (self.path, *self.bases)
 
     def cells(self) -> list[Cell]:
-        """Every engine to build, in the order of the file, each once."""
-        return make_cells(self.recipe)
+        """Every engine to build, in the order of the file, each once; of one point, those that belong to it."""
+        return make_cells(self.recipe) if self.made_cells is None else list(self.made_cells)
 
     def point_of(self, cell: Cell) -> LoadedRecipe:
         """The point that a cell belongs to: what its problems are reported with."""
-        return next(point for point in self.points if point.recipe is cell.recipe)
+        return self._points_by_recipe[id(cell.recipe)]
+
+    @functools.cached_property
+    def built(self) -> dict[str, tuple[str, ...]]:
+        """The variants that this point builds, by target: what checks look at, since a matrix may exclude the rest."""
+        built: dict[str, tuple[str, ...]] = {}
+        for cell in self.cells():
+            built[cell.target] = (*built.get(cell.target, ()), cell.variant)
+        return built
+
+    @functools.cached_property
+    def _points_by_recipe(self) -> dict[int, LoadedRecipe]:
+        return {id(point.recipe): point for point in self.points}
 
     def problem(self, path: problems.Path, what: str, *, why: str = "", fix: str = "", at_key: bool = False) -> Problem:
         """A problem about the value (or key) at a path, or the nearest around it when the file has none there."""
@@ -82,12 +105,55 @@ def parse_recipe(
     """As load_recipe, for text that was already read."""
     try:
         tree = read_tree(str(path), text)
+        if _is_composed(tree.data, text) or overrides != NO_OVERRIDES:
+            return _compose(path, text, tree, overrides, os.environ if environ is None else environ)
     except Unreadable as error:
         raise RecipeInvalid([error.problem]) from None
     recipe, found = validate(tree)
     if recipe is None:
         raise RecipeInvalid([*tree.problems, *found])
     return LoadedRecipe(recipe, path, text, tree)
+
+
+def _is_composed(data: dict[str, Any], text: str) -> bool:
+    """Whether a file is more than one plain recipe. A backslash may be part of an escaped `${`."""
+    return not COMPOSING.isdisjoint(data) or "${" in text or "\\" in text
+
+
+def _compose(path: Path, text: str, tree: Tree, overrides: Overrides, environ: Mapping[str, str]) -> LoadedRecipe:
+    """Files → merge → --set and --unset → matrix → variables → validation."""
+    from trtx.recipe.expand import Point, expand
+    from trtx.recipe.extend import extend
+    from trtx.recipe.interpolate import Resolver
+    from trtx.recipe.override import override
+    from trtx.recipe.variables import check_variables, find_unused
+
+    merged, files = extend(tree, path)
+    changed = override(merged, overrides)
+    found = [*changed.problems, *check_variables(changed)]
+    resolvers: list[Resolver] = []
+
+    def make_point(raw: Tree) -> Point:
+        resolvers.append(Resolver(raw, environ))
+        resolved = resolvers[-1].resolve()
+        recipe, wrong = validate(resolved)
+        return Point(resolved, recipe, [*resolved.problems, *wrong])
+
+    made = expand(changed, make_point)
+    warnings = made.warnings
+    if resolvers:
+        unused = find_unused(changed, set().union(*(resolver.used for resolver in resolvers)), tree.source)
+        found += resolvers[0].rehearse() if unused else ()
+        found += [problem for problem in unused if problem.severity == "error"]
+        warnings = [*warnings, *(problem for problem in unused if problem.severity == "warning")]
+    if found or made.problems:
+        raise RecipeInvalid(list(dict.fromkeys([*found, *made.problems])))
+    points = [
+        LoadedRecipe(point.recipe, path, text, point.tree, made_cells=tuple(point.cells), bases=files[1:])
+        for point in made.points
+        if point.recipe
+    ]
+    return replace(points[0], warnings=tuple(warnings), made_points=tuple(points), made_cells=tuple(made.cells))
 
 
 def validate(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
@@ -102,36 +168,6 @@ def validate(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
     return (None if found or tree.problems else recipe), found
 
 
-def read_text(path: Path) -> str:
-    """The text of a recipe file. Raises UsageProblem when it cannot be read, RecipeInvalid when it is not UTF-8."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise _unreadable_file(path, error) from error
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = raw[: error.start]
-        mark = Mark(before.count(b"\n") + 1, len(before[before.rfind(b"\n") + 1 :].decode(errors="replace")) + 1)
-        is_utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
-        why = "it looks like UTF-16" if is_utf16 else f"byte 0x{raw[error.start]:02X} is not part of a UTF-8 character"
-        problem = Problem(str(path), Mark(1, 1) if is_utf16 else mark, "the file is not UTF-8", why, "save it as UTF-8")
-        raise RecipeInvalid([problem]) from None
-
-
-def _unreadable_file(path: Path, error: OSError) -> UsageProblem:
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        names = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        match = nearest(path.name, names)
-        fix = f"did you mean '{path.with_name(match)}'?" if match else f"`trtx init {path}` writes one to start from"
-        return UsageProblem(f"there is no recipe {path}", fix=fix)
-    if error.errno == errno.EISDIR:
-        names = sorted(item.name for item in path.glob("*.y*ml"))
-        fix = f"it holds {', '.join(names[:5])}" if names else "give a YAML file"
-        return UsageProblem(f"{path} is a folder, not a recipe", fix=fix)
-    return UsageProblem(f"the recipe {path} cannot be read", why=error.strerror or "")
-
-
 def _explain_all(error: ValidationError, tree: Tree) -> list[Problem]:
     from trtx.recipe.messages import explain
 
@@ -139,7 +175,7 @@ def _explain_all(error: ValidationError, tree: Tree) -> list[Problem]:
     for detail in error.errors(include_url=False):
         if detail["type"] == "too_short" and detail["input"]:
             continue  # pydantic counts valid items only, and the invalid ones are reported themselves
-        message = explain(detail, tree.data)
+        message = explain(detail, tree.data, tree.hidden)
         if tree.is_broken(message.path):
             continue
         problem = tree.problem_at(message.path, message.what, why=message.why, fix=message.fix, at_key=message.at_key)

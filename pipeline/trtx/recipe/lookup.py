@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from trtx.recipe.document import Document
 from trtx.recipe.problems import Path
 from trtx.recipe.schema import Part, Recipe
 
@@ -26,13 +27,34 @@ def fields_of(model: type[Part]) -> dict[str, FieldInfo]:
 
 def find_spot(path: Path, data: Any) -> Spot | None:
     """What the language has at a path of a file; None where it has nothing. `data` decides between alternatives."""
-    spot = Spot(Recipe, None)
+    spot = Spot(Document, None)
     for part in path:
         inner = next(_children(spot, part, data), None)
         if inner is None:
             return None
         spot, data = inner, value_at((part,), data)
     return spot
+
+
+def wants_text(path: Path, data: Any) -> bool:
+    """Whether the language has a text at a path, so that what stands there needs no quotes to be one."""
+    spot = find_spot(path, data)
+    for option in alternatives(spot.annotation) if spot else ():
+        if option is str or (get_origin(option) is Literal and isinstance(get_args(option)[0], str)):
+            return True
+    return False
+
+
+def wants_list(path: Path, data: Any) -> bool:
+    """Whether the language has a list at a path."""
+    spot = find_spot(path, data)
+    return spot is not None and any(get_origin(option) is tuple for option in alternatives(spot.annotation))
+
+
+def wants_names(path: Path, data: Any) -> bool:
+    """Whether the language has a mapping with free names at a path."""
+    spot = find_spot(path, data)
+    return spot is not None and any(get_origin(option) is dict for option in alternatives(spot.annotation))
 
 
 def find_model(path: Path, data: Any) -> type[Part] | None:

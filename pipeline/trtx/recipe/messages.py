@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic_core import ErrorDetails
@@ -21,6 +22,7 @@ URL_PATTERN = get_args(Url)[1].metadata[0].pattern
 # Stands for the file that a message is about.
 FILE = "FILE"
 
+NOTHING_HIDDEN: Mapping[Path, str] = {}
 KINDS = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -68,14 +70,19 @@ class Finding:
         return dotted(self.path)
 
 
-def explain(error: ErrorDetails, data: Any) -> Message:
-    """Word one error of Recipe.model_validate(data)."""
+class Hidden(str):
+    """Stands for a value that may be a secret: the reference that it came from."""
+
+
+def explain(error: ErrorDetails, data: Any, hidden: Mapping[Path, str] = NOTHING_HIDDEN) -> Message:
+    """Word one error of Recipe.model_validate(data). `hidden` are the paths of values that must not be shown."""
     path, is_key = file_path(error["loc"], data)
     spot = find_spot(path, data)
     help_text = (spot.field.description or "") if spot and spot.field else ""
-    finding = Finding(error["type"], path, error["input"], error.get("ctx", {}), data, help_text, error["msg"])
+    value = Hidden(hidden[path]) if path in hidden else error["input"]
+    finding = Finding(error["type"], path, value, error.get("ctx", {}), data, help_text, error["msg"])
     if is_key:
-        return Message(path, f"'{path[-1]}' cannot be a name", *_name_rule(str(path[-1])), at_key=True)
+        return Message(path, f"'{path[-1]}' cannot be a name", *name_rule(str(path[-1])), at_key=True)
     return WORDING.get(finding.kind, _other)(finding)
 
 
@@ -93,6 +100,8 @@ def file_path(loc: tuple[int | str, ...], data: Any) -> tuple[Path, bool]:
 
 def show(value: Any) -> str:
     """A value as it may stand in YAML, shortened; the kind only for lists and mappings."""
+    if isinstance(value, Hidden):
+        return f"the value of {value}"
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list | tuple):
@@ -107,7 +116,8 @@ def _unknown_key(finding: Finding) -> Message:
     known = fields_of(model) if model else {}
     elsewhere = _closest_place(path)
     fix = did_you_mean(word, known)
-    if nearest(word, known) is None and elsewhere:
+    # The very word elsewhere is a better guess than a word that is only somewhat like it here.
+    if elsewhere and not get_close_matches(word, known, n=1, cutoff=0.8):
         fix = f"it belongs to {dotted(elsewhere)}"
     return Message(path, f"unknown key '{word}'{_inside(path)}", "", fix, at_key=True)
 
@@ -145,7 +155,8 @@ def _not_a_choice(finding: Finding) -> Message:
         fix = f"run `trtx migrate {FILE}`" if value in OLDER else f"write `schema: {SCHEMA}`"
         return Message(finding.path, what, f"this trtx reads {SCHEMA}", fix)
     choices = re.findall(r"'([^']*)'", expected) or re.findall(r"\d+", expected)
-    fix = did_you_mean(value, choices) if isinstance(value, str) else f"known: {', '.join(choices)}"
+    is_text = isinstance(value, str) and not isinstance(value, Hidden)
+    fix = did_you_mean(value, choices) if is_text else f"known: {', '.join(choices)}"
     return Message(finding.path, f"{finding.name} cannot be {show(value)}", finding.help, fix)
 
 
@@ -164,6 +175,9 @@ def _no_tag(finding: Finding) -> Message:
 
 
 def _unit(finding: Finding) -> Message:
+    if isinstance(finding.value, Hidden):
+        what = f"{finding.name} cannot be {show(finding.value)}"
+        return Message(finding.path, what, finding.help, "give a number with a unit, such as 2GiB or 400ms")
     return Message(
         finding.path, f"{finding.name}: {finding.context['message']}", finding.help, str(finding.context["fix"])
     )
@@ -201,12 +215,14 @@ def _out_of_bounds(finding: Finding) -> Message:
 
 def _bad_pattern(finding: Finding) -> Message:
     why, fix = _pattern_rule(finding.context["pattern"], str(finding.value), finding.help)
+    if isinstance(finding.value, Hidden):
+        fix = ""
     return Message(finding.path, f"{finding.name} cannot be {show(finding.value)}", why, fix)
 
 
 def _pattern_rule(pattern: str, text: str, help_text: str) -> tuple[str, str]:
     if pattern == NAME_PATTERN:
-        return _name_rule(text)
+        return name_rule(text)
     if pattern in (IMAGE_PATTERN, BASE_PATTERN):
         fix = "write registry.example.com/folder/name in lower case" + (
             "" if pattern == BASE_PATTERN else ", without a tag"
@@ -222,7 +238,7 @@ def _pattern_rule(pattern: str, text: str, help_text: str) -> tuple[str, str]:
     return why, f"write hf://{text} for the hub, or file://… for a folder"
 
 
-def _name_rule(name: str) -> tuple[str, str]:
+def name_rule(name: str) -> tuple[str, str]:
     why = "names stand in paths and selectors: lower-case letters, digits, '.', '_' and '-', at most 63 characters"
     better = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:63]
     return why, f"write '{better}'" if better else ""

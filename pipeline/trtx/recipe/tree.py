@@ -107,8 +107,8 @@ class Tree:
 
     def hide(self, text: str) -> str:
         """A message without the values of environment variables, which may be secrets."""
-        for value in sorted(self.secrets, key=len, reverse=True):
-            text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", lambda _, value=value: self.secrets[value], text)
+        for value, shown in sorted(self.secrets.items(), key=lambda secret: -len(secret[0])):
+            text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", shown.replace("\\", r"\\"), text)
         return text
 
 

@@ -70,6 +70,7 @@ def test_tools_get_the_problems_of_an_invalid_recipe_as_json(path: Path, capsys:
         "severity": "error",
         "source": "name: A",
         "path": "name",
+        "note": "",
     }
 
 
