@@ -13,6 +13,7 @@ from trtx.console import Console
 from trtx.plan.factor_origins import FactorOrigin, Origins
 from trtx.plan.keys import EXCLUDED, Change, flatten, shorten
 from trtx.plan.steps import Plan
+from trtx.plan.survey import State
 from trtx.plan.why import Cause, Explanation, Nearest, run_that_made
 from trtx.recipe.problems import Path as Place
 from trtx.recipe.tree import dotted
@@ -105,6 +106,8 @@ def print_explanation(console: Console, plan: Plan, explanation: Explanation, or
     console.say(f"{explanation.step.id}: {status.state.value}; {status.reason}", style=STYLES.get(status.state))
     if status.manifest is not None:
         _print_made(console, status.manifest, project)
+    elif status.state is State.REMOTE:
+        console.say("  nothing runs for it: its entry is fetched, checked and kept")
     elif nearest is None:
         console.say(f"  the cache has no other entry of the stage {explanation.step.stage} to compare with")
     else:

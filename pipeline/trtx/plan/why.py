@@ -16,6 +16,9 @@ from trtx.plan.steps import Plan, Step
 from trtx.plan.survey import State, StepStatus
 from trtx.stages.job import read_result
 
+# States of steps that do not run: a remote's entry takes no longer than its transfer.
+COSTLESS = frozenset({State.CACHED, State.DONE, State.NOT_NEEDED, State.REMOTE, State.PULLING, State.SENDING})
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -107,7 +110,7 @@ class Entries:
 def explain(plan: Plan, statuses: Sequence[StepStatus], entries: Entries, step: Step) -> Explanation:
     """Explain the state of one step of a plan. Hits have a nearest entry as well: what would come closest."""
     status = next(status for status in statuses if status.step.id == step.id)
-    runs = status.state not in (State.CACHED, State.DONE, State.NOT_NEEDED)
+    runs = status.state not in COSTLESS
     cost = tuple(entries.estimate(one) for one in _runs_because_of(plan, statuses, step)) if runs else ()
     return Explanation(status, find_nearest(plan, entries, step), cost)
 
@@ -146,7 +149,7 @@ def find_causes(
 
 def _runs_because_of(plan: Plan, statuses: Sequence[StepStatus], step: Step) -> list[Step]:
     """The step and all that take its key, directly or not, and have to run."""
-    runs = {status.step.id for status in statuses if status.state not in (State.CACHED, State.DONE, State.NOT_NEEDED)}
+    runs = {status.step.id for status in statuses if status.state not in COSTLESS}
     affected = {step.id}
     for other in plan.steps:
         if any(entry.step in affected and not entry.witness for entry in other.inputs.values()):

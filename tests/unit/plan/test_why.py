@@ -115,6 +115,12 @@ def test_a_hit_costs_nothing(tmp_path: Path) -> None:
     assert why(plan, map(manifest_of, plan.steps), "build/cpu/int8", names).cost == ()
 
 
+def test_an_entry_that_a_remote_has_costs_nothing_and_what_follows_it_is_not_blamed_on_it(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    statuses = [StepStatus(step, State.REMOTE, "at s3://cache") for step in plan.steps]
+    assert explain(plan, statuses, Entries(()), plan.step("build/cpu/int8")).cost == ()
+
+
 def test_an_entry_of_the_same_key_gives_the_duration_of_a_corrupt_one(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     own = manifest_of(plan.step("package/cpu/int8"), duration_s=5.0)
