@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from trtx.cli import cache_prune
+from trtx.cli import cache_prune, cache_transfer
 from trtx.cli.cache_words import SHOWN_KEY, format_age, open_store, parse_age, parse_size
 from trtx.cli.options import OutputFormat, OutputOption, StageName
 from trtx.errors import VerificationFailed
@@ -202,11 +202,15 @@ def verify(context: typer.Context, keys: KeysArgument = None, output: OutputOpti
         rows = [(entry.key[:SHOWN_KEY], entry.step, entry.fault or "", str(entry.quarantined)) for entry in corrupt]
         console.table(("key", "step", "fault", "moved to"), rows, styles=["error"] * len(rows))
     if corrupt:
-        raise VerificationFailed(
+        error = VerificationFailed(
             f"{len(corrupt)} of {len(checked)} entries are corrupt",
             why=f"the first: {corrupt[0].step or corrupt[0].key}: {corrupt[0].fault}",
             fix="they were moved away; the next `trtx apply` that needs them makes them anew; check disk and memory",
         )
+        if output is not OutputFormat.JSON:
+            raise error
+        console.error(error.render())  # The JSON above is the one document that tells it.
+        raise typer.Exit(error.exit_code)
     rate = f", {format_bytes(total / seconds)}/s" if seconds > 0 else ""
     console.say(f"{len(checked)} entries are intact: {format_bytes(total)} in {seconds:.1f} s{rate}", style="ok")
 
@@ -250,3 +254,8 @@ app.command("prune")(cache_prune.prune)
 app.command("pin")(cache_prune.pin)
 app.command("unpin")(cache_prune.unpin)
 app.command("rm")(cache_prune.remove)
+app.command("export")(cache_transfer.export_archive)
+app.command("import")(cache_transfer.import_archive)
+app.command("push")(cache_transfer.push)
+app.command("pull")(cache_transfer.pull)
+app.command("keygen")(cache_transfer.make_key)

@@ -92,12 +92,10 @@ def _keys_of_live_runs(project: Path) -> dict[str, str]:
     keys: dict[str, str] = {}
     for path in sorted(runs_dir(project).glob("*/plan.json")):
         record = RunRecord(path.parent)
-        if not record.is_driven():
-            continue
         try:
-            steps = read_json(path)["steps"]
-            keys |= {step["key"]: f"in use by run {record.id}" for step in steps}
-        except (OSError, ValueError, KeyError, TypeError):
+            if record.is_driven():
+                keys |= {step["key"]: f"in use by run {record.id}" for step in read_json(path)["steps"]}
+        except (OSError, ValueError, KeyError, TypeError):  # A record of another version.
             continue
     return keys
 
