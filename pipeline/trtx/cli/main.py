@@ -17,7 +17,23 @@ from typing import Annotated, Any, cast
 import typer
 
 from trtx import __version__
-from trtx.cli import apply, cache_group, diff, doctor, init, lock, logs, migrate, plan, schema, serve, status, validate, why
+from trtx.cli import (
+    apply,
+    cache_group,
+    diff,
+    doctor,
+    init,
+    lock,
+    logs,
+    migrate,
+    plan,
+    resolve,
+    schema,
+    serve,
+    status,
+    validate,
+    why,
+)
 from trtx.console import make_console
 from trtx.errors import Interrupted, TrtxError, UsageProblem
 
@@ -73,6 +89,7 @@ def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
 for _name, _module in {
     "init": init,
     "validate": validate,
+    "resolve": resolve,
     "lock": lock,
     "plan": plan,
     "apply": apply,

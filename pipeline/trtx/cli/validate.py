@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from trtx.cli.options import OutputFormat, OutputOption
+from trtx.cli.options import (
+    OutputFormat,
+    OutputOption,
+    RecipeArgument,
+    SetOption,
+    UnsetOption,
+    make_overrides,
+)
 from trtx.console import Console
+
+if TYPE_CHECKING:
+    from trtx.recipe.load import LoadedRecipe
 
 SCHEMA = "trtx.validate/v1"
 # Sources whose config.json is at hand.
@@ -18,39 +28,61 @@ LOCAL_SCHEMES = ("demo://", "file://")
 
 def command(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file.")],
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    unset: UnsetOption = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """Check a recipe and show all its problems at once, each with its place in the file.
+    """Check a recipe, at every point of its matrix, and show all its problems at once, each with its place.
 
     Uses no network: a model from elsewhere is checked against the recipe (heads, layers, positions) by plan.
     """
     from trtx.hardware import support
-    from trtx.recipe.check_model import check_model
+    from trtx.plan.steps import split_selection
+    from trtx.recipe.cells import select_cells
     from trtx.recipe.checks import read_recipe
     from trtx.recipe.problems import RecipeInvalid
 
     console: Console = context.obj
     as_json = output is OutputFormat.JSON
+    path, glob = split_selection(recipe)
+    answer: dict[str, Any] = {"schema": SCHEMA, "recipe": str(path)}
     try:
-        loaded = read_recipe(recipe, support)
-        if loaded.recipe.model.source.startswith(LOCAL_SCHEMES):
-            from trtx.plan.resolve import resolve_model
-
-            check_model(loaded, resolve_model(loaded.recipe.model, os.environ).shape)
+        loaded = read_recipe(path, support, make_overrides(set_, unset), os.environ)
+        cells = [cell.name for cell in select_cells(loaded.cells(), glob)]
+        _check_local_models(loaded, os.environ)
     except RecipeInvalid as error:
         if not as_json:
             raise
         problems = [problem.to_json() for problem in error.problems]
-        console.json({"schema": SCHEMA, "recipe": str(recipe), "valid": False, "cells": [], "problems": problems})
+        console.json(answer | {"valid": False, "cells": [], "problems": problems})
         raise typer.Exit(error.exit_code) from None
-    cells = [cell.name for cell in loaded.cells()]
     if as_json:
         problems = [problem.to_json() for problem in loaded.warnings]
-        console.json({"schema": SCHEMA, "recipe": str(recipe), "valid": True, "cells": cells, "problems": problems})
+        console.json(answer | {"valid": True, "cells": cells, "problems": problems})
         return
     for warning in loaded.warnings:
         console.warn(warning.render())
     count = f"{len(cells)} engine{'s' if len(cells) != 1 else ''}"
-    console.say(f"{console.paint('ok:', 'ok')} {recipe} describes {count}: {', '.join(cells)}")
+    shown = ", ".join(cells[:20]) + (f" and {len(cells) - 20} more" if len(cells) > 20 else "")
+    console.say(f"{console.paint('ok:', 'ok')} {recipe} describes {count}: {shown}")
     console.say(f"next: trtx plan {recipe}")
+
+
+def _check_local_models(loaded: LoadedRecipe, environ: Mapping[str, str]) -> None:
+    """Check every point against the shape of its model where that is at hand. Raises RecipeInvalid."""
+    from trtx.recipe.check_model import find_misfits
+    from trtx.recipe.problems import Problem, RecipeInvalid
+
+    found: list[Problem] = []
+    shapes: dict[Any, Any] = {}
+    for point in loaded.points:
+        model = point.recipe.model
+        if model.source.startswith(LOCAL_SCHEMES):
+            from trtx.plan.resolve import model_name, resolve_model
+
+            if model_name(model) not in shapes:
+                shapes[model_name(model)] = resolve_model(model, environ).shape
+            found += find_misfits(point, shapes[model_name(model)])
+    if found:
+        raise RecipeInvalid(list(dict.fromkeys(found)))
