@@ -50,7 +50,7 @@ class Remotes:
         wanted = list(dict.fromkeys(keys))
         self._ask([remote for remote in self.all if remote.name not in self.skipped], wanted)
         hits: dict[str, Hit] = {}
-        for remote in self.all:
+        for remote in (each for each in self.all if each.name not in self.skipped):
             for key in wanted:
                 offer = self._offers[remote.name].get(key)
                 if offer is not None and key not in hits and (remote.name, key) not in self.refused:
