@@ -30,19 +30,24 @@ def extend(tree: Tree, path: Path) -> tuple[Tree, tuple[Path, ...]]:
     """
     bases = _Bases(path)
     merged = bases.merged(tree, path, (_identity(path),))
-    if bases.fatal:
+    if bases.fatal or bases.is_torn:
         raise RecipeInvalid([*bases.found, *bases.fatal])
     merged.problems = bases.found
     return merged, tuple(bases.files)
 
 
 class _Bases:
-    """Reads each file once. `found` are problems of the files read so far, `fatal` those that leave no whole tree."""
+    """Reads each file once.
+
+    `found` are problems of the files read so far, `fatal` those that leave no whole tree; it is torn, too, where the
+    name of a base is one of the former.
+    """
 
     def __init__(self, path: Path) -> None:
         self.files = [path]
         self.found: list[Problem] = []
         self.fatal: list[Problem] = []
+        self.is_torn = False
         self.known: dict[str, Tree] = {}
 
     def merged(self, tree: Tree, path: Path, chain: tuple[str, ...]) -> Tree:
@@ -72,7 +77,9 @@ class _Bases:
             inner = (*path, index) if isinstance(given, list) else path
             if isinstance(name, str) and name:
                 yield inner, name
-            elif name is not DELETE and not tree.is_broken(inner):
+            elif tree.is_broken(inner):
+                self.is_torn = True
+            elif name is not DELETE:
                 self.refuse(tree, inner, "extends must be the name of a file, or a list of them", fix=fix)
 
     def refuse(self, tree: Tree, path: problems.Path, what: str, *, why: str = "", fix: str = "") -> None:

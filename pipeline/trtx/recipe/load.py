@@ -169,7 +169,7 @@ def validate(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
 
 
 def _explain_all(error: ValidationError, tree: Tree) -> list[Problem]:
-    from trtx.recipe.messages import explain
+    from trtx.recipe.messages import FILE, explain
 
     found: list[Problem] = []
     for detail in error.errors(include_url=False):
@@ -181,7 +181,7 @@ def _explain_all(error: ValidationError, tree: Tree) -> list[Problem]:
         problem = tree.problem_at(message.path, message.what, why=message.why, fix=message.fix, at_key=message.at_key)
         if message.path == ("schema",):
             # Another version of the language: what else is wrong by this one's rules is noise.
-            return [problem]
+            return [replace(problem, fix=problem.fix.replace(FILE, problem.file))]
         found.append(problem)
     return found
 

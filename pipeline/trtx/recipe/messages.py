@@ -19,7 +19,7 @@ from trtx.recipe.tree import dotted
 
 URL_PATTERN = get_args(Url)[1].metadata[0].pattern
 
-# Stands for the file that a message is about.
+# Stands for the name of the file that a message is about, which only its reader knows.
 FILE = "FILE"
 
 NOTHING_HIDDEN: Mapping[Path, str] = {}

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+
 from trtx.errors import nearest
 from trtx.recipe import problems
 from trtx.recipe.edits import Edit, Layout, apply_edits, comments
@@ -74,7 +76,10 @@ def migrate_text(path: Path, text: str) -> Migrated:
     while version != SCHEMA:
         module = importlib.import_module(MIGRATIONS[version])
         expected = _convert(module, _read(path, after))
-        after, made = _rewrite(module, after)
+        try:
+            after, made = _rewrite(module, after)
+        except (yaml.YAMLError, ValueError):  # An edit left no YAML, or two met in one place.
+            _refuse(path, text, module)
         changes += made
         _check(path, text, after, expected, module)
         version = VERSIONS[VERSIONS.index(version) + 1]

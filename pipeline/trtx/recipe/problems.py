@@ -129,8 +129,11 @@ class Problem:
 
 
 def _excerpt(source: str, index: int) -> tuple[str, int]:
-    """The part of a source line around a column, tabs as single spaces, and the column within that part."""
-    text = source.replace("\t", " ").rstrip()
+    """The part of a source line around a column, and the column within that part.
+
+    Tabs, line breaks of options, and whatever else a terminal obeys are single spaces.
+    """
+    text = "".join(letter if letter.isprintable() else " " for letter in source).rstrip()
     if len(text) <= SHOWN_WIDTH or index < SHOWN_WIDTH * 3 // 4:
         return text[:SHOWN_WIDTH], min(index, SHOWN_WIDTH)
     start = index - SHOWN_WIDTH // 2

@@ -22,6 +22,9 @@ MAX_CHARS = 1 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
 
+# What YAML 1.1 takes for the end of a line, so that lines are counted as the parser counts them.
+BREAKS = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+
 TAG = "tag:yaml.org,2002:"
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
@@ -117,7 +120,7 @@ def read_tree(file: str, text: str) -> Tree:
 
     Raises Unreadable for a syntax error, an empty text, and expansions out of bounds.
     """
-    tree = Tree(Source(file, text.splitlines()))
+    tree = Tree(Source(file, BREAKS.split(text)))
     node = _compose(tree, text, TOP)
     if node is None:
         raise Unreadable(tree.problem(TOP, "the file is empty", fix="`trtx init` writes a recipe to start from"))
@@ -145,8 +148,8 @@ def _compose(tree: Tree, text: str, start: Mark) -> yaml.Node | None:
         _check_depth(tree, text, start)
         return yaml.compose(text, Loader=LOADER)
     except yaml.reader.ReaderError as error:
-        before = text[: error.position]
-        mark = _shift(Mark(before.count("\n") + 1, len(before) - before.rfind("\n")), start)
+        before = BREAKS.split(text[: error.position])
+        mark = _shift(Mark(len(before), len(before[-1]) + 1), start)
         shown = f"U+{error.character if isinstance(error.character, int) else ord(error.character):04X}"
         what = f"the character {shown} is not allowed in YAML"
         raise Unreadable(tree.problem(mark, what, fix="remove it, or write it as an escape in double quotes")) from None
@@ -169,7 +172,7 @@ def _check_depth(tree: Tree, text: str, start: Mark) -> None:
 
 
 def _syntax_problem(tree: Tree, error: yaml.MarkedYAMLError, start: Mark) -> Problem:
-    mark = _shift(_point(error.problem_mark or error.context_mark), start)
+    mark = _within(_shift(_point(error.problem_mark or error.context_mark), start), tree.source)
     source = tree.source.line(mark)
     if "\t" in source[: mark.col] and not source[: mark.col].strip():
         return tree.problem(mark, "a tab is used for indentation", why="YAML allows only spaces", fix="use spaces")
@@ -198,6 +201,12 @@ def _shift(mark: Mark, start: Mark) -> Mark:
     if start is TOP:
         return mark
     return Mark(start.line, start.col + mark.col - 1, mark.width) if mark.line == 1 else start
+
+
+def _within(mark: Mark, source: Source) -> Mark:
+    """A mark of what is missing at the end of a text, which libyaml may put into a line after the last one."""
+    last = len(source.lines)
+    return mark if mark.line <= last else Mark(last, len(source.lines[-1]) + 1)
 
 
 def _mark(node: yaml.Node) -> Mark:
