@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.remotes import Place, ignore_progress, make_entry, make_store, push, writable
+from support.remotes import Place, alter_manifest, ignore_progress, make_entry, make_store, push, writable
 
 from trtx.cache import remote as remote_module
 from trtx.cache.foreign import EntryRefused
@@ -17,7 +17,6 @@ from trtx.cache.manifest import Manifest
 from trtx.cache.remote import Offer, Remote, RemoteSpec, blob_name, entry_name
 from trtx.cache.remote_push import WritableRemote
 from trtx.cache.store import Store
-from trtx.files import sha256_bytes
 
 NEVER = threading.Event()
 
@@ -112,15 +111,6 @@ def spoil_entry(place: Place, key: str, **changes: Any) -> None:
     spoil(place, entry_name(key), json.dumps(json.loads(text) | changes).encode())
 
 
-def manifest_text(manifest: Manifest, **changes: Any) -> str:
-    """A manifest's text with members replaced and a digest that fits."""
-    from trtx.files import canonical_json
-
-    body = json.loads(manifest.dump()) | changes
-    del body["digest"]
-    return json.dumps(body | {"digest": sha256_bytes(canonical_json(body))})
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -187,7 +177,7 @@ def test_a_manifest_that_says_nonsense_is_refused(
     place = Place(f"file://{tmp_path}/share")
     remote, sent = writable(place.url), make_entry(store)
     push(remote, sent, store)
-    spoil_entry(place, sent.key, manifest=manifest_text(sent, **changes))
+    spoil_entry(place, sent.key, manifest=alter_manifest(sent.dump(), **changes))
     with pytest.raises(EntryRefused, match=why):
         remote.find(sent.key)
 

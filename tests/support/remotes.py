@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -22,6 +23,7 @@ from trtx.cache.manifest import Manifest
 from trtx.cache.remote import RemoteSpec
 from trtx.cache.remote_push import WritableRemote
 from trtx.cache.store import Store
+from trtx.files import canonical_json, sha256_bytes
 from trtx.plan.keys import make_key
 
 BUCKET = "shared-cache"
@@ -148,6 +150,13 @@ def make_entry(store: Store, number: int = 0, files: dict[str, bytes] | None = N
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
         return store.publish(folder, draft)
+
+
+def alter_manifest(text: str, **changes: Any) -> str:
+    """A manifest's text with members replaced and a digest that fits, as an attacker would write it."""
+    body = json.loads(text) | changes
+    del body["digest"]
+    return json.dumps(body | {"digest": sha256_bytes(canonical_json(body))}, indent=1, ensure_ascii=False) + "\n"
 
 
 def make_store(folder: Path) -> Store:
