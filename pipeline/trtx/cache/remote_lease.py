@@ -96,14 +96,20 @@ class Leases:
         for _ in range(2):
             blobs.create(name, note)
             current = blobs.read(name, MAX_LEASE_BYTES)
-            if current == note:
-                return Turn.OURS, ""
             if current is None:
                 continue
+            if self._is_ours(current):
+                return Turn.OURS, ""
             if not self._is_abandoned(key, current):
                 return Turn.THEIRS, _host_of(current)
             blobs.remove(name)
         return Turn.THEIRS, "another machine"
+
+    def _is_ours(self, current: bytes) -> bool:
+        try:
+            return bool(_parse(current).get("token") == self._token)
+        except ValueError:
+            return False
 
     def _is_abandoned(self, key: str, current: bytes) -> bool:
         """Whether a lease is silent for too long, or of a process of this host that is gone."""
@@ -120,7 +126,7 @@ class Leases:
 
     def _hold(self, key: str) -> None:
         with self._lock:
-            self._held[key] = 0
+            self._held.setdefault(key, 0)
             if self._heart is None:
                 self._heart = threading.Thread(target=self._beat, name="remote-leases", daemon=True)
                 self._heart.start()
@@ -151,7 +157,7 @@ class Leases:
             with self._lock:
                 self._held.pop(key, None)
                 current = blobs.read(lease_name(key), MAX_LEASE_BYTES)
-                if current is not None and _parse(current).get("token") == self._token:
+                if current is not None and self._is_ours(current):
                     blobs.remove(lease_name(key))
 
         with contextlib.suppress(RemoteTrouble):
