@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from support.shell_blocks import Block, find_blocks, problems
 
+from trtx.cli.main import main
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
@@ -75,6 +77,18 @@ def test_the_quick_start_is_run_and_not_only_looked_at() -> None:
     kinds = [block.kind for block in blocks_of("README.md")]
     assert "serve" in kinds, "README.md starts the server it has just built"
     assert kinds.count("run") >= 2, "README.md builds something and asks it something"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_whole_recipe_of_a_document_is_valid(document: str, tmp_path: Path) -> None:
+    for number, text in enumerate(re.findall(r"```yaml\n(schema: .*?)```", (ROOT / document).read_text(), re.DOTALL)):
+        path = tmp_path / f"recipe-{number}.yaml"
+        path.write_text(text)
+        assert main(["validate", str(path)]) == 0, f"{document}\n{text}"
+
+
+def test_the_readme_shows_a_whole_recipe() -> None:
+    assert "```yaml\nschema: trtx/v1\n" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def found(tree: Path, commands: str) -> list[str]:
         "cd somewhere && docker compose up --build",
         "curl http://127.0.0.1:8000/health \\\n  -H 'A: b'",
         "trtx --help",
+        "cat > a.yaml <<'EOF'\nno-such-program: x\nEOF\ntrtx --help",
     ],
 )
 def test_commands_that_exist_have_no_problems(tree: Path, commands: str) -> None:
@@ -46,6 +47,7 @@ def test_commands_that_exist_have_no_problems(tree: Path, commands: str) -> None
         ("trtx apply recipes/quickstrt.yaml", "there is no recipes/quickstrt.yaml"),
         ("echo x | no-such-program-anywhere", "there is no such program"),
         (".venv/bin/no-such-program", "there is no such program"),
+        ("cat > a.yaml <<'EOF'\nname: x\nEOF\ntrtx aply", "trtx has no verb aply"),
     ],
 )
 def test_what_does_not_exist_is_named(tree: Path, commands: str, problem: str) -> None:

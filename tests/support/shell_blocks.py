@@ -26,6 +26,8 @@ from trtx.cli.main import GLOBAL_FLAGS, app
 LANGUAGES = ("sh", "bash", "shell", "console")
 MARKER = re.compile(r"<!--\s*test:\s*(?P<kind>run|serve|skip)(?::\s*(?P<reason>.+?))?\s*-->")
 FENCE = re.compile(r"^(?P<indent> {0,3})```(?P<language>\w*)\s*$")
+# `<<'EOF'` and the text up to its end, which is for the program and no command.
+HERE_DOCUMENT = re.compile(r"(?P<start>[^\n]*)<<-?\s*(['\"]?)(?P<end>\w+)\2[^\n]*\n.*?\n\s*(?P=end)\n", re.DOTALL)
 # Programs a reader has or not; a test machine need not.
 FOREIGN = frozenset({"docker", "podman", "sbatch", "squeue", "ssh"})
 BUILTINS = frozenset({"cd", "export", "source", ".", "set", "unset", "echo", "exit"})
@@ -51,7 +53,7 @@ class Block:
 
     def commands(self) -> Iterator[list[str]]:
         """Every simple command as words; variables that are set before it and redirections are left out."""
-        joined = re.sub(r"\\\n\s*", " ", self.script)
+        joined = re.sub(r"\\\n\s*", " ", HERE_DOCUMENT.sub(r"\g<start>\n", self.script))
         for line in joined.splitlines():
             lexer = shlex.shlex(line, posix=True, punctuation_chars="();<>|&")
             lexer.whitespace_split = True

@@ -78,10 +78,12 @@ def migrate_text(path: Path, text: str) -> Migrated:
         expected = _convert(module, _read(path, after))
         try:
             after, made = _rewrite(module, after)
-        except (yaml.YAMLError, ValueError):  # An edit left no YAML, or two met in one place.
+            is_right = read_tree(str(path), after).data == expected and comments(after) == comments(text)
+        except (yaml.YAMLError, Unreadable, ValueError):  # An edit left no YAML, or two met in one place.
+            is_right = False
+        if not is_right:
             _refuse(path, text, module)
         changes += made
-        _check(path, text, after, expected, module)
         version = VERSIONS[VERSIONS.index(version) + 1]
     if version != first:
         _validate(path, after)
@@ -129,16 +131,6 @@ def _rewrite(module: Any, text: str) -> tuple[str, list[str]]:
             changes.append(module.CHANGES[step])
         text = after
     return text, changes
-
-
-def _check(path: Path, before: str, after: str, expected: Any, module: Any) -> None:
-    """Hold the rewritten text to what the file must say. Raises RecipeInvalid."""
-    try:
-        is_right = read_tree(str(path), after).data == expected
-    except Unreadable:
-        is_right = False
-    if not is_right or comments(after) != comments(before):
-        _refuse(path, before, module)
 
 
 def _refuse(path: Path, text: str, module: Any) -> NoReturn:
