@@ -104,7 +104,7 @@ def _sources() -> dict[str, Path]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
-        if path.name in _SKIPPED_PARTS or path.suffix == ".pyc":
+        if path.name in _SKIPPED_PARTS or path.name.endswith((".pyc", ".lock.yaml")):
             continue
         if path.is_dir():
             yield from _walk(path)

@@ -17,6 +17,7 @@ from trtx.cli.options import (
     FolderOption,
     FormatOption,
     JunitOption,
+    LockedOption,
     OfflineOption,
     OutputFormat,
     OutputOption,
@@ -80,6 +81,7 @@ def command(
     removals: UnsetOption = None,
     until: UntilOption = None,
     offline: OfflineOption = False,
+    locked: LockedOption = False,
     max_parallel: ParallelOption = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="After a failure, go on with steps that do not depend on it.")
@@ -93,15 +95,18 @@ def command(
     Stop it with Ctrl-C whenever you like: finished steps stay in the cache and the next apply continues.
     """
     from trtx.cli.github import annotated
+    from trtx.cli.locking import check_lock, kept_lock
     from trtx.cli.prepare import Request
     from trtx.plan.preflight import check_machine
 
     console: Console = context.obj
-    request = Request(recipe, make_overrides(settings, removals), until, offline, max_parallel)
+    request = Request(recipe, make_overrides(settings, removals), until, offline, max_parallel, locked)
     with annotated(console, text_format):
         ready = _make_ready(console, request)
+        check_lock(ready)
         check_machine(ready.plan, ready.statuses, ready.facts)
-        outcome = _run_steps(console, ready, keep_going=keep_going)
+        with kept_lock(console, ready):
+            outcome = run_steps(console, ready, keep_going=keep_going)
         if junit is not None:
             from trtx.cli.junit import write_junit
 
@@ -113,7 +118,7 @@ def command(
         elif output is OutputFormat.TABLE:
             _print_outcome(console, outcome, text_format)
         if outcome.errors:
-            raise _make_error(console, outcome)
+            raise make_error(console, outcome)
 
 
 def _make_ready(console: Console, request: Request) -> Ready:
@@ -128,6 +133,7 @@ def _make_ready(console: Console, request: Request) -> Ready:
         "--unset": request.overrides.unset,
         "--until": request.until,
         "--max-parallel": request.max_parallel,
+        "--locked": request.locked,
     }
     if given := [name for name, value in changes.items() if value]:
         raise UsageProblem(
@@ -138,7 +144,7 @@ def _make_ready(console: Console, request: Request) -> Ready:
     return prepare_saved(console, Path(request.argument), offline=request.offline)
 
 
-def _run_steps(console: Console, ready: Ready, *, keep_going: bool) -> Outcome:
+def run_steps(console: Console, ready: Ready, *, keep_going: bool) -> Outcome:
     """Run the plan as a new run; without anything to run, only a plan that is new here is put on record."""
     from trtx.plan.execute import Execution
     from trtx.plan.record import create_run
@@ -182,7 +188,7 @@ def _deliver(outcome: Outcome, out_dir: Path) -> Outcome:
     return replace(outcome, delivered=tuple(deliver(ready.plan, ready.store, out_dir, remade)))
 
 
-def _make_error(console: Console, outcome: Outcome) -> TrtxError:
+def make_error(console: Console, outcome: Outcome) -> TrtxError:
     """One error for all failed steps; its exit code is theirs when they agree, else 1."""
     assert outcome.record is not None  # noqa: S101  Steps that failed ran in a run.
     (first, cause), *others = outcome.errors.items()

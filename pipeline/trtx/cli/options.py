@@ -63,6 +63,9 @@ FormatOption = Annotated[
 ]
 UntilOption = Annotated[Optional[StageName], typer.Option("--until", help="Stop after this stage.")]  # noqa: UP045
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Consult nothing but the lock and the cache.")]
+LockedOption = Annotated[
+    bool, typer.Option("--locked", help="Refuse (exit 7) when the lock is missing or would change.")
+]
 ParallelOption = Annotated[
     Optional[int], typer.Option("--max-parallel", min=1, help="Steps at once (default 2).")  # noqa: UP045
 ]

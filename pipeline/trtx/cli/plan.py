@@ -9,6 +9,7 @@ import typer
 
 from trtx.cli.options import (
     FormatOption,
+    LockedOption,
     OfflineOption,
     OutputFormat,
     ParallelOption,
@@ -45,6 +46,7 @@ def command(
     removals: UnsetOption = None,
     until: UntilOption = None,
     offline: OfflineOption = False,
+    locked: LockedOption = False,
     max_parallel: ParallelOption = None,
     text_format: FormatOption = TextFormat.TEXT,
     detailed_exitcode: Annotated[
@@ -57,6 +59,7 @@ def command(
     recipe, a source or a tool changed since.
     """
     from trtx.cli.github import annotated
+    from trtx.cli.locking import check_lock
     from trtx.cli.prepare import Request, prepare, status_rows
     from trtx.plan.saved import SUFFIX, save_plan
     from trtx.plan.survey import OPEN
@@ -67,7 +70,8 @@ def command(
         raise UsageProblem(f"-o cannot be '{output}'", fix="give table, json, or a file that ends in .json")
     overrides = make_overrides(settings, removals)
     with annotated(console, text_format):
-        prepared = prepare(console, Request(recipe, overrides, until, offline, max_parallel))
+        prepared = prepare(console, Request(recipe, overrides, until, offline, max_parallel, locked))
+        check_lock(prepared)
         if to_file:
             save_plan(Path(output), prepared.plan)
     to_do = [status for status in prepared.statuses if status.state in OPEN]

@@ -15,6 +15,8 @@ from trtx.files import sha256_file
 from trtx.hardware import support
 from trtx.plan.environment import FETCHING_STAGES
 from trtx.plan.facts import Facts, gather_facts
+from trtx.plan.lock import Lock, lock_path, read_lock
+from trtx.plan.lock_make import without
 from trtx.plan.make import Options, make_plan
 from trtx.plan.preflight import check_fit
 from trtx.plan.record import latest_plan
@@ -34,7 +36,8 @@ from trtx.recipe.overrides import NO_OVERRIDES, Overrides
 class Request:
     """What a verb was asked for: a recipe with an optional selection, and how to look at it.
 
-    `offline` consults nothing but the lock and the cache.
+    `offline` consults nothing but the lock and the cache. `locked` refuses a lock that would change; `upgrade` names
+    the pins of the lock that are looked up anew.
     """
 
     argument: str
@@ -42,6 +45,8 @@ class Request:
     until: StageName | None = None
     offline: bool = False
     max_parallel: int | None = None
+    locked: bool = False
+    upgrade: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,18 +67,20 @@ class Ready:
 
 @dataclass(frozen=True)
 class Prepared(Ready):
-    """A plan that was made just now, with what it was made from."""
+    """A plan that was made just now, with what it was made from; `lock` is the one beside the recipe, as it was."""
 
     loaded: LoadedRecipe
     cells: tuple[Cell, ...]
     sources: PinnedSources
+    request: Request
+    lock: Lock | None
 
 
 def prepare(console: Console, request: Request) -> Prepared:
     """Plan a recipe given as on the command line.
 
-    Raises RecipeInvalid with all problems, UsageProblem for a wrong selection, EnvironmentProblem for a source
-    that cannot be reached.
+    Raises RecipeInvalid with all problems, UsageProblem for a wrong selection or a lock that cannot be used,
+    EnvironmentProblem for a source that cannot be reached.
     """
     path, glob = split_selection(request.argument)
     environ = make_environ(offline=request.offline)
@@ -81,7 +88,8 @@ def prepare(console: Console, request: Request) -> Prepared:
     for warning in loaded.warnings:
         console.say(warning.render(), style="warning")
     cells = select_cells(loaded.cells(), glob)
-    sources = resolve_sources(cells, environ)
+    lock = read_lock(lock_path(path))
+    sources = resolve_sources(cells, environ, without(lock, request.upgrade) if lock else None)
     check_models(loaded, cells, sources)
     facts = gather_facts(environ, sources.generators())
     check_fit(loaded, cells, sources, facts)
@@ -89,7 +97,8 @@ def prepare(console: Console, request: Request) -> Prepared:
     store = Store(facts.cache_dir)
     previous = latest_plan(Path.cwd())
     statuses, remotes = survey_everywhere(console, plan, store, previous, environ)
-    return Prepared(plan, previous, statuses, store, facts, environ, remotes, loaded, tuple(cells), sources)
+    made_from = (loaded, tuple(cells), sources, request, lock)
+    return Prepared(plan, previous, statuses, store, facts, environ, remotes, *made_from)
 
 
 def survey_everywhere(

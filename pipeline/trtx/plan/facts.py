@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from trtx.files import canonical_json, read_json, sha256_bytes, sha256_file, wri
 from trtx.hardware.host import Host, read_host
 from trtx.hardware.versions import installed_version
 from trtx.paths import cache_dir
+from trtx.plan.lock import LOCK_SUFFIX
 from trtx.processes import ask
 
 ABSENT = "absent"
@@ -38,7 +40,7 @@ class Facts:
     """The machine and the tools a plan is made for.
 
     `versions` by distribution name; `pins` are the versions that a package installs; `own_code` is the digest of
-    trtx's files; `python` the interpreter of the steps.
+    trtx's files; `python` the interpreter of the steps; `driver` the version of the NVIDIA driver, where there is one.
     """
 
     host: Host
@@ -48,6 +50,7 @@ class Facts:
     own_code: str
     python: str
     cache_dir: Path
+    driver: str | None = None
 
     def toolchain(self) -> dict[str, str]:
         """Everything that can stand in the toolchain of a step's factors."""
@@ -69,7 +72,22 @@ def gather_facts(environ: Mapping[str, str], distributions: Iterable[str] = ()) 
         own_code=own_code_digest(),
         python=sys.executable,
         cache_dir=cache_dir(environ),
+        driver=read_driver_version(),
     )
+
+
+def read_driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """Version of the loaded NVIDIA kernel module, by itself; starting nvidia-smi would take a second.
+
+    The first line is `NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 …`, or with `Open Kernel
+    Module for x86_64`.
+    """
+    try:
+        first = path.read_text(errors="replace").partition("\n")[0]
+    except OSError:
+        return None
+    match = re.search(r"\s(\d{3,}(?:\.\d+)+)\s", f"{first} ")
+    return match[1] if match else None
 
 
 def read_compiler(environ: Mapping[str, str]) -> str:
@@ -112,12 +130,13 @@ def read_pins(cache: Path) -> dict[str, str]:
 def own_code_digest() -> str:
     """SHA-256 over trtx's own files: a package ships them, so they are a factor of the package stage.
 
-    Links are followed: in a source tree runners, templates and recipes are links to folders.
+    Links are followed: in a source tree runners, templates and recipes are links to folders. The lock of a recipe
+    there is no file of trtx's.
     """
     root = Path(__file__).parent.parent
     lines = []
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(set(folders) - {"__pycache__"})
-        paths = [Path(folder, name) for name in sorted(names) if not name.endswith(".pyc")]
+        paths = [Path(folder, name) for name in sorted(names) if not name.endswith((".pyc", LOCK_SUFFIX))]
         lines += [f"{sha256_file(path)}  {path.relative_to(root)}" for path in paths]
     return sha256_bytes("\n".join(lines).encode())

@@ -127,13 +127,15 @@ class _Planner:
                 return
 
     def _add_download(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
-        model = self.sources.model_of(cell).source
+        pinned = self.sources.model_of(cell)
+        model = pinned.source
         params = DownloadParams(url=model.url, identity=model.identity, allow_pickle=cell.recipe.model.allow_pickle)
         return self._add(
             _join("download/model", cell.part_of_point(["model"])),
             params,
             {},
             toolchain=self._toolchain(model.toolchain),
+            expected=pinned.files,
         )
 
     def _add_dataset(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
@@ -149,7 +151,8 @@ class _Planner:
             seed=data.seed,
         )
         name = _join(f"download/{_short_name(data.dataset)}", cell.part_of_point(["quantization"]))
-        return self._add(name, params, {}, toolchain=self._toolchain(resolved.toolchain))
+        toolchain = self._toolchain(resolved.toolchain)
+        return self._add(name, params, {}, toolchain=toolchain, expected=self.sources.rows_of(cell))
 
     def _add_calibrate(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
         data = cell.recipe.quantization[cell.variant].calibration
@@ -230,7 +233,7 @@ class _Planner:
             name=cell.recipe.name,
             cell=cell.name,
             image=package.image,
-            base=package.base,
+            base=self.sources.base_image_of(cell),
             emit=tuple(package.emit),
             port=serving.port,
             kv_cache_bytes=engine.kv_cache.size,
@@ -259,6 +262,7 @@ class _Planner:
         witnesses: dict[str, Step] | None = None,
         toolchain: dict[str, str] | None = None,
         machine: dict[str, str] | None = None,
+        expected: Mapping[str, str] | None = None,
         cell: Cell | None = None,
     ) -> Step:
         factors = make_factors(
@@ -287,6 +291,7 @@ class _Planner:
             runner=cell.recipe.targets[cell.target].runner if cell else "local",
             exclusive=exclusive,
             cell=cell.name if cell else None,
+            expected=dict(expected or {}),
         )
         self._by_key[key] = self.steps[step.id] = step
         return step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ class Step:
     """One step, resolved: what `apply` runs is exactly this.
 
     `environment` is set, `inherit` names variables passed on from the driver's environment (secrets stay
-    references). `cell` is the target/variant it serves, None for steps shared by several.
+    references). `cell` is the target/variant it serves, None for steps shared by several. `expected` are the SHA-256
+    digests of its files by path, where a lock has them.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Step:
     runner: str
     exclusive: bool
     cell: str | None
+    expected: dict[str, str] = field(default_factory=dict)
 
     def job(self, plan: Plan) -> Job:
         """The content of the step's job.json."""
@@ -45,6 +47,7 @@ class Step:
             inputs=self.inputs,
             cache_dir=plan.cache_dir,
             recipe=plan.name,
+            expected=self.expected,
         )
 
 

@@ -34,7 +34,10 @@ class Input(_File):
 
 
 class Job(_File):
-    """Content of job.json: everything a worker needs, nothing about who runs it or when."""
+    """Content of job.json: everything a worker needs, nothing about who runs it or when.
+
+    `expected` are the SHA-256 digests of the output's files by path, where a lock has them.
+    """
 
     schema_: Literal["trtx.job/v1"] = Field(default="trtx.job/v1", alias="schema")
     step: str
@@ -45,6 +48,7 @@ class Job(_File):
     inputs: dict[str, Input]
     cache_dir: str
     recipe: str
+    expected: dict[str, str] = {}
 
 
 class Failure(_File):

@@ -27,6 +27,7 @@ from trtx.files import disk_errors, write_text
 from trtx.processes import die_with_parent
 from trtx.stages.base import StepContext, load_stage
 from trtx.stages.evidence import Evidence
+from trtx.stages.expected import check_expected
 from trtx.stages.job import (
     ATTEMPT_VARIABLE,
     PARENT_VARIABLE,
@@ -155,6 +156,7 @@ def _perform(job: Job, folder: Path, started: float, evidence: Evidence) -> dict
     note = {"key": job.key, "step": job.step, "recipe": job.recipe, "uses": uses}
     with single_flight(store, job.key, note, _say) as adopted:
         if adopted is not None:
+            check_expected(job.step, job.expected, adopted.files)
             return {"state": "adopted"}
         params = PARAMS[job.stage].model_validate(job.params)
         inputs = {name: _open_input(store, job, name) for name in job.inputs}
@@ -169,7 +171,7 @@ def _perform(job: Job, folder: Path, started: float, evidence: Evidence) -> dict
             with disk_errors(context.output):
                 summary = load_stage(job.stage).run(params, context)
             draft = Manifest(job.key, job.step, job.stage, job.factors, (), _provenance(job, started), summary)
-            store.publish(staged, draft)
+            store.publish(staged, draft, lambda files: check_expected(job.step, job.expected, files))
     for key in uses:
         store.accept_links(key)
     return {"state": "published", "summary": summary}

@@ -50,7 +50,7 @@ def test_a_file_written_again_is_another_identity_and_is_refused(memory: MemoryF
     identity = remote.resolve(request).identity
     memory.pipe("/models/tiny/tokenizer.json", MODEL_FILES["tokenizer.json"].replace(b"1.0", b"1.1"))
     assert remote.resolve(request).identity != identity
-    with pytest.raises(VerificationFailed, match="has changed since the plan"):
+    with pytest.raises(VerificationFailed, match="has changed since it was pinned"):
         fetch(request, identity, tmp_path / "out")
 
 
@@ -66,7 +66,7 @@ def test_a_file_that_changes_while_it_is_copied_is_refused(
         return copy(*arguments)
 
     monkeypatch.setattr(remote, "copy_stream", copy_and_change)
-    with pytest.raises(VerificationFailed, match="has changed since the plan"):
+    with pytest.raises(VerificationFailed, match="has changed since it was pinned"):
         fetch(request, identity, tmp_path / "out")
 
 

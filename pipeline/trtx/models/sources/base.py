@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,10 @@ SOURCES = {
     "demo": "trtx.models.sources.demo",
 }
 ANY_OTHER = "trtx.models.sources.remote"
+# Sources that need no network.
+LOCAL = ("file://", "demo://")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+TRUE = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads flags
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,26 @@ class Source(Protocol):
         Raises VerificationFailed when the source no longer has those bytes.
         """
         ...
+
+
+def is_local(url: str) -> bool:
+    """Whether a source needs no network."""
+    return url.startswith(LOCAL)
+
+
+def on_hub(url: str) -> bool:
+    """Whether a source is pinned by commits, which name their content."""
+    return url.startswith("hf://")
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision of the hub is one that cannot move."""
+    return revision is not None and COMMIT.fullmatch(revision) is not None
+
+
+def is_offline(environ: Mapping[str, str]) -> bool:
+    """Whether the network may not be used: HF_HUB_OFFLINE and TRTX_OFFLINE mean the same."""
+    return any(environ.get(name, "").upper() in TRUE for name in ("HF_HUB_OFFLINE", "TRTX_OFFLINE"))
 
 
 def find_source(url: str) -> Source:

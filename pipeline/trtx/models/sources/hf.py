@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trtx.errors import EnvironmentProblem, TrtxError, UsageProblem, VerificationFailed
 from trtx.files import canonical_json, read_json, sha256_bytes, write_json
-from trtx.models.sources.base import Progress, Request, Resolved
+from trtx.models.sources.base import Progress, Request, Resolved, is_commit
 from trtx.models.sources.hub import (
-    COMMIT,
     Hub,
     RemoteFile,
     download,
@@ -37,14 +37,23 @@ def resolve(request: Request) -> Resolved:
     What was once resolved for a commit is remembered: it cannot change, so planning needs neither network nor library.
     """
     hub = read_hub(request, request.revision or "main")
-    memo = cache_dir(request.environ) / "memo" / f"hub-{_memo_key(request, hub)}.json"
-    if COMMIT.fullmatch(hub.revision) and (config := _recall(memo)) is not None:
+    if is_commit(hub.revision) and (config := _recall(_memo_path(request, hub, hub.revision))) is not None:
         return Resolved(request.url, hub.revision, config)
     resolved = _resolve(request, hub)
-    if COMMIT.fullmatch(hub.revision):
-        with suppress(OSError, TrtxError):  # a read-only cache folder makes planning slower, not wrong
-            write_json(memo, resolved.config)
+    with suppress(OSError, TrtxError):  # a read-only cache folder makes planning slower, not wrong
+        write_json(_memo_path(request, hub, resolved.identity), resolved.config)
     return resolved
+
+
+def is_at_hand(request: Request, identity: str) -> bool:
+    """Whether the local hub cache holds all that `fetch` would take from a commit, so that no network is needed."""
+    hub = read_hub(replace(request, environ={**request.environ, "HF_HUB_OFFLINE": "1"}), identity)
+    try:
+        _, files = list_cached(hub)
+        _select(request, hub, files)
+    except TrtxError:
+        return False
+    return True
 
 
 def _resolve(request: Request, hub: Hub) -> Resolved:
@@ -136,10 +145,10 @@ def _data_names(request: Request, inside: list[str]) -> tuple[str, ...]:
     return tuple(sorted({*names, *held_out_files(inside, request.split)}))
 
 
-def _memo_key(request: Request, hub: Hub) -> str:
-    """Everything that decides what a commit resolves to."""
-    choice = [request.allow_pickle, request.split]
-    return sha256_bytes(canonical_json([hub.endpoint, hub.kind, hub.repo, hub.folder, hub.revision, choice]))
+def _memo_path(request: Request, hub: Hub, commit: str) -> Path:
+    """Where it is noted what a commit resolves to; everything that decides it is in the name."""
+    facts = [hub.endpoint, hub.kind, hub.repo, hub.folder, commit, [request.allow_pickle, request.split]]
+    return cache_dir(request.environ) / "memo" / f"hub-{sha256_bytes(canonical_json(facts))}.json"
 
 
 def _recall(memo: Path) -> dict[str, Any] | None:

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING
 
 from trtx.errors import EnvironmentProblem, UsageProblem
 from trtx.files import disk_errors, walk_files, write_text
-from trtx.models.sources.base import Request
+from trtx.models.sources.base import TRUE, Request, is_commit, is_offline
 
 if TYPE_CHECKING:
     from trtx.models.sources.hub_errors import Asked
 
 TIMEOUT_S = 15.0
-COMMIT = re.compile(r"[0-9a-f]{40}")
-TRUE = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads flags
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def read_hub(request: Request, revision: str) -> Hub:
         endpoint=(environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"),
         cache=Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser(),
         token=_read_token(environ, home),
-        offline=any(environ.get(name, "").upper() in TRUE for name in ("HF_HUB_OFFLINE", "TRTX_OFFLINE")),
+        offline=is_offline(environ),
     )
 
 
@@ -118,7 +116,7 @@ def list_remote(hub: Hub) -> tuple[str, list[RemoteFile]]:
 
 def remember_commit(hub: Hub, commit: str) -> None:
     """Note in the hub cache which commit a branch or tag names, for times without a network, as the library does."""
-    if not COMMIT.fullmatch(hub.revision):
+    if not is_commit(hub.revision):
         write_text(hub.cached / "refs" / hub.revision, commit)
 
 
@@ -128,7 +126,7 @@ def list_cached(hub: Hub) -> tuple[str, list[RemoteFile]]:
     Raises EnvironmentProblem when the cache does not hold that revision.
     """
     commit = hub.revision
-    if not COMMIT.fullmatch(commit):
+    if not is_commit(commit):
         reference = hub.cached / "refs" / commit
         commit = reference.read_text().strip() if reference.is_file() else ""
     snapshot = hub.cached / "snapshots" / commit
@@ -146,7 +144,7 @@ def list_cached(hub: Hub) -> tuple[str, list[RemoteFile]]:
                 name=path.relative_to(snapshot).as_posix(),
                 size=blob.stat().st_size,
                 sha256=blob.name if re.fullmatch(r"[0-9a-f]{64}", blob.name) else None,
-                git_sha1=blob.name if COMMIT.fullmatch(blob.name) else None,
+                git_sha1=blob.name if is_commit(blob.name) else None,
             )
         )
     return commit, files

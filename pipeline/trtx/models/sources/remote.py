@@ -17,7 +17,7 @@ from typing import Any
 
 from trtx.errors import EnvironmentProblem, TrtxError, UsageProblem, VerificationFailed, did_you_mean
 from trtx.files import CHUNK_BYTES
-from trtx.models.sources.base import SOURCES, Progress, Request, Resolved
+from trtx.models.sources.base import SOURCES, Progress, Request, Resolved, is_offline
 from trtx.models.sources.select import data_files, model_files
 from trtx.models.sources.transfer import check_shards, copy_stream, require_space, tree_digest
 
@@ -75,6 +75,12 @@ def list_files(request: Request) -> Listing:
 
     if request.revision not in (None, "main"):  # "main" is the recipe's default for every source
         raise UsageProblem(f"{request.url} has no revisions", fix="remove `revision`")
+    if is_offline(request.environ):
+        raise EnvironmentProblem(
+            f"{request.url} cannot be asked: the network may not be used",
+            why="TRTX_OFFLINE or HF_HUB_OFFLINE is set, or --offline was given",
+            fix="run once with a network",
+        )
     fs, root = url_to_fs(request.url)
     fs.invalidate_cache()
     if fs.isfile(root) and request.kind == "dataset":
@@ -107,9 +113,9 @@ def read_identity(listing: Listing) -> str:
 def check_identity(request: Request, listing: Listing, identity: str) -> None:
     if read_identity(listing) != identity:
         raise VerificationFailed(
-            f"{request.url} has changed since the plan",
+            f"{request.url} has changed since it was pinned",
             why="the versions of its files are not the planned ones",
-            fix="plan again: `trtx apply` does both",
+            fix="run again: `trtx apply` plans anew; what a lock pins is moved by `trtx lock RECIPE --upgrade all`",
         )
 
 
