@@ -5,7 +5,9 @@ A message is a list of parts that the rendered problem must contain.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 SECTIONS = {
     "schema": "schema: trtx/v1\n",
@@ -26,25 +28,44 @@ Message = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Malformed:
-    """A recipe with marks, and what must be said at each; `warns` when nothing of it is an error."""
+    """A recipe with marks, and what must be said at each; `warns` when nothing of it is an error.
+
+    `files` are other files of its folder, `set` and `unset` options of the command line, both with marks, too;
+    `env` is the environment. Messages come by text: --set, --unset, then the files by name.
+    """
 
     name: str
     marked: str
     messages: tuple[Message, ...]
     warns: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
+    set: tuple[str, ...] = ()
+    unset: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
-        return self.marked.replace("«", "")
+        return unmarked(self.marked)
 
     @property
-    def marks(self) -> list[tuple[int, int]]:
-        """Line and column of each mark, from 1, in the text without marks."""
-        found: list[tuple[int, int]] = []
-        for number, line in enumerate(self.marked.split("\n"), 1):
-            parts = line.split("«")
-            found += [(number, sum(map(len, parts[: index + 1])) + 1) for index in range(len(parts) - 1)]
+    def marks(self) -> list[tuple[str, int, int]]:
+        """Text, line and column of each mark, from 1, without the marks."""
+        texts = {
+            "--set": "\n".join(self.set),
+            "--unset": "\n".join(self.unset),
+            "recipe.yaml": self.marked,
+            **self.files,
+        }
+        found: list[tuple[str, int, int]] = []
+        for file, text in sorted(texts.items()):
+            for number, line in enumerate(text.split("\n"), 1):
+                parts = line.split("«")
+                found += [(file, number, sum(map(len, parts[: index + 1])) + 1) for index in range(len(parts) - 1)]
         return found
+
+
+def unmarked(text: str) -> str:
+    return text.replace("«", "")
 
 
 def recipe(**sections: str) -> str:
@@ -52,8 +73,8 @@ def recipe(**sections: str) -> str:
     return "".join({**SECTIONS, **sections}.values())
 
 
-def case(name: str, marked: str, *messages: Message, warns: bool = False) -> Malformed:
-    return Malformed(name, marked, messages, warns)
+def case(name: str, marked: str, *messages: Message, warns: bool = False, **around: Any) -> Malformed:
+    return Malformed(name, marked, messages, warns, **around)
 
 
 def variant(settings: str) -> str:

@@ -167,7 +167,7 @@ class Resolver:
         return value, path
 
     def no_variable(self, reference: Reference, old: Path, path: Path, index: int, around: Any) -> Broken:
-        name = dotted(path[: index + 1])
+        name = dotted(path[: max(index, 1) + 1])
         what, why = f"there is no variable {name}", ""
         if index > 1 and not isinstance(around, dict):
             why, fix = f"{dotted(path[:index])} is not a mapping", f"write ${{{dotted(path[:index])}}}"
@@ -257,7 +257,7 @@ class Resolver:
             note += f", through {self.shown(reference, trail)} in {self.raw.place(trail[0]).where}"
         stands, key = self.raw.place(old), self.tree.places.get(new)
         for path in paths_in(value, new):
-            self.tree.places[path] = stands._replace(kind="environment", note=note)
+            self.tree.places[path] = stands._replace(key=None, kind="environment", note=note)
         if key is not None:
             place = self.tree.places[new]
             self.tree.places[new] = place._replace(key=key.key, key_source=key.key_source or key.source)

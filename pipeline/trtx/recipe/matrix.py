@@ -90,7 +90,8 @@ def read_matrix(tree: Tree) -> tuple[list[Axis], list[Exclusion]]:
     if len(axes) == len(given["axes"]):
         axes = [_with_touched(tree, axis, axes) for axis in axes]
         _refuse_overlaps(tree, axes)
-    return axes, list(_read_exclusions(tree, given.get("exclude", []), axes))
+    # None stands for what could not be read, which is reported.
+    return axes, list(_read_exclusions(tree, given.get("exclude") or [], axes))
 
 
 def slug(value: Any) -> str:
@@ -112,7 +113,7 @@ def _is_malformed(tree: Tree) -> bool:
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             detail["loc"] = ("matrix", *detail["loc"])
-            if detail["loc"][1:4:2] == ("axes", "values"):
+            if detail["loc"][1:4:2] == ("axes", "values") and detail["type"] != "missing":
                 continue
             found = True
             message = explain(detail, tree.data)

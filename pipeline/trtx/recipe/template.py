@@ -86,6 +86,7 @@ def _bad_reference(raw: str, inner: str) -> BadTemplate:
     elif kind == "vars":
         fix = "write ${vars.NAME}"
     elif kind == "env":
+        name = re.sub(r"[^A-Za-z0-9_].*", "", rest, flags=re.DOTALL)
         fix = f"write ${{env.{name or 'NAME'}}} or ${{env.{name or 'NAME'}:-default}}"
     elif meant := nearest(kind, ("vars", "env")) if rest else None:
         fix = f"did you mean ${{{meant}.{rest}}}?"

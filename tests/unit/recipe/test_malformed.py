@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from pydantic import ValidationError
-from support.malformed import CASES, Malformed, recipe
+from support.malformed import CASES, Malformed, recipe, unmarked
+from support.malformed_composition import COMPOSED
 
 from trtx.hardware import support
 from trtx.recipe.checks import read_recipe
 from trtx.recipe.describe import make_json_schema
+from trtx.recipe.overrides import Overrides
 from trtx.recipe.problems import Problem, RecipeInvalid
 from trtx.recipe.schema import Recipe
 from trtx.recipe.tree import Unreadable, read_tree
 
 SCHEMA = jsonschema.Draft202012Validator(make_json_schema())
+
+ALL = (*CASES, *COMPOSED)
 
 # JSON has one kind of number, so JSON Schema takes 1.0 for the integer that it equals.
 JSON_NUMBERS = frozenset({"a fraction of zero"})
@@ -27,27 +32,29 @@ def name_of(value: Any) -> str | None:
     return value.name if isinstance(value, Malformed) else None
 
 
-def problems_of(path: Path, text: str) -> tuple[Problem, ...]:
-    path.write_text(text)
+def problems_of(folder: Path, case: Malformed) -> tuple[Problem, ...]:
+    for name, text in {**case.files, "recipe.yaml": case.marked}.items():
+        (folder / name).write_text(unmarked(text))
+    overrides = Overrides(tuple(map(unmarked, case.set)), tuple(map(unmarked, case.unset)))
     try:
-        return read_recipe(path, support).warnings
+        return read_recipe(folder / "recipe.yaml", support, overrides, case.env).warnings
     except RecipeInvalid as error:
         return tuple(error.problems)
 
 
 def test_case_names_are_unique_and_there_are_many() -> None:
-    assert len({case.name for case in CASES}) == len(CASES) >= 100
+    assert len({case.name for case in ALL}) == len(ALL) >= 180
 
 
 def test_the_recipe_that_the_cases_start_from_is_valid(tmp_path: Path) -> None:
-    assert problems_of(tmp_path / "recipe.yaml", recipe()) == ()
+    assert problems_of(tmp_path, Malformed("valid", recipe(), ())) == ()
 
 
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", ALL, ids=name_of)
 def test_a_malformed_recipe_is_explained_where_it_is_wrong(case: Malformed, tmp_path: Path) -> None:
-    found = problems_of(tmp_path / "recipe.yaml", case.text)
+    found = problems_of(tmp_path, case)
     shown = "\n\n".join(problem.render() for problem in found)
-    places = [(problem.line, problem.col) for problem in found]
+    places = [(problem.file.removeprefix(f"{tmp_path}/"), problem.line, problem.col) for problem in found]
     # One place may have several problems; the marks say where, the messages how many.
     assert sorted(set(places)) == case.marks, shown
     assert len(found) == len(case.messages), shown
@@ -56,14 +63,22 @@ def test_a_malformed_recipe_is_explained_where_it_is_wrong(case: Malformed, tmp_
     assert {problem.severity for problem in found} == {"warning" if case.warns else "error"}
 
 
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", ALL, ids=name_of)
 def test_a_problem_shows_its_line_with_a_caret_under_the_place(case: Malformed, tmp_path: Path) -> None:
-    for problem in problems_of(tmp_path / "recipe.yaml", case.text):
+    for problem in problems_of(tmp_path, case):
         head, *rest = problem.render().splitlines()
-        assert head.startswith(f"{tmp_path}/recipe.yaml:{problem.line}:{problem.col}: {problem.severity}: ")
+        assert head.startswith(f"{problem.file}:{problem.line}:{problem.col}: {problem.severity}: ")
         if problem.source.strip():
             source, caret = rest[0][8:], rest[1][8:]
-            assert source[caret.index("^")] == problem.source[problem.col - 1 : problem.col].replace("\t", " ")
+            shown = problem.source[problem.col - 1 : problem.col]
+            assert source[caret.index("^")] == (shown if shown.isprintable() else " ")
+
+
+@pytest.mark.parametrize("case", COMPOSED, ids=name_of)
+def test_values_of_the_environment_are_never_repeated(case: Malformed, tmp_path: Path) -> None:
+    for problem in problems_of(tmp_path, case):
+        words = re.findall(r"\w+", problem.render())
+        assert [value for value in case.env.values() if set(re.findall(r"\w+", value)) & set(words)] == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
