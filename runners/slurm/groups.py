@@ -1,0 +1,159 @@
+"""What is to be run: tasks in groups. One group is one `sbatch`, a job array with one task of the group per index."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from trtx.errors import UsageProblem
+from trtx.runners.slurm.options import Gpu, Resources, check_text
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+DependencyKind = Literal["aftercorr", "afterok", "afterany"]
+
+
+@dataclass(frozen=True)
+class SlurmTask:
+    """One step: `index` is its number in the group's array, `folder` its folder of the run, which holds job.json.
+
+    `argv` runs in `folder`. `environment` is written to disk, so it holds no secrets; `inherit` names variables whose
+    values come from the environment of the job. `needs` are steps that must have ended well.
+    """
+
+    step: str
+    index: int
+    folder: Path
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    inherit: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_text(f"environment of {self.step}", list(self.environment))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks with the same needs, submitted together; at most `throttle` run at once (None: as many as there is room)."""
+
+    name: str
+    tasks: tuple[SlurmTask, ...]
+    resources: Resources = field(default_factory=Resources)
+    throttle: int | None = None
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise UsageProblem(f"'{self.name}' cannot be the name of a group of jobs", fix="use letters, digits, . _ -")
+        if not self.tasks:
+            raise UsageProblem(f"the group of jobs '{self.name}' is empty")
+        if len({task.index for task in self.tasks}) != len(self.tasks):
+            raise UsageProblem(f"two tasks of the group '{self.name}' have the same index")
+
+    def task(self, index: int) -> SlurmTask:
+        return next(task for task in self.tasks if task.index == index)
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """What a group waits for: all of another group, or task by task (`aftercorr`)."""
+
+    kind: DependencyKind
+    group: str
+
+
+def find_dependencies(group: Group, tasks: Iterable[SlurmTask], groups: Sequence[Group]) -> list[Dependency]:
+    """How `tasks` of a group wait for earlier groups, the strongest way that stops no task because of another's failure.
+
+    - `aftercorr` where every task needs exactly the task of its own index;
+    - `afterok` where every task needs every task of the other group;
+    - `afterany` else: the tasks start when the others ended, and those whose inputs are missing say so at once.
+    """
+    tasks = list(tasks)
+    found = []
+    for other in groups:
+        if other.name == group.name:
+            continue
+        steps = {task.step: task.index for task in other.tasks}
+        needed = {task.index: {steps[step] for step in task.needs if step in steps} for task in tasks}
+        if not any(needed.values()):
+            continue
+        if all(indices == {index} for index, indices in needed.items()):
+            found.append(Dependency("aftercorr", other.name))
+        elif all(indices == set(steps.values()) for indices in needed.values()):
+            found.append(Dependency("afterok", other.name))
+        else:
+            found.append(Dependency("afterany", other.name))
+    return found
+
+
+def number_tasks(chains: Sequence[tuple[str, Sequence[str]]], indices: Mapping[str, int]) -> dict[str, int]:
+    """Indices for the steps of a new group, from (step, steps it needs) and the indices of all earlier steps.
+
+    A step gets the index of a step it needs where that is free, so that chains of cells match one to one.
+    """
+    made: dict[str, int] = {}
+    taken: set[int] = set()
+    for step, needs in chains:
+        wanted = next((indices[need] for need in needs if indices.get(need, -1) not in {-1, *taken}), None)
+        if wanted is not None:
+            made[step] = wanted
+            taken.add(wanted)
+    free = (index for index in itertools.count() if index not in taken)
+    for step, _ in chains:
+        if step not in made:
+            made[step] = next(free)
+    return made
+
+
+def format_indices(indices: Iterable[int]) -> str:
+    """Indices as sbatch --array takes them: {0, 1, 2, 7} is "0-2,7"."""
+    parts = []
+    for _, run in itertools.groupby(enumerate(sorted(indices)), lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in run]
+        parts.append(f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0]))
+    return ",".join(parts)
+
+
+def parse_indices(text: str) -> list[int]:
+    """Indices as squeue prints them: "3", "0-2,7", "4-10:2", "[5-9%3]". Raises ValueError for anything else."""
+    found: list[int] = []
+    for part in text.strip("[]").split("%")[0].split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+        if match is None:
+            raise ValueError(f"not indices of a job array: {text!r}")
+        first, last, step = match.groups()
+        found += range(int(first), int(last or first) + 1, int(step or 1))
+    return found
+
+
+def group_to_json(group: Group) -> dict[str, Any]:
+    document = dataclasses.asdict(group)
+    for task in document["tasks"]:
+        task["folder"] = str(task["folder"])
+    return document
+
+
+def group_from_json(document: Mapping[str, Any]) -> Group:
+    tasks = tuple(
+        SlurmTask(
+            **{
+                **task,
+                "folder": Path(task["folder"]),
+                "argv": tuple(task["argv"]),
+                "inherit": tuple(task["inherit"]),
+                "needs": tuple(task["needs"]),
+            }
+        )
+        for task in document["tasks"]
+    )
+    return Group(document["name"], tasks, resources_from_json(document["resources"]), document["throttle"])
+
+
+def resources_from_json(document: Mapping[str, Any]) -> Resources:
+    gpu = Gpu(**document["gpu"]) if document["gpu"] else None
+    return Resources(**{**document, "gpu": gpu, "exclude": tuple(document["exclude"])})
