@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 PULLS = 2
 PUSHES = 1
 CLAIMS = 2
-# How often a step that another machine makes is looked at.
-POLL_S = 5.0
+# How often a step that another machine makes is looked at: a quarter of the time waited so far, within these bounds.
+MIN_POLL_S, MAX_POLL_S = 0.5, 5.0
 # How long one is waited for, while its maker gives signs of life, before it is made here all the same.
 MAX_WAIT_S = 4 * 3600.0
 # How long threads may take to clean up after an interruption.
@@ -71,10 +71,9 @@ Event = Pulled | Claimed | Pushed
 class Exchange:
     """A run's traffic with the remotes. Only the thread that made it calls its methods."""
 
-    def __init__(self, store: Store, remotes: Remotes | None, *, poll_s: float = POLL_S) -> None:
+    def __init__(self, store: Store, remotes: Remotes | None) -> None:
         self._store = store
         self._remotes = remotes
-        self._poll_s = poll_s
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         # By step: bytes done and bytes in all.
@@ -128,7 +127,7 @@ class Exchange:
         now = time.monotonic()
         since, _ = self._waiting.pop(event.step, (now, now))
         if event.claim.turn is Turn.THEIRS and now - since < MAX_WAIT_S:
-            self._waiting[event.step] = (since, now + self._poll_s)
+            self._waiting[event.step] = (since, now + min(MAX_POLL_S, max(MIN_POLL_S, (now - since) / 4)))
         elif event.claim.turn is not Turn.MADE:
             self._turns.add(event.step)
 

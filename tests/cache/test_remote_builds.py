@@ -1,0 +1,423 @@
+"""Machines with caches of their own share a remote: what one makes the others take, and each step is made once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import machine
+from support.plans import plan_of
+from support.remotes import CREDENTIALS, Place, closed_port, environment_with, make_store, proxy
+from support.steps import Behaviour, InlineRunner, Watcher, install_stage, states, write_output
+
+from trtx.cache.remote import blob_name, entry_name
+from trtx.cache.remote_lease import Leases, Turn
+from trtx.cache.signing import make_key_file
+from trtx.cache.store import Store
+from trtx.errors import StepFailed
+from trtx.plan import exchange, execute
+from trtx.plan.execute import Execution
+from trtx.plan.record import create_run
+from trtx.plan.remotes import Remotes, open_remotes
+from trtx.plan.steps import Plan
+from trtx.plan.survey import State, overlay, survey
+from trtx.stages.base import StepContext
+
+
+class Machine:
+    """One machine, in this process: `apply` runs the plan against its own cache and the remotes."""
+
+    def __init__(self, folder: Path, remotes: str, monkeypatch: pytest.MonkeyPatch, **environ: str) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.plan = plan_of(folder, select="cpu/fp32")
+        self.store = make_store(Path(self.plan.cache_dir))
+        self.runner = InlineRunner()
+        self._environ = {"TRTX_CACHE_REMOTES": remotes, "XDG_CONFIG_HOME": str(folder), **environ}
+        self._monkeypatch = monkeypatch
+
+    def remotes(self) -> Remotes:
+        remotes = open_remotes(self._environ)
+        assert remotes is not None
+        return remotes
+
+    def survey(self) -> dict[str, State]:
+        return states(survey(self.plan, self.store, None, self.remotes()))
+
+    def apply(self, behaviours: dict[str, Behaviour] | None = None, **options: Any) -> Execution:
+        install_stage(self._monkeypatch, behaviours)
+        self.runner = InlineRunner()
+        record = create_run(self.folder, self.plan)
+        execution = Execution(self.plan, self.store, self.runner, record, {}, Watcher(), **options)
+        execution.remotes = self.remotes()
+        execution.run(survey(self.plan, self.store, None, execution.remotes))
+        return execution
+
+
+MakeMachine = Callable[..., Machine]
+
+
+@pytest.fixture
+def machines(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachine]:
+    """Makes machines that share one remote."""
+    monkeypatch.setattr(exchange, "MIN_POLL_S", 0.05)
+    monkeypatch.setattr(execute, "TICK_S", 0.02)
+
+    def make(name: str, settings: str = "mode=read-write", **environ: str) -> Machine:
+        return Machine(tmp_path / name, remotes_of(place, settings), monkeypatch, **environ)
+
+    yield make
+
+
+def remotes_of(place: Place, settings: str = "mode=read-write") -> str:
+    endpoint = f";endpoint={place.endpoint}" if place.endpoint else ""
+    return f"{place.url};name=shared;{settings}{endpoint}"
+
+
+def leaf(plan: Plan) -> str:
+    return plan.leaves()[0].id
+
+
+def num_objects(machine: Machine) -> int:
+    remote = machine.remotes().all[0]
+    return len(remote.find_many([step.key for step in machine.plan.steps])[0])
+
+
+def test_what_one_machine_made_another_takes(machines: MakeMachine) -> None:
+    one, two = machines("one"), machines("two")
+    first = one.apply()
+    assert set(states(list(first.statuses.values())).values()) == {State.DONE}
+    assert first.warnings == []
+    assert num_objects(two) == len(two.plan.steps)
+    planned = two.survey()
+    assert {step: state for step, state in planned.items() if state is not State.NOT_NEEDED} == {
+        step.id: State.REMOTE for step in two.plan.leaves()
+    }
+    second = two.apply()
+    assert two.runner.order == []
+    assert second.statuses[leaf(two.plan)].reason == "taken from remote shared in this run"
+    assert two.store.find(two.plan.leaves()[0].key).manifest == one.store.find(one.plan.leaves()[0].key).manifest
+
+
+def test_a_plan_says_where_an_entry_is(machines: MakeMachine) -> None:
+    machines("one").apply()
+    two = machines("two")
+    status = next(s for s in survey(two.plan, two.store, None, two.remotes()) if s.step.id == leaf(two.plan))
+    assert status.reason.startswith("in remote shared, ")
+
+
+def test_only_inputs_of_what_runs_are_taken(machines: MakeMachine) -> None:
+    one, two = machines("one"), machines("two")
+    one.apply()
+    package = one.plan.leaves()[0]
+    remote = one.remotes().writable[0]
+    remote.write_object(lambda blobs: blobs.remove(entry_name(package.key)))
+    execution = two.apply()
+    assert two.runner.order == [package.id]
+    taken = {step for step, status in execution.statuses.items() if "taken from" in status.reason}
+    assert taken == {entry.step for entry in package.inputs.values()}
+    assert num_objects(two) == len(two.plan.steps)
+
+
+def spoil_blob(machine: Machine, step_id: str, content: bytes = b"spoiled") -> None:
+    """Replace the content of a step's first file on the remote."""
+    remote = machine.remotes().writable[0]
+    offer = remote.find(machine.plan.step(step_id).key)
+    assert offer is not None
+    remote.write_object(lambda blobs: blobs.write(blob_name(offer.chunks[0][0]), content))
+
+
+def test_a_corrupt_remote_entry_is_refused_rebuilt_and_replaced(machines: MakeMachine) -> None:
+    one, two, three = machines("one"), machines("two"), machines("three")
+    one.apply()
+    spoil_blob(one, leaf(one.plan))
+    execution = two.apply()
+    assert two.runner.order == [leaf(two.plan)]
+    assert execution.errors == {}
+    assert "damaged" in execution.warnings[0]
+    assert execution.statuses[leaf(two.plan)].reason == "made in this run"
+    assert "refused" in [event["event"] for event in execution.record.events()]
+    healed = three.apply()
+    assert three.runner.order == []
+    assert healed.warnings == []
+
+
+def test_when_everything_on_a_remote_is_corrupt_all_is_rebuilt(machines: MakeMachine) -> None:
+    one, two, three = machines("one"), machines("two"), machines("three")
+    one.apply()
+    for step in one.plan.steps:
+        spoil_blob(one, step.id)
+    execution = two.apply()
+    assert execution.errors == {}
+    assert sorted(two.runner.order) == sorted(step.id for step in two.plan.steps)
+    three.apply()
+    assert three.runner.order == []
+
+
+def test_garbage_instead_of_entries_is_ignored_with_a_reason_and_replaced(machines: MakeMachine) -> None:
+    one = machines("one")
+    remote = one.remotes().writable[0]
+    for step in one.plan.steps:
+        remote.write_object(lambda blobs, key=step.key: blobs.write(entry_name(key), b"<html>"))  # type: ignore[misc]
+    remotes = one.remotes()
+    survey(one.plan, one.store, None, remotes)
+    count = len(one.plan.steps)
+    assert remotes.notes() == [f"remote shared: {count} entries ignored: its object is not an entry of a trtx cache"]
+    assert one.apply().errors == {}
+    two = machines("two")
+    two.apply()
+    assert two.runner.order == []
+
+
+def test_a_corrupt_local_entry_is_taken_from_the_remote(machines: MakeMachine) -> None:
+    one = machines("one")
+    one.apply()
+    path = one.store.output(one.plan.leaves()[0].key) / "output.txt"
+    path.chmod(0o644)
+    path.write_text("spoiled")
+    execution = one.apply()
+    assert one.runner.order == []
+    assert execution.errors == {}
+    assert one.survey()[leaf(one.plan)] is State.CACHED
+
+
+def test_a_remote_that_is_only_read_gets_nothing(machines: MakeMachine, place: Place) -> None:
+    place.blobs().write("v1/exists", b"1")
+    one = machines("one", "mode=read")
+    execution = one.apply()
+    assert execution.errors == {}
+    assert num_objects(one) == 0
+
+
+def test_a_job_of_a_pull_request_puts_nothing_anywhere(machines: MakeMachine, place: Place) -> None:
+    place.blobs().write("v1/exists", b"1")
+    one = machines("one", GITHUB_EVENT_NAME="pull_request")
+    assert one.apply().errors == {}
+    assert num_objects(one) == 0
+    machines("two").apply()
+    three = machines("three", CI_MERGE_REQUEST_ID="7")
+    three.apply()
+    assert three.runner.order == []
+
+
+def test_a_failed_step_is_left_to_other_machines(machines: MakeMachine) -> None:
+    def fail(_context: StepContext) -> None:
+        raise StepFailed("no luck")
+
+    one, two = machines("one"), machines("two")
+    assert one.apply({"benchmark": fail}).errors
+    assert two.apply().errors == {}
+    assert "benchmark/cpu/fp32" in two.runner.order
+    assert "build/cpu/fp32" not in two.runner.order
+
+
+def test_status_shows_what_a_run_took(machines: MakeMachine) -> None:
+    machines("one").apply()
+    two = machines("two")
+    execution = two.apply()
+    shown = overlay(survey(two.plan, two.store), execution.record)
+    reasons = {status.step.id: status.reason for status in shown}
+    assert reasons[leaf(two.plan)] == "taken from remote shared in this run"
+
+
+def make_machine(tmp_path: Path, remotes: str, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path / "machine", remotes, monkeypatch)
+
+
+def test_a_remote_that_is_down_is_skipped_with_a_reason(
+    tmp_path: Path, credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://bucket/x;name=shared;mode=read-write;endpoint=http://127.0.0.1:{closed_port()}"
+    one = make_machine(tmp_path, url, monkeypatch)
+    remotes = one.remotes()
+    survey(one.plan, one.store, None, remotes)
+    assert remotes.notes()[0].startswith("remote shared (s3://bucket/x) was skipped: Could not connect")
+    execution = one.apply()
+    assert execution.errors == {}
+    assert len(one.runner.order) == len(one.plan.steps)
+    assert len(execution.warnings) == 1
+    assert "was not put on remote shared" in execution.warnings[0]
+
+
+def test_a_remote_that_stalls_is_skipped_at_its_deadline(
+    tmp_path: Path, s3_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert s3_place.endpoint is not None
+    with proxy(s3_place.endpoint) as between:
+        between.stall.set()
+        url = f"{s3_place.url};name=slow;mode=read-write;timeout=200ms;endpoint={between.endpoint}"
+        one = make_machine(tmp_path, url, monkeypatch)
+        execution = one.apply()
+    assert execution.errors == {}
+    assert execution.remotes is not None
+    assert "did not answer" in execution.remotes.notes()[0]
+
+
+def test_of_two_remotes_the_first_that_has_an_entry_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = f"file://{tmp_path}/near;name=near", f"file://{tmp_path}/far;name=far"
+    Machine(tmp_path / "one", f"{far};mode=read-write", monkeypatch).apply()
+    two = Machine(tmp_path / "two", f"{near};mode=read-write,{far}", monkeypatch)
+    execution = two.apply()
+    assert execution.statuses[leaf(two.plan)].reason == "taken from remote far in this run"
+
+
+def test_an_entry_that_one_remote_spoiled_is_taken_from_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = f"file://{tmp_path}/near;name=near", f"file://{tmp_path}/far;name=far"
+    one = Machine(tmp_path / "one", f"{near};mode=read-write,{far};mode=read-write", monkeypatch)
+    one.apply()
+    spoil_blob(one, leaf(one.plan))
+    two = Machine(tmp_path / "two", f"{near},{far}", monkeypatch)
+    execution = two.apply()
+    assert two.runner.order == []
+    assert execution.statuses[leaf(two.plan)].reason == "taken from remote far in this run"
+
+
+def test_unsigned_entries_are_ignored_where_signatures_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, other = make_key_file(tmp_path / "ours.pem"), make_key_file(tmp_path / "other.pem")
+    url = f"file://{tmp_path}/share"
+
+    def site(name: str, private: str | None, trusted: str) -> dict[str, str]:
+        path = tmp_path / f"{name}.yaml"
+        sign = f"sign: {{private_key: {tmp_path}/{private}}}" if private else ""
+        remote = f"{{name: shared, url: '{url}', mode: read-write, trust: signed}}"
+        path.write_text(f"cache:\n  remotes: [{remote}]\n  trusted_keys: {{ci: '{trusted}'}}\n  {sign}\n")
+        return {"TRTX_CONFIG": str(path)}
+
+    def run(name: str, private: str | None, trusted: str) -> tuple[Machine, Execution]:
+        made = Machine(tmp_path / name, "", monkeypatch, **site(name, private, trusted))
+        del made._environ["TRTX_CACHE_REMOTES"]
+        return made, made.apply()
+
+    run("unsigned", None, ours)
+    signed, execution = run("signed", "ours.pem", ours)
+    assert len(signed.runner.order) == len(signed.plan.steps), "nobody trusts what is unsigned"
+    assert execution.remotes is not None
+    assert "ignored: it is not signed" in execution.remotes.notes()[0]
+    reader, execution = run("reader", None, ours)
+    assert reader.runner.order == []
+    assert ", signed by ci" in next(
+        status.reason
+        for status in survey(reader.plan, make_store(tmp_path / "fresh"), None, reader.remotes())
+        if status.step.id == leaf(reader.plan)
+    )
+    stranger, execution = run("stranger", None, other)
+    assert len(stranger.runner.order) == len(stranger.plan.steps)
+    assert execution.remotes is not None
+    assert "not signed by a trusted key" in execution.remotes.notes()[0]
+
+
+def test_an_interruption_leaves_nothing_half_and_gives_leases_back(machines: MakeMachine) -> None:
+    one, two = machines("one"), machines("two")
+
+    class Stopping(InlineRunner):
+        def wait(self, timeout_s: float) -> Any:
+            if "build/cpu/fp32" in self.order:
+                raise KeyboardInterrupt
+            return super().wait(timeout_s)
+
+    install_stage(one._monkeypatch, None)
+    record = create_run(one.folder, one.plan)
+    execution = Execution(one.plan, one.store, Stopping(), record, {}, Watcher())
+    execution.remotes = one.remotes()
+    with pytest.raises(KeyboardInterrupt):
+        execution.run(survey(one.plan, one.store, None, execution.remotes))
+    assert two.apply().errors == {}
+    assert set(two.survey().values()) <= {State.CACHED, State.NOT_NEEDED}
+
+
+def start(folder: Path, remotes: str, counts: Path, delay_s: float = 0.0) -> subprocess.Popen[str]:
+    argv = [sys.executable, machine.__file__, str(folder), remotes, str(counts), str(delay_s)]
+    environ = environment_with(**CREDENTIALS)
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    result: dict[str, Any] = json.loads(out)
+    return result
+
+
+@pytest.fixture(params=["file", "s3"])
+def shared_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A remote that processes can share."""
+    made: Place = request.getfixturevalue("s3_place") if request.param == "s3" else Place(f"file://{tmp_path}/share")
+    return made
+
+
+def test_processes_of_several_machines_make_each_step_once(tmp_path: Path, shared_place: Place) -> None:
+    remotes, counts = remotes_of(shared_place), tmp_path / "counts"
+    processes = [start(tmp_path / f"machine-{number}", remotes, counts, 0.3) for number in range(3)]
+    results = [finish(process) for process in processes]
+    made = counts.read_text().splitlines()
+    assert len(made) == len(set(made)), "a step was made twice"
+    for result in results:
+        assert result["warnings"] == []
+        assert {state for state, _ in result["steps"].values()} <= {"done", "not needed"}
+    leaves = {reason for result in results for step, (_, reason) in result["steps"].items() if "package" in step}
+    assert leaves == {"made in this run", "taken from remote shared in this run"}
+
+
+def test_a_killed_machine_is_replaced_by_another(tmp_path: Path, shared_place: Place) -> None:
+    remotes, counts = remotes_of(shared_place), tmp_path / "counts"
+    killed = start(tmp_path / "one", remotes, counts, 30)
+    while not counts.exists():
+        assert killed.poll() is None
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    result = finish(start(tmp_path / "two", remotes, counts))
+    assert {state for state, _ in result["steps"].values()} == {"done"}
+
+
+def test_machines_whose_leases_do_not_work_are_both_correct(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Place
+) -> None:
+    monkeypatch.setattr(Leases, "_take", lambda *_: (Turn.OURS, ""))
+    one, two = (Machine(tmp_path / name, remotes_of(place), monkeypatch) for name in ("one", "two"))
+
+    def other_machine_first(context: StepContext) -> None:
+        if not two.runner.order:
+            two.apply()
+            install_stage(monkeypatch)
+        write_output(context)
+
+    assert one.apply({"download": other_machine_first}).errors == {}
+    assert one.store.find(one.plan.leaves()[0].key).manifest is not None
+
+
+def test_without_remotes_nothing_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; from trtx.plan.remotes import open_remotes; from trtx.plan.execute import Execution;"
+        f"assert open_remotes({{'XDG_CONFIG_HOME': {str(tmp_path)!r}}}) is None;"
+        "print([name for name in ('fsspec', 's3fs', 'cryptography', 'trtx.cache.remote', 'trtx.plan.site_schema')"
+        " if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_full_disk_while_taking_an_entry_is_an_error_of_the_step(
+    machines: MakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines("one").apply()
+    two = machines("two")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Store, "_move_in", full)
+    execution = two.apply()
+    assert "the disk is full" in execution.errors[leaf(two.plan)].why
+    assert execution.statuses[leaf(two.plan)].state is State.FAILED
