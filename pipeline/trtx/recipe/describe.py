@@ -13,6 +13,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from trtx.recipe.document import Document
+from trtx.recipe.matrix import CELL_KEYS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ID = "urn:trtx:schema:recipe:v1"
@@ -24,6 +25,10 @@ _REFERENCE = rf"\$\{{(vars(\.[^.\s{{}}:$]+)+|env\.[A-Za-z_][A-Za-z0-9_]*(:-{_DEF
 WHOLE = f"^{_REFERENCE}$"
 WITHIN = f"(^|[^$]){_REFERENCE}"
 NO_REFERENCE = r"^(?![\s\S]*\$\{)"
+# Every `${` of a text is a reference or escaped.
+TEXT = rf"^([^$]|\$(?!\{{)|\$\$\{{|{_REFERENCE})*$"
+RELATIVE = r"^(?![/~])(?![\s\S]*(://|\$\{))"
+VARYING = r"^(?!\"?(schema|name|extends|matrix)(\W|$))"
 
 # `$ref` beside other keywords adds to them in this dialect; patterns look at texts only.
 SHARED: dict[str, dict[str, Any]] = {
@@ -33,11 +38,14 @@ SHARED: dict[str, dict[str, Any]] = {
     "filled": {
         "$comment": "No null anywhere: without `extends` there is nothing to delete.",
         "type": ["object", "array", "string", "number", "boolean"],
+        "pattern": TEXT,
+        "patternErrorMessage": "a reference is ${vars.NAME}, ${env.NAME} or ${env.NAME:-default}; $${ is a plain ${",
         "additionalProperties": {"$ref": "#/$defs/filled"},
         "items": {"$ref": "#/$defs/filled"},
     },
     "partial": {
         "$comment": "With `extends`, null deletes a key; lists are replaced whole.",
+        "pattern": TEXT,
         "additionalProperties": {"$ref": "#/$defs/partial"},
         "items": {"$ref": "#/$defs/filled"},
     },
@@ -80,8 +88,7 @@ def make_json_schema(devices: Iterable[str] = ()) -> dict[str, Any]:
     for name, node in made["properties"].items():
         if name not in ("schema", "extends"):
             _open(node, "null" if name == "vars" else "reference")
-    axis_values = definitions["Axis"]["properties"]["values"]["anyOf"][0]["items"]
-    axis_values |= {"type": ["string", "number", "boolean"], "pattern": NO_REFERENCE}
+    _narrow(made, definitions)
     names = list(devices)
     if names:
         definitions["Target"]["properties"]["gpu"]["examples"] = names
@@ -145,6 +152,18 @@ def _tidy(node: Any) -> None:
     elif isinstance(node, list):
         for inner in node:
             _tidy(inner)
+
+
+def _narrow(made: dict[str, Any], definitions: dict[str, Any]) -> None:
+    """Rules about files and axes that trtx.recipe.extend and trtx.recipe.matrix have in code."""
+    one, many, *_ = made["properties"]["extends"]["anyOf"]
+    for node in (one, many["items"]):
+        node |= {"pattern": RELATIVE, "patternErrorMessage": "a path relative to this file, without references"}
+    axis, matrix = definitions["Axis"]["properties"], definitions["Matrix"]["properties"]
+    axis["path"]["pattern"] = VARYING
+    axis["values"]["anyOf"][0]["items"] = {"type": ["string", "number", "boolean"], "pattern": NO_REFERENCE}
+    matrix["axes"]["propertyNames"] = {"not": {"enum": list(CELL_KEYS)}}
+    matrix["exclude"]["items"]["properties"] = {key: {"type": "string"} for key in CELL_KEYS}
 
 
 def _open_section(definition: dict[str, Any], more: More) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from support.malformed import engine, recipe, target, variant, workload
+from support.malformed import CASES, Malformed, engine, recipe, target, variant, workload
+from support.malformed_composition import COMPOSED
 
 from trtx.hardware.gpus import GPUS
 from trtx.recipe.describe import ID, SHARED, make_json_schema
+from trtx.recipe.tree import DELETE, Unreadable, read_tree
 
 ROOT = Path(__file__).parents[3]
 VALIDATOR = jsonschema.Draft202012Validator(make_json_schema())
@@ -169,3 +171,68 @@ def test_an_axis_may_hold_references_and_give_what_is_missing(text: str) -> None
 )
 def test_a_file_that_stands_alone_must_be_whole(text: str) -> None:
     assert not accepts(text)
+
+
+# What of the malformed compositions a schema can say, which sees one file and neither the environment nor options.
+SEEN = {
+    "an absolute base",
+    "a base at home",
+    "a base on the web",
+    "a base by variable",
+    "no base",
+    "a null as base",
+    "a number as base",
+    "one wrong base",
+    "a wrong value over a base",
+    "deleting in a list",
+    "problems of all files at once",
+    "a reference that is not closed",
+    "a reference to nothing",
+    "a reference with spaces",
+    "a mistyped kind",
+    "a default of a variable",
+    "a wrong form of a default",
+    "a variable's bad name",
+    "variables that are a list",
+    "a matrix of nothing",
+    "a matrix that is a list",
+    "an unknown key of a matrix",
+    "an axis without a path",
+    "an unknown key of an axis",
+    "an axis without values",
+    "values that are a text",
+    "values by reference",
+    "a schema that varies",
+    "an axis named target",
+    "a wrong name of a value",
+    "a list without a name",
+    "a reference without a name",
+    "a target that is a list",
+    "an empty exclusion",
+    "options and a file at once",
+}
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return None if value is DELETE else value
+
+
+def verdict(case: Malformed) -> bool | None:
+    """Whether the schema accepts a recipe's own file; None where YAML itself is wrong."""
+    try:
+        tree = read_tree("recipe.yaml", case.text)
+    except Unreadable:
+        return None
+    return None if tree.problems else VALIDATOR.is_valid(plain(tree.data))
+
+
+def test_the_schema_refuses_what_it_can_of_the_malformed_compositions_and_accepts_the_rest() -> None:
+    assert {case.name for case in COMPOSED if verdict(case) is False} == SEEN
+
+
+def test_the_schema_accepts_what_only_deserves_a_warning() -> None:
+    assert [case.name for case in (*CASES, *COMPOSED) if case.warns and verdict(case) is False] == []
