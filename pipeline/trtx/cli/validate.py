@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from trtx.cli.options import (
+    FormatOption,
     OutputFormat,
     OutputOption,
     RecipeArgument,
     SetOption,
+    TextFormat,
     UnsetOption,
     make_overrides,
+    spell,
 )
 from trtx.console import Console
 
@@ -32,11 +35,13 @@ def command(
     set_: SetOption = None,
     unset: UnsetOption = None,
     output: OutputOption = OutputFormat.TABLE,
+    text_format: FormatOption = TextFormat.TEXT,
 ) -> None:
     """Check a recipe, at every point of its matrix, and show all its problems at once, each with its place.
 
     Uses no network: a model from elsewhere is checked against the recipe (heads, layers, positions) by plan.
     """
+    from trtx.cli.github import annotate_problem, annotated
     from trtx.hardware import support
     from trtx.plan.steps import split_selection
     from trtx.recipe.cells import select_cells
@@ -47,10 +52,12 @@ def command(
     as_json = output is OutputFormat.JSON
     path, glob = split_selection(recipe)
     answer: dict[str, Any] = {"schema": SCHEMA, "recipe": str(path)}
+    overrides = make_overrides(set_, unset)
     try:
-        loaded = read_recipe(path, support, make_overrides(set_, unset), os.environ)
-        cells = [cell.name for cell in select_cells(loaded.cells(), glob)]
-        _check_local_models(loaded, os.environ)
+        with annotated(console, text_format):
+            loaded = read_recipe(path, support, overrides, os.environ)
+            cells = [cell.name for cell in select_cells(loaded.cells(), glob)]
+            _check_local_models(loaded, os.environ)
     except RecipeInvalid as error:
         if not as_json:
             raise
@@ -63,10 +70,12 @@ def command(
         return
     for warning in loaded.warnings:
         console.warn(warning.render())
+        if text_format is TextFormat.GITHUB:
+            console.command(annotate_problem(warning))
     count = f"{len(cells)} engine{'s' if len(cells) != 1 else ''}"
     shown = ", ".join(cells[:20]) + (f" and {len(cells) - 20} more" if len(cells) > 20 else "")
     console.say(f"{console.paint('ok:', 'ok')} {recipe} describes {count}: {shown}")
-    console.say(f"next: trtx plan {recipe}")
+    console.say(f"next: trtx plan {spell(recipe, overrides)}")
 
 
 def _check_local_models(loaded: LoadedRecipe, environ: Mapping[str, str]) -> None:

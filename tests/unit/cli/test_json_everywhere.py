@@ -1,0 +1,38 @@
+"""Every verb has `-o json`, so that no tool ever has to read a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import typer.main
+
+from trtx.cli.main import app
+
+
+def verbs(command: typer.main.TyperGroup, name: str = "") -> Iterator[tuple[str, object]]:
+    for word, inner in command.commands.items():
+        if isinstance(inner, typer.main.TyperGroup):
+            yield from verbs(inner, f"{name}{word} ")
+        else:
+            yield f"{name}{word}", inner
+
+
+VERBS = dict(verbs(typer.main.get_group(app)))
+
+
+def test_there_are_verbs() -> None:
+    assert {"init", "validate", "resolve", "lock", "plan", "apply", "why", "diff", "migrate"} <= VERBS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(VERBS))
+def test_a_verb_can_print_json(name: str) -> None:
+    options = {option for parameter in VERBS[name].params for option in parameter.opts}
+    assert {"-o", "--output"} <= options
+
+
+@pytest.mark.parametrize("name", sorted(VERBS))
+def test_the_help_of_a_verb_and_of_all_its_options_teaches(name: str) -> None:
+    verb = VERBS[name]
+    assert len(verb.help or "") > 20
+    assert not [parameter.name for parameter in verb.params if not parameter.help]
