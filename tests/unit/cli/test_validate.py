@@ -77,3 +77,21 @@ def test_tools_get_the_problems_of_an_invalid_recipe_as_json(path: Path, capsys:
 def test_a_missing_file_is_a_usage_error(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(path)]) == 2
     assert f"error: there is no recipe {path}" in capsys.readouterr().err
+
+
+def test_options_and_a_selection_are_taken(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path.write_text(recipe())
+    assert main(["validate", f"{path}:cpu/int8", "--set", "serving.port=1", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cells"] == ["cpu/int8"]
+    assert main(["validate", str(path), "--set", "serving.port=0", "--unset", "nmae"]) == 2
+    err = capsys.readouterr().err
+    assert "--set:1:14: error: serving.port must be at least 1, not 0" in err
+    assert err.endswith("error: 2 problems in --set and --unset\n")
+
+
+def test_every_point_is_checked_against_its_own_model(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    axis = "{path: engine.limits.max_seq_len, values: [256, 512, 1024]}"
+    path.write_text(recipe(extra=f"matrix: {{axes: {{seq: {axis}}}}}\n"))
+    assert main(["validate", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert f"{path}:11:75: error: max_seq_len 1024 is more than the model's" in err
