@@ -44,7 +44,8 @@ def command(
     from trtx.plan.effects import reason_of, stages_of
     from trtx.recipe.reference import make_reference
 
-    page = make_reference(GPUS, lambda path: (stages_of(path), reason_of(path)))
+    devices = dict.fromkeys(device.name for device in GPUS.values())
+    page = make_reference(devices, lambda path: (stages_of(path), reason_of(path)))
     if output is SchemaFormat.JSON:
         console.json({"schema": SCHEMA, "markdown": page})
     else:

@@ -171,7 +171,8 @@ def validate(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
 def _explain_all(error: ValidationError, tree: Tree) -> list[Problem]:
     from trtx.recipe.messages import FILE, explain
 
-    found: list[Problem] = []
+    # A value that aliases repeat is wrong once, where it is written; the first place it stands at speaks for all.
+    found: dict[object, Problem] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] == "too_short" and detail["input"]:
             continue  # pydantic counts valid items only, and the invalid ones are reported themselves
@@ -182,8 +183,8 @@ def _explain_all(error: ValidationError, tree: Tree) -> list[Problem]:
         if message.path == ("schema",):
             # Another version of the language: what else is wrong by this one's rules is noise.
             return [replace(problem, fix=problem.fix.replace(FILE, problem.file))]
-        found.append(problem)
-    return found
+        found.setdefault((problem.file, problem.mark, problem.note, detail["type"], detail["loc"][-1:]), problem)
+    return list(found.values())
 
 
 def _refuse_unavailable(tree: Tree) -> list[Problem]:
