@@ -217,6 +217,10 @@ def test_garbled_options_are_read_or_explained(folder: Path, data: st.DataObject
     check_places(read(folder, "composed.yaml", {}, overrides), folder, overrides)
 
 
+# Keys whose texts must be among those that are known.
+CLOSED = ("algorithm", "dtype", "gpu", "api", "schema")
+
+
 def broken_values(leaf: Leaf) -> list[str]:
     """Texts for a value's place that are wrong there, whatever else the recipe says."""
     wrong = ["[[1]]", "{zzz: 1}"]
@@ -224,6 +228,8 @@ def broken_values(leaf: Leaf) -> list[str]:
         return [*wrong, "1", '"true"', "zzz"]
     if isinstance(leaf.value, int | float):
         return [*wrong, "-1", "true", "zzz", '"8"', "010"]
+    if leaf.path[-1] in CLOSED or leaf.path[-2:-1] in (("emit",), ("quantization",)):
+        wrong.append("zzz")
     return [*wrong, "5", "true", "0.5", "yes", "1:30"]
 
 
