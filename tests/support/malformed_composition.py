@@ -60,6 +60,10 @@ DEEP = {f"b{n}.yaml": f"extends: {'«' * (n == 14)}b{n + 1}.yaml\n" for n in ran
 EXTENDS_CASES = (
     case("a base that is not there", "extends: «bsae.yaml\n", ("no file", "'base.yaml'"), files={"base.yaml": BASE}),
     case("a base in a folder that is not there", "extends: «teams/base.yaml\n", ("no file", "no folder", "relative")),
+    case(
+        "a base unlike any other", "extends: «zzz.yml\n", ("known: base.yaml, recipe.yaml",), files={"base.yaml": BASE}
+    ),
+    case("an ambiguous base", "extends: «no\n", ("ambiguous",)),
     case("a folder as base", "extends: «..\n", ("cannot be extended", "is a folder")),
     case("an absolute base", "extends: «/base.yaml\n", ("cannot be '/base.yaml'", "differ", "../base.yaml")),
     case("a base at home", "extends: «~/base.yaml\n", ("home folders differ",)),
@@ -142,6 +146,9 @@ VARIABLE_CASES = (
     ),
     case("a reference that is not closed", recipe(extra="description: a «${vars.x\n"), ("not closed", "$${")),
     case("a reference to nothing", recipe(extra="description: «${x}\n"), ("${vars.x} or ${env.x}", "$${x}")),
+    case("a reference to no variable", recipe(extra="description: «${vars.}\n"), ("write ${vars.NAME}",)),
+    case("an escaped reference", recipe(extra='description: «"\\x24{vars.x}"\n'), ("no variable vars.x",)),
+    case("variables without a value", recipe(extra="«vars:\ndescription: ${vars.x}\n"), ("no value",)),
     case("a reference with spaces", recipe(extra="description: «${ vars.x }\n"), ("without spaces",)),
     case("a mistyped kind", recipe(extra="description: «${var.x}\n"), ("did you mean ${vars.x}?",)),
     case("a default of a variable", recipe(extra="description: «${vars.x:-2}\n"), ("write ${vars.x}",)),
@@ -235,6 +242,21 @@ MATRIX_CASES = (
     case("an axis without values", axis("engine.dtype", "«[]"), ("not empty", "[8, 32]")),
     case("values that are a text", axis("engine.dtype", "«x"), ("must be a list",)),
     case("values by reference", axis("engine.dtype", "«'${vars.v}'"), ("cannot be a reference",)),
+    case(
+        "values without a value",
+        axis("engine.dtype", "«~")
+        .replace("{path: engine.dtype, values", "{path: engine.dtype, «values")
+        .replace("«~", "~"),
+        ("no value",),
+    ),
+    case("all variables as an axis", axis("«vars", "[1]"), ("name of a variable is missing",)),
+    case("a value that makes no name", axis("description", "[x, «'???']"), ("its text makes none",)),
+    case(
+        "a wrong reference in a value",
+        axis("description", "{a: x, b: «'${x}'}").replace("«'$", "'«$"),
+        ("${vars.x} or",),
+    ),
+    case("an ambiguous exclusion", matrix(BATCH, "  exclude: [{batch: «no}]\n"), ("ambiguous",)),
     case("an unknown path", axis("engine.limits.«max_batch", "[4]"), ("'max_batch'", "'max_batch_size'")),
     case("an unknown section", axis("«engin.dtype", "[4]"), ("'engin'", "'engine'")),
     case("an unknown target", axis("targets.«cpv.gpu", "[cpu]"), ("no 'cpv' in targets", "'cpu'")),

@@ -50,8 +50,8 @@ class Resolver:
     def rehearse(self) -> list[Problem]:
         """What would be wrong with the variables that nothing used, wherever they were used."""
         self.is_rehearsal = True
-        used = {path[1] for path in self.used}
-        for name, value in self.raw.data.get("vars", {}).items():
+        used, given = {path[1] for path in self.used}, self.raw.data.get("vars")
+        for name, value in given.items() if isinstance(given, dict) else ():
             if name not in used:
                 self.build(value, ("vars", name), ("vars", name), ())
         return self.tree.problems

@@ -299,16 +299,19 @@ def _read_exclusions(tree: Tree, given: Iterable[dict[str, Any]], axes: Sequence
         path: Path = ("matrix", "exclude", index)
         values: dict[str, str] = {}
         globs = dict.fromkeys(CELL_KEYS, "*")
+        is_whole = True
         for key, value in entry.items():
             if tree.is_broken((*path, key)):
-                continue
-            if key in CELL_KEYS and isinstance(value, str):
+                is_whole = False
+            elif key in CELL_KEYS and isinstance(value, str):
                 globs[key] = value
             elif key in known and (name := _name_of_value(tree, known[key], value)) is not None:
                 values[key] = name
             else:
                 tree.problems.append(_bad_exclusion(tree, (*path, key), key, value, known))
-        yield Exclusion(path, values, globs["target"], globs["variant"])
+        # A part of an entry would exclude more than the whole.
+        if is_whole:
+            yield Exclusion(path, values, globs["target"], globs["variant"])
 
 
 def _name_of_value(tree: Tree, axis: Axis, value: Any) -> str | None:

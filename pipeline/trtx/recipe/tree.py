@@ -235,7 +235,8 @@ class _Builder:
         tree.data = self.build(node, (), None)
 
     def mark(self, node: yaml.Node) -> Mark:
-        return _shift(_mark(node), self.start)
+        mark = _mark(node)
+        return mark if self.start is TOP else _shift(mark, self.start)
 
     def build(self, node: yaml.Node, path: Path, key: Mark | None) -> Any:
         mark = self.mark(node)

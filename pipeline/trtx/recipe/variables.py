@@ -17,7 +17,6 @@ def check_variables(tree: Tree) -> list[Problem]:
     """What is wrong with the section `vars` itself."""
     given = tree.data.get("vars", {})
     if tree.is_broken(("vars",)):
-        tree.data["vars"] = {}
         return []
     if not isinstance(given, dict):
         tree.broken.add(("vars",))

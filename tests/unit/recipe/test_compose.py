@@ -9,9 +9,11 @@ from support.composition import Folder
 from support.malformed import recipe
 
 from trtx.recipe.load import load_recipe
+from trtx.recipe.override import override
+from trtx.recipe.overrides import Overrides
 from trtx.recipe.problems import RecipeInvalid
 from trtx.recipe.setting import read_path, settle
-from trtx.recipe.tree import dotted
+from trtx.recipe.tree import dotted, read_tree
 
 
 @pytest.fixture
@@ -218,3 +220,45 @@ def test_a_secret_of_the_environment_reaches_no_message_and_no_origin(folder: Fo
 def test_unused_variables_of_a_base_are_for_other_recipes(folder: Folder) -> None:
     folder.write("base.yaml", recipe(extra="vars: {a: 1}\n"))
     assert folder.load("extends: base.yaml\n").warnings == ()
+
+
+def test_a_base_that_is_not_utf8_is_explained_where_it_is_not(folder: Folder) -> None:
+    (folder.path / "latin.yaml").write_bytes(b"name: a\ndescription: \xe9\n")
+    assert f"{folder.path}/latin.yaml:2:14: error: the file is not UTF-8" in folder.refused("extends: latin.yaml\n")
+
+
+def test_a_recipe_extends_at_most_a_hundred_files(folder: Folder) -> None:
+    names = [folder.write(f"b{number}.yaml", "name: b\n").name for number in range(100)]
+    assert "a recipe extends at most 100 files" in folder.refused(f"extends: [{', '.join(names)}]\n")
+
+
+def test_texts_do_not_grow_without_end(folder: Folder) -> None:
+    texts = "".join(f"  a{n}: ${{vars.a{n - 1}}}${{vars.a{n - 1}}}\n" for n in range(1, 12))
+    shown = folder.refused(recipe(extra=f"description: ${{vars.a11}}\nvars:\n  a0: {'x' * 1000}\n{texts}"))
+    assert "the text expands to more than 1048576 characters" in shown
+
+
+def test_a_default_stands_in_for_a_part_of_a_text(folder: Folder) -> None:
+    made = folder.load(recipe(extra="vars: {x: y}\ndescription: a-${env.NONE:-b-${vars.x}}\n")).recipe
+    assert made.description == "a-b-y"
+
+
+def test_what_only_an_unused_variable_wants_of_the_environment_is_not_missed(folder: Folder) -> None:
+    loaded = folder.load(recipe(extra="vars: {a: 'x${env.NONE}', b: '${env.NONE}'}\n"))
+    assert [warning.what for warning in loaded.warnings] == [
+        "the variable 'a' is used nowhere",
+        "the variable 'b' is used nowhere",
+    ]
+
+
+def test_a_setting_inside_a_list_is_taken_away() -> None:
+    tree = read_tree("recipe.yaml", "gates: {slo: [{max: 1s, min: 2}]}\n")
+    changed = override(tree, Overrides(unset=("gates.slo[0].max",)))
+    assert (changed.data, changed.problems) == ({"gates": {"slo": [{"min": 2}]}}, [])
+    assert tree.data == {"gates": {"slo": [{"max": "1s", "min": 2}]}}
+
+
+def test_a_change_of_one_alias_leaves_the_others(folder: Folder) -> None:
+    text = recipe(quantization="quantization:\n  a: &a {algorithm: none, calibration: {samples: 8}}\n  b: *a\n")
+    made = folder.load(text, set=("quantization.b.calibration.samples=9",)).recipe
+    assert [variant.calibration.samples for variant in made.quantization.values()] == [8, 9]

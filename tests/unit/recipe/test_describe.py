@@ -209,6 +209,8 @@ SEEN = {
     "a reference without a name",
     "a target that is a list",
     "an empty exclusion",
+    "a reference to no variable",
+    "a wrong reference in a value",
     "options and a file at once",
 }
 

@@ -80,6 +80,13 @@ def test_an_axis_of_a_variable_multiplies_the_cells_that_use_it(folder: Folder) 
     assert place == 256
 
 
+def test_a_variable_in_a_default_is_used_there(folder: Folder) -> None:
+    loaded = folder.load(
+        matrix("    p: {path: vars.p, values: [1, 2]}\n", serving="serving: {port: '${env.P:-${vars.p}}'}\n")
+    )
+    assert [cell.recipe.serving.port for cell in loaded.cells()] == [1, 2] * 3
+
+
 def test_an_axis_can_change_which_variants_a_target_builds(folder: Folder) -> None:
     axes = "    set: {path: targets.small.quantization, values: {one: [int8], both: [fp32, int8]}}\n"
     assert names(folder.load(matrix(axes))) == [
