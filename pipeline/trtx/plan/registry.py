@@ -28,6 +28,7 @@ ACCEPT = ", ".join(
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 401, 403, 404
+LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){3}")
 DOCKER_HUB = "docker.io"
 TIMEOUT_S = 10.0
 # The specification lets registries refuse larger manifests.
@@ -46,7 +47,7 @@ class Image:
     def is_loopback(self) -> bool:
         """Registries of this machine speak plain HTTP, as Docker has it."""
         name = self.host.rpartition(":")[0] or self.host
-        return name == "localhost" or name.startswith("127.")
+        return name == "localhost" or LOOPBACK.fullmatch(name) is not None
 
 
 def split_reference(reference: str) -> Image:
