@@ -43,7 +43,10 @@ class Resolver:
     def resolve(self) -> Tree:
         """The tree without references and without `vars`. What is wrong is in its problems; raises Unreadable."""
         self.tree.data = {
-            key: self.build(value, (key,), (key,), ()) for key, value in self.raw.data.items() if key != "vars"
+            # Which language a file is in cannot depend on how the language reads it.
+            key: value if key == "schema" else self.build(value, (key,), (key,), ())
+            for key, value in self.raw.data.items()
+            if key != "vars"
         }
         return self.tree
 
