@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from support.steps import Behaviour, InlineRunner, Watcher, install_stage, state
 
 from trtx.cache.remote import blob_name, entry_name
 from trtx.cache.remote_lease import Leases, Turn
+from trtx.cache.remote_push import WritableRemote
 from trtx.cache.signing import make_key_file
 from trtx.cache.store import Store
 from trtx.errors import StepFailed
@@ -157,7 +159,8 @@ def test_when_everything_on_a_remote_is_corrupt_all_is_rebuilt(machines: MakeMac
         spoil_blob(one, step.id)
     execution = two.apply()
     assert execution.errors == {}
-    assert sorted(two.runner.order) == sorted(step.id for step in two.plan.steps)
+    # The two downloads have one content here: the first that is made anew heals the other's blob as well.
+    assert {step.id for step in two.plan.steps if not step.id.startswith("download/")} <= set(two.runner.order)
     three.apply()
     assert three.runner.order == []
 
@@ -288,19 +291,19 @@ def test_unsigned_entries_are_ignored_where_signatures_are_asked_for(
     ours, other = make_key_file(tmp_path / "ours.pem"), make_key_file(tmp_path / "other.pem")
     url = f"file://{tmp_path}/share"
 
-    def site(name: str, private: str | None, trusted: str) -> dict[str, str]:
+    def site(name: str, private: str | None, trusted: str, trust: str) -> dict[str, str]:
         path = tmp_path / f"{name}.yaml"
         sign = f"sign: {{private_key: {tmp_path}/{private}}}" if private else ""
-        remote = f"{{name: shared, url: '{url}', mode: read-write, trust: signed}}"
+        remote = f"{{name: shared, url: '{url}', mode: read-write, trust: {trust}}}"
         path.write_text(f"cache:\n  remotes: [{remote}]\n  trusted_keys: {{ci: '{trusted}'}}\n  {sign}\n")
         return {"TRTX_CONFIG": str(path)}
 
-    def run(name: str, private: str | None, trusted: str) -> tuple[Machine, Execution]:
-        made = Machine(tmp_path / name, "", monkeypatch, **site(name, private, trusted))
+    def run(name: str, private: str | None, trusted: str, trust: str = "signed") -> tuple[Machine, Execution]:
+        made = Machine(tmp_path / name, "", monkeypatch, **site(name, private, trusted, trust))
         del made._environ["TRTX_CACHE_REMOTES"]
         return made, made.apply()
 
-    run("unsigned", None, ours)
+    run("unsigned", None, ours, trust="digest")
     signed, execution = run("signed", "ours.pem", ours)
     assert len(signed.runner.order) == len(signed.plan.steps), "nobody trusts what is unsigned"
     assert execution.remotes is not None
@@ -315,7 +318,33 @@ def test_unsigned_entries_are_ignored_where_signatures_are_asked_for(
     stranger, execution = run("stranger", None, other)
     assert len(stranger.runner.order) == len(stranger.plan.steps)
     assert execution.remotes is not None
-    assert "not signed by a trusted key" in execution.remotes.notes()[0]
+    assert "is only read: its entries must be signed" in execution.remotes.notes()[0]
+    assert "not signed by a trusted key" in execution.remotes.notes()[1]
+    again, _ = run("again", None, ours)
+    assert again.runner.order == [], "the stranger changed nothing"
+
+
+def test_nothing_is_on_its_way_while_a_benchmark_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow upload is still under way when the benchmark could begin."""
+    one = Machine(tmp_path / "one", f"file://{tmp_path}/share;name=shared;mode=read-write", monkeypatch)
+    on_their_way: list[bool] = []
+    push, sending = WritableRemote.push, threading.Event()
+
+    def push_slowly(*arguments: Any, **options: Any) -> bool:
+        sending.set()
+        threading.Event().wait(0.2)
+        done = push(*arguments, **options)
+        sending.clear()
+        return done
+
+    def measure(context: StepContext) -> None:
+        on_their_way.append(sending.is_set())
+        write_output(context)
+
+    monkeypatch.setattr(WritableRemote, "push", push_slowly)
+    monkeypatch.setattr(execute, "TICK_S", 0.02)
+    assert one.apply({"benchmark": measure}).errors == {}
+    assert on_their_way == [False]
 
 
 def test_an_interruption_leaves_nothing_half_and_gives_leases_back(machines: MakeMachine) -> None:

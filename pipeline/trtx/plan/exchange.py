@@ -10,7 +10,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -145,6 +144,8 @@ class Exchange:
         self._pool("pull", PULLS).submit(run)
 
     def _try_pull(self, step: str, hit: Hit, progress: Callable[[int, int], None]) -> Pulled:
+        from concurrent.futures import CancelledError
+
         from trtx.cache.foreign import EntryRefused
         from trtx.cache.remote import RemoteTrouble
 

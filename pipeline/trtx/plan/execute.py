@@ -94,13 +94,22 @@ class Execution:
         for step in self.plan.steps if not self.errors or self.keep_going else ():
             status = self.statuses[step.id]
             if status.hit is not None and status.state is State.REMOTE:
-                self._pull(step, status.hit)
+                if not self._is_measuring():
+                    self._pull(step, status.hit)
             elif status.state in OPEN and self._inputs_ready(step) and self.runner.has_room(exclusive=step.exclusive):
-                if self._exchange.may_start(step.id, step.key):
+                if self._is_quiet_for(step) and self._exchange.may_start(step.id, step.key):
                     self._start(step)
                 else:
                     waits = True
         return bool(self._started) or self._exchange.is_busy() or waits
+
+    def _is_measuring(self) -> bool:
+        """Whether a step has the machine to itself, and so the network and the processors."""
+        return any(self.plan.step(step_id).exclusive for step_id in self._started)
+
+    def _is_quiet_for(self, step: Step) -> bool:
+        """Whether nothing is on its way that a measuring step would feel."""
+        return not (step.exclusive and (self._exchange.pulling or self._exchange.sending))
 
     def _pull(self, step: Step, hit: Hit) -> None:
         """Begin to take a step from the remote that has it."""

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from trtx.plan import site_schema
 
 
+# What the key of cache.sign is called where it verifies; the names of trusted_keys have no spaces.
+OWN_KEY = "this site's key"
+
+
 @dataclass(frozen=True)
 class Hit:
     """An entry and the remote that has it."""
@@ -141,17 +145,26 @@ def open_remotes(environ: Mapping[str, str]) -> Remotes | None:
     from trtx.cache.remote_push import WritableRemote
 
     variable = pull_request_variable(environ)
-    keyring = make_keyring(site)
     signer = None if variable else make_signer(site, environ)
+    keyring = make_keyring(site, signer)
     remotes: list[Remote] = []
     notes = []
     for configured in site.cache.remotes:
-        wants_writing = configured.mode == "read-write"
-        spec = make_spec(configured, writable=wants_writing and variable is None)
+        why = _why_read_only(configured, variable, signer) if configured.mode == "read-write" else None
+        spec = make_spec(configured, writable=configured.mode == "read-write" and why is None)
         remotes.append(WritableRemote(spec, keyring, signer) if spec.writable else Remote(spec, keyring))
-        if wants_writing and variable:
-            notes.append(f"remote {spec.name} is only read: {variable} says this is a pull-request job")
+        if why is not None:
+            notes.append(f"remote {spec.name} is only read: {why}")
     return Remotes(remotes, notes)
+
+
+def _why_read_only(configured: site_schema.Remote, variable: str | None, signer: Signer | None) -> str | None:
+    """Why a read-write remote is not written to; None when it is."""
+    if variable is not None:
+        return f"{variable} says this is a pull-request job"
+    if configured.trust == "signed" and signer is None:
+        return "its entries must be signed, and cache.sign names no key"
+    return None
 
 
 def make_spec(configured: site_schema.Remote, *, writable: bool) -> RemoteSpec:
@@ -162,11 +175,14 @@ def make_spec(configured: site_schema.Remote, *, writable: bool) -> RemoteSpec:
     )
 
 
-def make_keyring(site: site_schema.Site | None) -> Keyring:
-    """The public keys that the site trusts. Raises EnvironmentProblem when they cannot be used here."""
+def make_keyring(site: site_schema.Site | None, signer: Signer | None = None) -> Keyring:
+    """The public keys that the site trusts, its own among them.
+
+    Raises EnvironmentProblem when signatures cannot be checked here.
+    """
     from trtx.cache.signing import Keyring, require_cryptography
 
-    keys = site.cache.trusted_keys if site else {}
+    keys = {**({OWN_KEY: signer.public_key} if signer else {}), **(site.cache.trusted_keys if site else {})}
     if keys:
         require_cryptography()
     return Keyring(keys)

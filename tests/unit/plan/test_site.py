@@ -19,8 +19,8 @@ PUBLIC = "ed25519:" + "A" * 43 + "="
 GOOD = f"""\
 cache:
   remotes:
-    - {{name: shared, url: "s3://bucket/trtx", mode: read-write, trust: signed, timeout: 3s}}
-    - {{name: share, url: "file:///mnt/cache"}}
+    - {{name: shared, url: "s3://bucket/trtx", mode: read-write, timeout: 3s}}
+    - {{name: share, url: "file:///mnt/cache", trust: signed}}
   trusted_keys: {{ci: "{PUBLIC}"}}
 """
 
@@ -53,10 +53,22 @@ def test_remotes_keep_their_order_and_settings(tmp_path: Path) -> None:
     assert remotes is not None
     shared, share = remotes.all
     assert isinstance(shared, WritableRemote)
-    assert (shared.spec.trust, shared.spec.timeout_s) == ("signed", 3.0)
+    assert (shared.spec.trust, shared.spec.timeout_s) == ("digest", 3.0)
     assert type(share) is Remote
-    assert (share.spec.trust, share.spec.timeout_s) == ("digest", 10.0)
+    assert (share.spec.trust, share.spec.timeout_s) == ("signed", 10.0)
     assert remotes.notes() == []
+
+
+def test_without_a_key_nothing_is_put_where_entries_must_be_signed(tmp_path: Path) -> None:
+    text = GOOD.replace("trust: signed", "trust: signed, mode: read-write")
+    remotes = open_remotes(write(tmp_path, text))
+    assert remotes is not None
+    assert [remote.name for remote in remotes.writable] == ["shared"]
+    assert remotes.notes() == ["remote share is only read: its entries must be signed, and cache.sign names no key"]
+    make_key_file(tmp_path / "key.pem")
+    remotes = open_remotes(write(tmp_path, f"{text}  sign: {{private_key: {tmp_path}/key.pem}}\n"))
+    assert remotes is not None
+    assert len(remotes.writable) == 2
 
 
 def test_offline_there_are_no_remotes(tmp_path: Path) -> None:
