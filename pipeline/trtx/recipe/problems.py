@@ -37,6 +37,11 @@ class Source:
         """The text of a mark's line."""
         return self.lines[mark.line - 1] if mark.line <= len(self.lines) else ""
 
+    def within(self, mark: Mark) -> Mark:
+        """A mark of what is missing at the end, which a parser may put into a line after the last one."""
+        last = len(self.lines)
+        return mark if mark.line <= last or not last else Mark(last, len(self.lines[-1]) + 1)
+
     def at(self, mark: Mark) -> str:
         """A place in one word for people: `base.yaml:12:5`, or `--set engine.dtype=float32`."""
         return f"{self.name} {self.line(mark)}" if self.is_option else f"{self.name}:{mark.line}:{mark.col}"
@@ -45,6 +50,7 @@ class Source:
         self, mark: Mark, what: str, *, why: str = "", fix: str = "", note: str = "", path: Path = ()
     ) -> Problem:
         """A problem at a place of this text."""
+        mark = self.within(mark)
         return Problem(self.name, mark, what, why, fix, source=self.line(mark), path=dotted(path), note=note)
 
 

@@ -122,7 +122,7 @@ def read_tree(file: str, text: str) -> Tree:
     """
     tree = Tree(Source(file, BREAKS.split(text)))
     node = _compose(tree, text, TOP)
-    if node is None:
+    if node is None or (isinstance(node, yaml.ScalarNode) and not node.value and not node.style):
         raise Unreadable(tree.problem(TOP, "the file is empty", fix="`trtx init` writes a recipe to start from"))
     _Builder(tree, TOP).build_root(node)
     return tree
@@ -172,7 +172,7 @@ def _check_depth(tree: Tree, text: str, start: Mark) -> None:
 
 
 def _syntax_problem(tree: Tree, error: yaml.MarkedYAMLError, start: Mark) -> Problem:
-    mark = _within(_shift(_point(error.problem_mark or error.context_mark), start), tree.source)
+    mark = tree.source.within(_shift(_point(error.problem_mark or error.context_mark), start))
     source = tree.source.line(mark)
     if "\t" in source[: mark.col] and not source[: mark.col].strip():
         return tree.problem(mark, "a tab is used for indentation", why="YAML allows only spaces", fix="use spaces")
@@ -201,12 +201,6 @@ def _shift(mark: Mark, start: Mark) -> Mark:
     if start is TOP:
         return mark
     return Mark(start.line, start.col + mark.col - 1, mark.width) if mark.line == 1 else start
-
-
-def _within(mark: Mark, source: Source) -> Mark:
-    """A mark of what is missing at the end of a text, which libyaml may put into a line after the last one."""
-    last = len(source.lines)
-    return mark if mark.line <= last else Mark(last, len(source.lines[-1]) + 1)
 
 
 def _mark(node: yaml.Node) -> Mark:

@@ -125,6 +125,30 @@ def test_the_parser_in_python_explains_syntax_errors_too(text: str, monkeypatch:
     assert caught.value.problem.fix
 
 
+@pytest.mark.parametrize("text", ["---", "--- ", "# nothing\n---\n", ""])
+def test_a_file_without_a_value_is_empty(text: str) -> None:
+    with pytest.raises(Unreadable) as refused:
+        read(text)
+    assert (refused.value.problem.what, refused.value.problem.mark) == ("the file is empty", Mark(1, 1))
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb", "a: [1", "a: 'x", "a:\n  -"])
+def test_what_is_missing_at_the_end_is_reported_in_a_line_that_is_there(text: str) -> None:
+    try:
+        (problem,) = read(text).problems
+    except Unreadable as error:
+        problem = error.problem
+    lines = text.split("\n")
+    assert (problem.line, problem.source) == (len(lines), lines[-1])
+    assert problem.col <= len(lines[-1]) + 1
+
+
+def test_lines_are_counted_as_yaml_counts_them() -> None:
+    with pytest.raises(Unreadable) as refused:
+        read("a: 1\rb: 2\r\nc: 3\nd: \x01\n")
+    assert refused.value.problem.mark == Mark(4, 4)
+
+
 def test_paths_are_written_with_dots_and_brackets() -> None:
     assert dotted(("targets", "h100", "quantization", 0)) == "targets.h100.quantization[0]"
     assert dotted(()) == ""
