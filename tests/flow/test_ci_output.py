@@ -132,3 +132,9 @@ def test_the_log_of_a_step_is_one_document(small: Project) -> None:
     assert any("download/model: published" in line for line in body["lines"])
     assert Path(small.folder, body["path"]).read_text().splitlines() == body["lines"]
     assert small.trtx("logs", "download/model", "-f", "-o", "json").returncode == 2
+
+
+def test_a_problem_in_an_option_is_an_annotation_without_a_file(small: Project) -> None:
+    done = small.trtx("plan", "recipe.yaml", "--set", "engine.dtype=float33", "--format", "github")
+    assert done.returncode == 2
+    assert "::error title=--set::engine.dtype cannot be " in done.stderr

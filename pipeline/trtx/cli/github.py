@@ -46,6 +46,8 @@ def annotated(console: Console, text_format: TextFormat) -> Iterator[None]:
 def annotate_problem(problem: Problem) -> str:
     """The workflow command that puts a problem at its line of the pull request."""
     text = "\n".join(filter(None, [problem.what, problem.why and f"why: {problem.why}", problem.fix]))
+    if problem.file.startswith("--"):  # It is in an option and not in a file.
+        return _command(problem.severity, text, title=problem.file)
     return _command(problem.severity, text, file=problem.file, line=str(problem.line), col=str(problem.col))
 
 

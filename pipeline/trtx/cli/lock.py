@@ -9,7 +9,7 @@ import typer
 
 from trtx.cli.options import OutputFormat, OutputOption, RecipeArgument, StageName
 from trtx.console import Console
-from trtx.errors import EnvironmentProblem
+from trtx.errors import EnvironmentProblem, LockOutOfDate
 
 if TYPE_CHECKING:
     from trtx.cli.prepare import Prepared
@@ -53,6 +53,8 @@ def command(
         check_locked_files(prepared.statuses)
         changes = locking.find_changes(prepared, locking.make_current_lock(prepared))
         _print_json(console, output, prepared, changes, warnings)
+        if (changes or prepared.lock is None) and output is OutputFormat.JSON:
+            raise typer.Exit(LockOutOfDate.exit_code)
         if changes or prepared.lock is None:
             raise locking.out_of_date(path, changes, recipe)
         console.say(f"{path} is up to date", style="ok")

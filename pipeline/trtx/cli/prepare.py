@@ -26,10 +26,11 @@ from trtx.plan.saved import open_plan, refuse_moved
 from trtx.plan.steps import Plan, split_selection
 from trtx.plan.survey import StepStatus, survey
 from trtx.recipe.cells import Cell, select_cells
-from trtx.recipe.check_model import check_model
+from trtx.recipe.check_model import find_misfits
 from trtx.recipe.checks import read_recipe
 from trtx.recipe.load import LoadedRecipe
 from trtx.recipe.overrides import NO_OVERRIDES, Overrides
+from trtx.recipe.problems import RecipeInvalid
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,14 @@ def make_environ(*, offline: bool) -> dict[str, str]:
 
 
 def check_models(loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSources) -> None:
-    """Check the recipe at every point that a cell is from against the point's model. Raises RecipeInvalid."""
-    for point in {id(cell.recipe): (loaded.point_of(cell), cell) for cell in cells}.values():
-        check_model(point[0], sources.model_of(point[1]).shape)
+    """Check the recipe at every point that a cell is from against the point's model.
+
+    Raises RecipeInvalid with all problems.
+    """
+    points = {id(cell.recipe): (loaded.point_of(cell), sources.model_of(cell).shape) for cell in cells}
+    found = [problem for point, shape in points.values() for problem in find_misfits(point, shape)]
+    if found:
+        raise RecipeInvalid(list(dict.fromkeys(found)))
 
 
 def _options(request: Request, loaded: LoadedRecipe) -> Options:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from trtx.recipe.checks import origin
 from trtx.recipe.load import LoadedRecipe
-from trtx.recipe.problems import Path, Problem, RecipeInvalid
+from trtx.recipe.problems import Path, Problem
 
 # Columns that share one scale; trtx.models.formats has the same facts.
 GROUP_SIZES = {"int4_wo": 128, "int4_awq": 128, "w4a8_awq": 128, "int4_gptq": 128}
@@ -32,14 +32,8 @@ class ModelShape(Protocol):
     def max_position_embeddings(self) -> int: ...
 
 
-def check_model(loaded: LoadedRecipe, model: ModelShape) -> None:
-    """Refuse what this model cannot do: lengths, shards, group sizes. Raises RecipeInvalid with all problems."""
-    if found := find_misfits(loaded, model):
-        raise RecipeInvalid(found)
-
-
 def find_misfits(loaded: LoadedRecipe, model: ModelShape) -> list[Problem]:
-    """What the model of a recipe, or of one point of it, cannot do; each problem once."""
+    """What the model of a recipe, or of one point of it, cannot do: lengths, shards, group sizes; each problem once."""
     found = list(_check_calibration(loaded, model))
     for target in loaded.built:
         found += [
