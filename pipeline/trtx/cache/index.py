@@ -19,6 +19,7 @@ from typing import Any
 
 from trtx.cache.manifest import Manifest
 from trtx.cache.store import Store
+from trtx.files import read_file
 
 SCHEMA = "trtx.index/v1"
 # Also covers file systems whose clock has a resolution of one or two seconds.
@@ -111,7 +112,7 @@ def make_row(key: str, manifest: Manifest | None) -> Row:
 def _read(path: Path, mtime_ns: int) -> list[Row] | None:
     """The kept rows of a shard, or None when there are none, or they are of another state of it."""
     try:
-        body = json.loads(path.read_bytes())
+        body = json.loads(read_file(path))
         if body["schema"] != SCHEMA or body["mtime_ns"] != mtime_ns:
             return None
         return [Row(*values) for values in body["rows"]]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trtx.cache.manifest import Manifest, ManifestCorrupt, load_manifest
 from trtx.cache.memo import Stamp, stamp_of
+from trtx.files import read_file
 
 Identity = tuple[int, int]
 
@@ -44,7 +45,7 @@ def inspect(entry: Path, key: str, memo: Mapping[str, Stamp]) -> Inspection:
     if identity is None:
         return Inspection(None)
     try:
-        manifest = load_manifest((entry / "manifest.json").read_bytes())
+        manifest = load_manifest(read_file(entry / "manifest.json"))
         found = dict(list_files(entry / "output"))
     except ManifestCorrupt as error:
         return Inspection(identity, fault=f"manifest.json: {error}")

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from trtx.errors import EnvironmentProblem
+from trtx.files import read_file
 
 Stamp = list[int]
 
@@ -53,7 +54,7 @@ class Memo:
     def read(self, key: str) -> dict[str, Stamp]:
         """Relative path → stamp; empty when there is no memo, or a damaged one."""
         try:
-            memo = json.loads(self.path(key).read_bytes())
+            memo = json.loads(read_file(self.path(key)))
         except (OSError, ValueError):
             return {}
         return memo if isinstance(memo, dict) else {}

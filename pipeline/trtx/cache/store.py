@@ -21,7 +21,7 @@ from trtx.cache.manifest import FileRecord, Manifest, peek_manifest
 from trtx.cache.memo import Memo, Stamp, settle, stamp_of
 from trtx.cache.removal import TRASH, make_movable, move_to_trash, remove_tree
 from trtx.errors import EnvironmentProblem, StepFailed
-from trtx.files import disk_errors, read_json, write_json, write_text
+from trtx.files import disk_errors, read_file, read_json, write_json, write_text
 from trtx.processes import describe_this_process, is_gone
 
 __all__ = ["Found", "Store", "remove_tree"]
@@ -97,37 +97,30 @@ class Store:
     def peek(self, key: str) -> Manifest | None:
         """An entry's manifest without any check; None when there is none that can be read."""
         try:
-            return peek_manifest((self.entry(key) / "manifest.json").read_bytes())
+            return peek_manifest(read_file(f"{self.root}/entries/{key[:2]}/{key}/manifest.json"))
         except OSError:
             return None
 
     def find(self, key: str) -> Found:
         """Look an entry up and check every file; a file whose stat did not change since it was hashed is not read."""
+        suspect: Identity | None = None
         for _ in range(LOOKS):
             seen = inspect(self.entry(key), key, self.memo.read(key))
             if seen.identity is None:
                 return Found()
-            fault = seen.fault or self._read_files(key, seen)
-            if fault is None:
+            wrong = None if seen.fault else read_files(self.entry(key), seen)
+            if seen.fault is None and wrong is None:
+                if seen.unread:
+                    self.memo.write(key, seen.stamps)
                 self.memo.note_use(key)
                 return Found(seen.manifest, None, seen.identity)
-            if identity_of(self.entry(key)) == seen.identity:
-                return Found(None, fault, seen.identity)
-            # Removed, or replaced by another publisher, while it was looked at: that is no fault.
+            if identity_of(self.entry(key)) != seen.identity:
+                continue  # Removed, or replaced by another publisher, while it was looked at: that is no fault.
+            if wrong is not None or suspect == seen.identity:
+                return Found(None, wrong or seen.fault, seen.identity)
+            # A file may be absent because somebody moved the entry and put it back: look again.
+            suspect = seen.identity
         return Found()
-
-    def _read_files(self, key: str, seen: Inspection) -> str | None:
-        """Hash the files that are not known to be unchanged; returns the first fault among them."""
-        if not seen.unread or seen.manifest is None:
-            return None
-        settle(seen.stamps[path] for path in seen.unread)
-        root, digests = self.output(key), {record.path: record.sha256 for record in seen.manifest.files}
-        for path, digest in hash_files((root / path, size) for path, size in seen.unread.items()):
-            fault = describe_digest(path.relative_to(root).as_posix(), digest, digests)
-            if fault:
-                return fault
-        self.memo.write(key, seen.stamps)
-        return None
 
     def accept_links(self, key: str) -> None:
         """Renew the memo of an entry that was checked and whose files were linked to since.
@@ -217,33 +210,36 @@ class Store:
         )
 
     def quarantine(self, key: str, identity: Identity | None = None) -> Path | None:
-        """Move a corrupt entry out of sight; returns where to, or None when it is no longer there.
+        """Move a corrupt entry out of sight; returns where to, or None when none is there any more.
 
-        `identity` (of Found) says which one was found corrupt, else it is checked once more: a good one that took its
-        place meanwhile stays.
+        `identity` (of Found) says which one was found corrupt, else it is looked at here. Between looking and moving
+        somebody else may put a good one in its place: what was moved is checked where nobody else touches it, and put
+        back when it is good.
         """
         if identity is None:
-            identity = self._identity_of_corrupt(key)
-            if identity is None:
+            found = self.find(key)
+            if found.fault is None:
                 return None
-        source = self.entry(key)
-        target = self.root / "quarantine" / f"{key}-{uuid.uuid4().hex[:8]}"
+            identity = found.identity
+        source, suspect = self.entry(key), self.root / "tmp" / f"suspect-{uuid.uuid4().hex}"
         try:
             if identity_of(source) != identity:
                 return None
             make_movable(source)
-            source.rename(target)
+            source.rename(suspect)
         except FileNotFoundError:
             return None
-        if identity_of(target) != identity:
-            self._put_back(target, source)
+        if identity_of(suspect) != identity or self._is_intact(suspect, key):
+            self._put_back(suspect, source)
             return None
         self.memo.forget(key)
+        target = self.root / "quarantine" / f"{key}-{uuid.uuid4().hex[:8]}"
+        suspect.rename(target)
         return target
 
-    def _identity_of_corrupt(self, key: str) -> Identity | None:
-        found = self.find(key)
-        return found.identity if found.fault is not None else None
+    def _is_intact(self, folder: Path, key: str) -> bool:
+        seen = inspect(folder, key, {})
+        return seen.fault is None and read_files(folder, seen) is None
 
     def _put_back(self, moved: Path, place: Path) -> None:
         """Return a good entry that was moved by mistake, unless the key was published once more meanwhile."""
@@ -287,6 +283,19 @@ def _names(folder: Path) -> list[str]:
 def is_key(text: str) -> bool:
     """Whether a text is a full SHA-256 in lower-case hexadecimal."""
     return len(text) == 64 and not text.strip("0123456789abcdef")
+
+
+def read_files(entry: Path, seen: Inspection) -> str | None:
+    """Hash the files of an entry that are not known to be unchanged; returns the first fault among them."""
+    if not seen.unread or seen.manifest is None:
+        return None
+    settle(seen.stamps[path] for path in seen.unread)
+    root, digests = entry / "output", {record.path: record.sha256 for record in seen.manifest.files}
+    for path, digest in hash_files((root / path, size) for path, size in seen.unread.items()):
+        fault = describe_digest(path.relative_to(root).as_posix(), digest, digests)
+        if fault:
+            return fault
+    return None
 
 
 def describe_digest(path: str, digest: str | OSError, expected: dict[str, str]) -> str | None:

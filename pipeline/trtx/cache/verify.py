@@ -65,7 +65,10 @@ def _conclude(store: Store, key: str, found: Inspection, fault: str | None) -> C
         return Checked(key, step, size)
     if store.identity(key) != found.identity:  # Removed or published anew while it was read.
         return None
-    return Checked(key, step, size, fault, store.quarantine(key, found.identity))
+    moved = store.quarantine(key, found.identity)
+    if moved is None and (now := store.find(key)).fault is None:  # Likewise, or a read failed only once.
+        return Checked(key, step, size) if now.identity == found.identity else None
+    return Checked(key, step, size, fault, moved)
 
 
 class _Counter:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.steps import corrupt
 
+from trtx.cache.inspection import Inspection, inspect
+from trtx.cache.layout import LAYOUT_VERSION
 from trtx.cache.manifest import Manifest, ManifestCorrupt, load_manifest
 from trtx.cache.store import Store, remove_tree
 from trtx.errors import EnvironmentProblem, StepFailed
@@ -226,3 +230,107 @@ def test_all_manifests_are_listed_without_their_files_being_read_and_unreadable_
     assert {manifest.key for manifest in store.manifests()} <= {"ab" * 32, "cd" * 32}
     assert KEY in [manifest.key for manifest in store.manifests("build")]
     assert list(store.manifests("package")) == []
+
+
+def replace_while(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have another process quarantine the entry and publish a good one just before this one moves it."""
+
+    def act(folder: Path) -> None:
+        monkeypatch.undo()
+        store.quarantine(KEY)
+        publish(store, b"again")
+        folder.chmod(0o755)
+
+    monkeypatch.setattr("trtx.cache.store.make_movable", act)
+
+
+def test_a_good_entry_that_took_the_place_of_a_corrupt_one_is_put_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store, b"first")
+    corrupt(store.output(KEY) / "engine.json")
+    replace_while(store, monkeypatch)
+    assert store.quarantine(KEY) is None
+    assert store.find(KEY).manifest is not None
+    assert (store.output(KEY) / "programs/decode.pt2").read_bytes() == b"again"
+    assert stat.S_IMODE(store.entry(KEY).stat().st_mode) == 0o555
+    assert len(list((store.root / "quarantine").iterdir())) == 1
+
+
+def test_an_intact_entry_is_never_quarantined(store: Store) -> None:
+    publish(store)
+    assert store.quarantine(KEY) is None
+    assert store.quarantine("cd" * 32) is None
+    assert store.find(KEY).manifest is not None
+
+
+def test_an_entry_that_is_away_for_a_moment_is_not_taken_to_be_corrupt(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store)
+    looks = 0
+
+    def look(entry: Path, key: str, memo: dict[str, list[int]]) -> Inspection:
+        nonlocal looks
+        looks += 1
+        seen = inspect(entry, key, memo)
+        return replace(seen, fault="manifest.json is missing") if looks == 1 else seen
+
+    monkeypatch.setattr("trtx.cache.store.inspect", look)
+    assert store.find(KEY).manifest is not None
+
+
+def test_publishing_gives_up_on_a_place_that_cannot_be_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def occupy(_self: Path, _target: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with store.stage(KEY) as folder:
+        (folder / "output" / "file").write_text("x")
+        rename = Path.rename
+        monkeypatch.setattr(
+            Path, "rename", lambda self, target: (occupy if target == store.entry(KEY) else rename)(self, target)
+        )
+        with pytest.raises(EnvironmentProblem, match="cannot publish the entry"):
+            store.publish(folder, draft())
+
+
+def test_a_folder_with_other_things_in_it_does_not_become_a_cache(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(EnvironmentProblem, match="cannot become a cache") as caught:
+        Store(tmp_path).prepare()
+    assert "thesis.tex" in caught.value.why
+    assert not (tmp_path / "CACHEDIR.TAG").exists()
+
+
+def test_a_cache_whose_making_was_interrupted_is_finished_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / "entries").mkdir()
+    (tmp_path / "memo").mkdir()
+    Store(tmp_path).prepare()
+    (tmp_path / "layout").unlink()
+    (tmp_path / "CACHEDIR.TAG").unlink()
+    Store(tmp_path).prepare()
+    assert (tmp_path / "layout").read_text() == f"{LAYOUT_VERSION}\n"
+    assert (tmp_path / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+
+
+def test_a_cache_made_before_leases_and_pins_is_used_as_it_is(store: Store) -> None:
+    publish(store)
+    for name in ("index", "leases", "pins", "failures"):
+        (store.root / name).rmdir()
+    assert store.find(KEY).manifest is not None
+    store.prepare()
+    assert publish(store) == store.find(KEY).manifest
+
+
+@pytest.mark.parametrize(
+    ("version", "fix"), [("2", "update trtx"), ("0", "delete that folder"), ("", "delete that folder")]
+)
+def test_other_layouts_are_refused_untouched(store: Store, version: str, fix: str) -> None:
+    publish(store)
+    (store.root / "layout").write_text(version)
+    with pytest.raises(EnvironmentProblem) as caught:
+        store.check_layout()
+    assert fix in caught.value.fix
+    with pytest.raises(EnvironmentProblem):
+        store.remove(KEY)
+    assert store.keys() == [KEY]

@@ -86,19 +86,29 @@ def test_files_are_hashed_the_largest_first_and_queued_in_bounds(
     assert read[0] in (298, 299) and read[-1] in (0, 1)
 
 
-def test_an_unreadable_file_is_a_fault_of_its_entry_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(2):
-        publish_entry(store, key_of(number), FILES)
+def fail_reads(monkeypatch: pytest.MonkeyPatch, inode: int, times: int) -> None:
+    """The disk cannot read one file, so many times."""
     hash_file = digests.hash_file
+    failures = iter(range(times))
 
-    def fail(path: Path, advance: object) -> str:
-        if key_of(0) in str(path) and path.name == "engine.json":
+    def read(path: Path, advance: object) -> str:
+        if path.stat().st_ino == inode and next(failures, None) is not None:
             raise OSError(5, "Input/output error")
         return hash_file(path, advance)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(digests, "hash_file", fail)
+    monkeypatch.setattr(digests, "hash_file", read)
+
+
+@pytest.mark.parametrize(("times", "fault"), [(100, "engine.json: Input/output error"), (1, None)])
+def test_an_unreadable_file_is_a_fault_of_its_entry_alone_unless_it_can_be_read_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, times: int, fault: str | None
+) -> None:
+    for number in range(2):
+        publish_entry(store, key_of(number), FILES)
+    fail_reads(monkeypatch, (store.output(key_of(0)) / "engine.json").stat().st_ino, times)
     checked = {entry.key: entry.fault for entry in verify_entries(store, store.keys())}
-    assert checked == {key_of(0): "engine.json: Input/output error", key_of(1): None}
+    assert checked == {key_of(0): fault, key_of(1): None}
+    assert (store.find(key_of(0)).manifest is None) is (fault is not None)
 
 
 def test_an_entry_removed_while_it_is_read_is_no_fault(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
