@@ -3,13 +3,14 @@
     python benchmarks/cache.py [--folder FOLDER] [--size 4GiB] [--entries 10000] [--json]
 
 Everything is compared with something measured in the same run, so that the ratios hold on any machine: hashing with
-`sha256sum` on one core, 4 GB entries with 4 MB ones. Verification is timed with the files in the page cache, which needs
-as much free memory as --size. System calls are counted with strace where it is installed.
+`sha256sum` on one core, 4 GB entries with 4 MB ones. Verification is timed with the files in the page cache, which
+needs as much free memory as --size. System calls are counted with strace where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -93,7 +94,9 @@ def measure_verify(folder: Path, size: int) -> list[Figure]:
                 times[name].append(reported)
             else:
                 argv = [*one_core, *peers[name], *files]
-                times[name].append(clock(lambda argv=argv: subprocess.run(argv, stdout=subprocess.DEVNULL, check=True)))
+                times[name].append(
+                    clock(functools.partial(subprocess.run, argv, stdout=subprocess.DEVNULL, check=True))
+                )
     rates = {name: size / min(found) for name, found in times.items()}
     figures = [Figure(f"{name}, one core", rate / 1e9, "GB/s") for name, rate in rates.items() if name != "trtx"]
     figures.append(Figure(f"cache verify, {len(os.sched_getaffinity(0))} cores", rates["trtx"] / 1e9, "GB/s"))
@@ -200,10 +203,8 @@ def count_calls(argv: list[str], environ: Mapping[str, str], folder: Path, cache
     if shutil.which("strace") is None:
         return None
     log = folder / "strace.txt"
-    subprocess.run(
-        ["strace", "-f", "-y", "-s", "400", "-o", str(log), *argv],
-        env=dict(environ), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
-    )  # fmt: skip
+    traced = ["strace", "-f", "-y", "-s", "400", "-o", str(log), *argv]
+    subprocess.run(traced, env=dict(environ), cwd=folder, capture_output=True, check=True)
     pattern = re.compile(rf"{re.escape(str(cache))}[/\">]")
     return sum(bool(pattern.search(line)) for line in log.read_text(errors="replace").splitlines())
 

@@ -13,7 +13,7 @@ import os
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def _read_and_keep(store: Store, shard: str, folder: Path, path: Path) -> list[R
         now_ns, mtime_ns = temporary.stat().st_mtime_ns, folder.stat().st_mtime_ns
         rows = _read_shard(store, shard)
         if now_ns - mtime_ns > SETTLED_NS and folder.stat().st_mtime_ns == mtime_ns:
-            body = {"schema": SCHEMA, "mtime_ns": mtime_ns, "rows": [astuple(row) for row in rows]}
+            body = {"schema": SCHEMA, "mtime_ns": mtime_ns, "rows": [list(vars(row).values()) for row in rows]}
             temporary.write_text(json.dumps(body, ensure_ascii=False))
             temporary.replace(path)  # Not flushed: a torn index is no JSON and is made again.
     except OSError:
