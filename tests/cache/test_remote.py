@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from support.remotes import Place, alter_manifest, ignore_progress, make_entry, make_store, push, writable
 
 from trtx.cache import remote as remote_module
+from trtx.cache.blobs import DriverBlobs
 from trtx.cache.foreign import EntryRefused
 from trtx.cache.manifest import Manifest
 from trtx.cache.remote import Offer, Remote, RemoteSpec, blob_name, entry_name
@@ -93,6 +96,35 @@ def test_create_never_replaces(place: Place) -> None:
     assert blobs.read("v1/x", 100) == b"first"
 
 
+def test_a_folder_on_a_file_system_without_hard_links_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_create_never_replaces(Place(f"file://{tmp_path}"))
+
+
+def test_a_server_without_conditional_writes_works(s3_place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = s3_place.blobs()
+    assert isinstance(blobs, DriverBlobs)
+    pipe = blobs._fs.pipe_file
+
+    class Answer(Exception):
+        response: ClassVar[dict[str, Any]] = {"Error": {"Code": "NotImplemented"}}
+
+    def refuse(path: str, data: bytes, **options: Any) -> Any:
+        if options.get("mode") == "create":
+            raise OSError(
+                errno.EIO, "A header you provided implies functionality that is not implemented"
+            ) from Answer()
+        return pipe(path, data, **options)
+
+    monkeypatch.setattr(blobs._fs, "pipe_file", refuse)
+    assert blobs.create("v1/x", b"first")
+    assert not blobs.create("v1/x", b"second")
+    assert blobs.read("v1/x", 100) == b"first"
+
+
 def test_only_one_of_many_creates_succeeds_on_a_folder(tmp_path: Path) -> None:
     place = Place(f"file://{tmp_path}")
     with ThreadPoolExecutor(8) as pool:
@@ -167,7 +199,9 @@ def test_the_manifest_of_another_key_is_refused(place: Place, remote: WritableRe
         ({"files": [["a" * 300, 1, "ab" * 32]]}, "too long"),
         ({"files": [[1, 1, "ab" * 32]]}, "not a text"),
         ({"files": []}, "no files"),
-        ({"step": 1}, "not a text"),
+        ({"step": 1}, "not a plain text"),
+        ({"step": "build/\x1b]0;owned\x07"}, "not a plain text"),
+        ({"provenance": {"recipe": "\x1b[2J"}}, "not a plain text"),
         ({"summary": []}, "not a mapping"),
     ],
 )

@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -78,10 +80,10 @@ def test_a_pull_that_stalls_half_way_is_given_up(
     sent = make_entry(store)
     push(writable(s3_place.url, s3_place.endpoint), sent, store)
     monkeypatch.setattr(remote_module, "MIN_BYTES_PER_S", 1 << 30)
-    remote = writable(s3_place.url, proxied.endpoint, timeout_s=0.3)
-    offer = remote.find(sent.key)
+    offer = writable(s3_place.url, s3_place.endpoint).find(sent.key)
     assert offer is not None
     proxied.stall.set()
+    remote = writable(s3_place.url, proxied.endpoint, timeout_s=0.3)
     with pytest.raises(RemoteTrouble, match="did not answer"):
         remote.pull(offer, other_store, ignore_progress, threading.Event())
     assert list((other_store.root / "tmp").iterdir()) == []
@@ -97,6 +99,47 @@ def test_a_line_that_flips_bits_is_noticed(proxied: Proxy, s3_place: Place, stor
     with pytest.raises((EntryRefused, RemoteTrouble)):
         remote.pull(offer, other_store, ignore_progress, threading.Event())
     assert other_store.find(sent.key).manifest is None
+
+
+@contextmanager
+def portal() -> Iterator[str]:
+    """A server that answers everything with the same page, as the login pages of some networks do."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            page = b"<html><body>Please log in, \x1b[31mnow\x1b[0m</body></html>"
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(page)
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_page_instead_of_a_server_is_neither_believed_nor_written_to(credentials: None, store: Store) -> None:
+    with portal() as endpoint:
+        remote = writable("s3://bucket/x", endpoint)
+        with pytest.raises(EntryRefused, match="not an entry"):
+            remote.find(KEY)
+        with pytest.raises(RemoteTrouble):
+            push(remote, make_entry(store), store)
 
 
 def test_a_bucket_that_does_not_exist_is_a_reason(s3: S3Server, credentials: None) -> None:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from trtx.cache.foreign import EntryRefused, read_foreign_manifest
+from trtx.cache.foreign import EntryRefused, plain, read_foreign_manifest
 from trtx.cache.manifest import Manifest
 from trtx.cache.remote import Progress, manifest_digest
 from trtx.cache.signing import Keyring, Signer
@@ -218,7 +218,7 @@ def _read_index(stream: IO[bytes], path: Path) -> Bundle:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise EntryRefused("its list of entries cannot be read") from None
     if schema != SCHEMA:
-        raise EntryRefused(f"its schema is {str(schema)[:40]}, not {SCHEMA}")
+        raise EntryRefused(f"its schema is {plain(schema)}, not {SCHEMA}")
     if len(rows) > MAX_ENTRIES:
         raise EntryRefused(f"it has more than {MAX_ENTRIES} entries")
     if any(not isinstance(key, str) or not isinstance(said, str) for key, said, _ in rows):

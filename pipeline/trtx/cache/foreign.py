@@ -34,15 +34,22 @@ def read_foreign_manifest(text: bytes, key: str | None = None) -> Manifest:
     except RecursionError as error:
         raise EntryRefused("its manifest is nested without end") from error
     if key is not None and manifest.key != key:
-        raise EntryRefused(f"its manifest is of the key {str(manifest.key)[:80]}")
+        raise EntryRefused(f"its manifest is of the key {plain(manifest.key)}")
     if sha256_bytes(canonical_json(manifest.factors)) != manifest.key:
         raise EntryRefused("its key is not the SHA-256 of its factors")
-    if not all(isinstance(text, str) for text in (manifest.step, manifest.stage)):
-        raise EntryRefused("its step or stage is not a text")
     if not all(isinstance(part, dict) for part in (manifest.factors, manifest.provenance, manifest.summary)):
         raise EntryRefused("its factors, provenance or summary is not a mapping")
+    for name in (manifest.step, manifest.stage, manifest.provenance.get("recipe", "")):
+        # They are printed on terminals, which obey control characters.
+        if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_PATH_BYTES:
+            raise EntryRefused("the name of its step, stage or recipe is not a plain text")
     check_records(manifest.files)
     return manifest
+
+
+def plain(value: object, limit: int = 80) -> str:
+    """Something from elsewhere as it may be printed: short, and without control characters."""
+    return "".join(character for character in str(value)[:limit] if character.isprintable())
 
 
 def check_records(records: tuple[FileRecord, ...]) -> None:

@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeVar
 
 from trtx.cache.background import DaemonPool
 from trtx.cache.blobs import Blobs, open_blobs
-from trtx.cache.foreign import MAX_MANIFEST_BYTES, SHA256, EntryRefused, read_foreign_manifest
+from trtx.cache.foreign import MAX_MANIFEST_BYTES, SHA256, EntryRefused, plain, read_foreign_manifest
 from trtx.cache.manifest import FileRecord, Manifest
 from trtx.cache.signing import Keyring
 from trtx.cache.store import Store
@@ -213,7 +213,7 @@ class Remote:
         except (ValueError, KeyError, TypeError, RecursionError):
             raise EntryRefused("its object is not an entry of a trtx cache") from None
         if schema != SCHEMA or not isinstance(said, str):
-            raise EntryRefused(f"its schema is {str(schema)[:40]}, not {SCHEMA}")
+            raise EntryRefused(f"its schema is {plain(schema)}, not {SCHEMA}")
         manifest = read_foreign_manifest(said.encode(errors="replace"), key)
         if type(chunk_bytes) is not int or not 1 <= chunk_bytes <= CHUNK_BYTES or not _fits(chunks, manifest):
             raise EntryRefused("its list of blobs does not fit its files")
@@ -321,4 +321,4 @@ def describe_trouble(error: BaseException) -> tuple[str, bool]:
 
 def _first_line(error: BaseException) -> str:
     text = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
+    return plain(text[0], 200) if text else type(error).__name__

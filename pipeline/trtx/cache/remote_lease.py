@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any
 
 from trtx.cache.blobs import Blobs
-from trtx.cache.foreign import EntryRefused
+from trtx.cache.foreign import EntryRefused, plain
 from trtx.cache.remote import Offer, RemoteTrouble
 from trtx.cache.remote_push import WritableRemote
 from trtx.files import canonical_json
@@ -179,6 +179,6 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 def _host_of(text: bytes) -> str:
     try:
-        return str(_parse(text)["owner"]["host"])[:80]
+        return plain(_parse(text)["owner"]["host"])
     except (ValueError, KeyError, TypeError):
         return "another machine"
