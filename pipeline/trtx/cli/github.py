@@ -79,8 +79,9 @@ def make_summary(title: str, statuses: Iterable[StepStatus], outcome: str, lines
     quiet = (State.CACHED, State.NOT_NEEDED)
     active = [status for status in shown if status.state not in quiet]
     resting = [status for status in shown if status.state in quiet]
-    parts = [f"## {_escape(title)}", "", f"**{_escape(outcome)}**", ""]
-    parts += [f"- {_escape(line)}" for line in lines]
+    parts = [f"## {_escape(title)}", "", f"**{_escape(outcome)}**"]
+    if points := [f"- {_escape(line)}" for line in lines]:
+        parts += ["", *points]
     if active:
         parts += ["", *_table(active)]
     if resting:
