@@ -8,13 +8,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trtx.errors import UsageProblem
 from trtx.runners.slurm.options import Gpu, Resources, check_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-DependencyKind = Literal["aftercorr", "afterok", "afterany"]
 
 
 @dataclass(frozen=True)
@@ -56,39 +55,6 @@ class Group:
 
     def task(self, index: int) -> SlurmTask:
         return next(task for task in self.tasks if task.index == index)
-
-
-@dataclass(frozen=True)
-class Dependency:
-    """What a group waits for: all of another group, or task by task (`aftercorr`)."""
-
-    kind: DependencyKind
-    group: str
-
-
-def find_dependencies(group: Group, tasks: Iterable[SlurmTask], groups: Sequence[Group]) -> list[Dependency]:
-    """How `tasks` of a group wait for earlier groups, the strongest way that stops no task because of another's failure.
-
-    - `aftercorr` where every task needs exactly the task of its own index;
-    - `afterok` where every task needs every task of the other group;
-    - `afterany` else: the tasks start when the others ended, and those whose inputs are missing say so at once.
-    """
-    tasks = list(tasks)
-    found = []
-    for other in groups:
-        if other.name == group.name:
-            continue
-        steps = {task.step: task.index for task in other.tasks}
-        needed = {task.index: {steps[step] for step in task.needs if step in steps} for task in tasks}
-        if not any(needed.values()):
-            continue
-        if all(indices == {index} for index, indices in needed.items()):
-            found.append(Dependency("aftercorr", other.name))
-        elif all(indices == set(steps.values()) for indices in needed.values()):
-            found.append(Dependency("afterok", other.name))
-        else:
-            found.append(Dependency("afterany", other.name))
-    return found
 
 
 def number_tasks(chains: Sequence[tuple[str, Sequence[str]]], indices: Mapping[str, int]) -> dict[str, int]:

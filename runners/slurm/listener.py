@@ -1,0 +1,116 @@
+"""Asks Slurm about all open tasks at once, as rarely as the budget says, and remembers what was heard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from trtx.runners.slurm.budget import Budget
+from trtx.runners.slurm.clock import Clock
+from trtx.runners.slurm.commands import Listing, Shell, ask_sacct, ask_scontrol, ask_squeue
+from trtx.runners.slurm.options import Timing
+from trtx.runners.slurm.parsing import Row
+from trtx.runners.slurm.tracked import Tracked
+from trtx.runners.slurm.truth import needs_word
+
+
+class Listener:
+    """`complaint` is why the last question had no answer, with `unanswered` of them in a row."""
+
+    def __init__(self, shell: Shell, timing: Timing, clock: Clock, budget: Budget, tell: Callable[[str], None]) -> None:
+        self._shell, self._timing, self._clock, self._budget, self._tell = shell, timing, clock, budget, tell
+        self._accounting: bool | None = None
+        self._asked_about: list[str] = []
+        self.complaint = ""
+        self.unanswered = 0
+        self.rows: Sequence[Row] = ()
+
+    def listen(self, tasks: Sequence[Tracked]) -> bool:
+        """Ask when it is time to; whether Slurm was asked."""
+        open_tasks = [item for item in tasks if item.outcome is None and item.job]
+        now = self._clock.now()
+        urgent = any(needs_word(item.history, item.token, item.watch) for item in open_tasks)
+        if not open_tasks or not self._budget.is_due(now, urgent=urgent):
+            return False
+        self._budget.note(now)
+        listing = ask_squeue(self._shell, self._timing.command_s)
+        now = self._clock.now()
+        if self._note(listing, "squeue"):
+            self.rows = listing.rows
+        before = [(item.watch.row, item.watch.ended_readings) for item in open_tasks]
+        missing = self._hear(open_tasks, listing, now)
+        for item in open_tasks:
+            item.see_beat(now)
+        if missing and not listing.complaint:
+            self._ask_about(missing)
+        after = [(item.watch.row, item.watch.ended_readings) for item in open_tasks]
+        self._budget.polled(self._clock.now(), news=before != after)
+        return True
+
+    def _note(self, listing: Listing, program: str) -> bool:
+        """Remember whether there was an answer; tell of the first that fails and of lines nobody can read."""
+        if listing.complaint:
+            self.unanswered += 1
+            if listing.complaint != self.complaint:
+                self._tell(f"{program} gave no answer: {listing.complaint}; nothing is concluded from that")
+            self.complaint = listing.complaint
+            return False
+        if self.unanswered:
+            self._tell(f"{program} answers again")
+        if listing.unreadable:
+            self._tell(f"{program} printed {listing.unreadable} lines that cannot be read; they are ignored")
+        self.unanswered, self.complaint = 0, ""
+        return True
+
+    def _hear(self, tasks: Sequence[Tracked], listing: Listing, now: float) -> list[Tracked]:
+        """Hand each row to its task; those that no row is about."""
+        by_task: dict[tuple[str, int], Row] = {}
+        for row in listing.rows:
+            for index in row.indices:
+                by_task[row.job, index] = row
+        missing = []
+        for item in tasks:
+            row = by_task.get((item.job, item.task.index))
+            if row is not None and item.hears(row):
+                item.watch.hear(row, now)
+            elif item.watch.phase is None or item.watch.ended_since is None:
+                missing.append(item)
+            else:  # It had ended and is forgotten now: its last word stands.
+                item.watch.ended_readings += 1
+        return missing
+
+    def _ask_about(self, missing: Sequence[Tracked]) -> None:
+        """Ask where finished jobs are remembered longer; in turns when there are several."""
+        jobs = sorted({item.job for item in missing}, key=int)
+        if not self._budget.may_ask(self._clock.now()):
+            return
+        self._budget.note(self._clock.now())
+        if self._accounting is not False:
+            listing = ask_sacct(self._shell, jobs, self._timing.command_s)
+            if listing.complaint:
+                self._accounting = False if "disabled" in listing.complaint.lower() else self._accounting
+            else:
+                self._accounting = True
+                missing = self._hear(missing, listing, self._clock.now())
+            if not missing or not self._budget.may_ask(self._clock.now()):
+                return
+            self._budget.note(self._clock.now())
+        waiting = [job for job in jobs if job not in self._asked_about] or jobs
+        self._asked_about = [*(self._asked_about if waiting != jobs else []), waiting[0]]
+        listing = ask_scontrol(self._shell, waiting[0], self._timing.command_s)
+        now = self._clock.now()
+        asked = [item for item in missing if item.job == waiting[0]]
+        if listing.denied:
+            unheard = asked
+        elif listing.complaint:
+            return
+        else:
+            unheard = self._hear(asked, listing, now) if _is_other(listing, asked) else []
+            if not unheard:
+                self._hear(asked, listing, now)
+        for item in unheard:
+            item.watch.hear_denial(now)
+
+
+def _is_other(listing: Listing, asked: Sequence[Tracked]) -> bool:
+    """Whether the controller has given the id to a job that is not trtx's: it lost its state and counts anew."""
+    return bool(listing.rows) and not any(item.token in row.name for row in listing.rows for item in asked)
