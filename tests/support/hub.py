@@ -109,6 +109,8 @@ class HubHandler(BaseHTTPRequestHandler):
             self.send(200, b"<html>Please log in</html>", {"Content-Type": "text/html"})
         elif parts[0] == "api" and len(parts) == 6 and parts[4] == "revision":
             self.answer_info(parts[1], "/".join(parts[2:4]), parts[5])
+        elif parts[0] == "api":  # The library also asks for things that have nothing to do with repositories.
+            self.refuse(404, "", "Not Found")
         elif parts[0] == "cdn":
             self.answer_bytes(parts[1], "/".join(parts[2:4]), "/".join(parts[4:]))
         else:

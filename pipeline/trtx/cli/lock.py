@@ -82,7 +82,10 @@ def _pin_images(console: Console, prepared: Prepared) -> tuple[Prepared, list[st
             found[reference] = f"{reference}@{ask_digest(reference)}"
         except EnvironmentProblem as error:
             before = prepared.lock.containers.get(reference) if prepared.lock else None
-            state = "keeps its digest" if before and before.digest else "stays without a digest"
+            state = "stays without a digest"
+            if before and before.digest:
+                state = "keeps its digest"
+                found[reference] = f"{reference}@{before.digest}"
             warnings.append(f"{reference} {state}: {error.what} ({error.why})")
             console.warn(warnings[-1])
     return replace(prepared, sources=replace(sources, images={**sources.images, **found})), warnings

@@ -41,7 +41,7 @@ class LockChange:
         if not self.part:
             return f"{self.subject} {'was not in the lock' if self.old is None else 'is not used any more'}"
         if self.old is None:
-            return f"{self.subject}: {self.part} {_short(self.new)}, which was not in the lock"
+            return f"{self.subject}: {self.part} {_short(self.new)}, which the lock did not have"
         if self.new is None:
             return f"{self.subject}: {self.part} {_short(self.old)} is gone"
         return f"{self.subject}: {self.part} {_short(self.old)} → {_short(self.new)}"
