@@ -51,7 +51,7 @@ class Source:
     ) -> Problem:
         """A problem at a place of this text."""
         mark = self.within(mark)
-        return Problem(self.name, mark, what, why, fix, source=self.line(mark), path=dotted(path), note=note)
+        return Problem(self.name, mark, one_line(what), why, fix, source=self.line(mark), path=dotted(path), note=note)
 
 
 class Place(NamedTuple):
@@ -134,12 +134,17 @@ class Problem:
         return {"file": plain.pop("file"), "line": mark[0], "col": mark[1], **plain}
 
 
+def one_line(text: str) -> str:
+    """A text of the same length without line breaks and whatever else a terminal obeys."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def _excerpt(source: str, index: int) -> tuple[str, int]:
     """The part of a source line around a column, and the column within that part.
 
-    Tabs, line breaks of options, and whatever else a terminal obeys are single spaces.
+    Tabs and line breaks of options are single spaces.
     """
-    text = "".join(letter if letter.isprintable() else " " for letter in source).rstrip()
+    text = one_line(source).rstrip()
     if len(text) <= SHOWN_WIDTH or index < SHOWN_WIDTH * 3 // 4:
         return text[:SHOWN_WIDTH], min(index, SHOWN_WIDTH)
     start = index - SHOWN_WIDTH // 2

@@ -149,6 +149,12 @@ def test_lines_are_counted_as_yaml_counts_them() -> None:
     assert refused.value.problem.mark == Mark(4, 4)
 
 
+def test_what_a_problem_says_first_is_one_line_without_control_characters() -> None:
+    (problem,) = read('"a\\nb\\e[1m": 1\n"a\\nb\\e[1m": 2\n').problems
+    head = problem.render().split("\n")[0]
+    assert head == "recipe.yaml:2:1: error: the key 'a b [1m' is given twice"
+
+
 def test_paths_are_written_with_dots_and_brackets() -> None:
     assert dotted(("targets", "h100", "quantization", 0)) == "targets.h100.quantization[0]"
     assert dotted(()) == ""
