@@ -26,6 +26,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from trtx.cache.background import DaemonPool
 from trtx.cache.blobs import Blobs, open_blobs
@@ -305,18 +306,22 @@ def _fits(chunks: Any, manifest: Manifest) -> bool:
 
 def describe_trouble(error: BaseException) -> tuple[str, bool]:
     """Why a driver failed, in one line, and whether it may work a moment later."""
+    said, kind = _first_line(error), type(error).__name__
+    if kind == "EndpointConnectionError":
+        address = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url", "")))
+        return f"cannot connect to {plain(f'{address.scheme}://{address.netloc}')}", True
     if isinstance(error, ImportError):
         extra = " (pip install 'trtx[s3]')" if "s3fs" in str(error) else ""
-        return f"its driver is not installed: {_first_line(error)}{extra}", False
-    if isinstance(error, PermissionError):
-        return f"access denied: {_first_line(error)}", False
-    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-        return f"no credentials: {_first_line(error)}", False
-    if isinstance(error, NotADirectoryError | ValueError):
-        return _first_line(error), False
-    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
-        return f"it did not answer in time: {_first_line(error)}", False
-    return _first_line(error), True
+        said = f"its driver is not installed: {said}{extra}"
+    elif isinstance(error, PermissionError):
+        said = f"access denied: {said}"
+    elif kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+        said = f"no credentials: {said}"
+    elif isinstance(error, TimeoutError) or "Timeout" in kind:
+        said = f"it did not answer in time: {said}"
+    elif not isinstance(error, NotADirectoryError | ValueError):
+        return said, True
+    return said, False
 
 
 def _first_line(error: BaseException) -> str:
