@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from trtx.errors import EnvironmentProblem
-from trtx.models.sources.base import Kind, Request, is_local, is_offline, on_hub
+from trtx.models.sources.base import Kind, Request, find_source, is_offline
 from trtx.plan.environment import FETCHING_STAGES
 from trtx.plan.steps import Step
 from trtx.plan.survey import State, StepStatus
@@ -36,12 +36,7 @@ def check_offline(statuses: Iterable[StepStatus], environ: Mapping[str, str]) ->
 
 def _is_at_hand(step: Step, environ: Mapping[str, str]) -> bool:
     """Whether a step's source is on this machine: a folder, or a commit in the hub's own cache."""
-    url = step.params["url"]
-    if not on_hub(url):
-        return is_local(url)
-    from trtx.models.sources.hf import is_at_hand
-
     kind: Kind = "model" if step.stage == "download" else "dataset"
     allow_pickle, split = step.params.get("allow_pickle", False), step.params.get("split")
-    request = Request(url, kind, allow_pickle=allow_pickle, split=split, environ=environ)
-    return is_at_hand(request, step.params["identity"])
+    request = Request(step.params["url"], kind, allow_pickle=allow_pickle, split=split, environ=environ)
+    return find_source(request.url).is_at_hand(request, step.params["identity"])

@@ -72,6 +72,10 @@ class Source(Protocol):
         """
         ...
 
+    def is_at_hand(self, request: Request, identity: str) -> bool:
+        """Whether `fetch` of that identity would need no network."""
+        ...
+
     def fetch(self, request: Request, identity: str, output: Path, progress: Progress) -> None:
         """Write all files of exactly `identity` into the empty folder `output`.
 

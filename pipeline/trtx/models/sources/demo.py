@@ -28,6 +28,11 @@ def resolve(request: Request) -> Resolved:
     return Resolved(request.url, config.model_identity(demo), config.make_hf_config(demo), config.TOOLCHAIN)
 
 
+def is_at_hand(request: Request, identity: str) -> bool:
+    """Always."""
+    return True
+
+
 def fetch(request: Request, identity: str, output: Path, progress: Progress) -> None:
     """Train the model, or write the corpus, into `output`."""
     here = resolve(request).identity

@@ -46,7 +46,7 @@ def resolve(request: Request) -> Resolved:
 
 
 def is_at_hand(request: Request, identity: str) -> bool:
-    """Whether the local hub cache holds all that `fetch` would take from a commit, so that no network is needed."""
+    """Whether the local hub cache holds all that `fetch` would take from a commit."""
     hub = read_hub(replace(request, environ={**request.environ, "HF_HUB_OFFLINE": "1"}), identity)
     try:
         _, files = list_cached(hub)

@@ -29,6 +29,11 @@ def resolve(request: Request) -> Resolved:
     return Resolved(f"file://{path}", identity, config)
 
 
+def is_at_hand(request: Request, identity: str) -> bool:
+    """Always: what is gone or changed is found out by resolving."""
+    return True
+
+
 def fetch(request: Request, identity: str, output: Path, progress: Progress) -> None:
     """Copy the files; a link would change with the user's own.
 

@@ -44,6 +44,11 @@ def resolve(request: Request) -> Resolved:
     return Resolved(request.url, identity, config)
 
 
+def is_at_hand(request: Request, identity: str) -> bool:
+    """Never: drivers that keep files here cannot be told from others."""
+    return False
+
+
 def fetch(request: Request, identity: str, output: Path, progress: Progress) -> None:
     """Copy the files; the server is asked before and after, so that no mixture of two versions is kept."""
     with driver_errors(request.url):
