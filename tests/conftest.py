@@ -11,6 +11,8 @@ from support.project import ROOT, Project, make_project
 
 # Read when torch starts its threads: those that spin while they wait starve what else runs here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Whatever this machine's configuration names: tests take nothing from a fleet's cache and put nothing there.
+os.environ["TRTX_CACHE_REMOTES"] = ""
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.fleet import Machine, MakeMachine, remotes_of
 from support.remotes import BUCKET, CREDENTIALS, Place, S3Server, make_store, s3_server
 
 from trtx.cache.store import Store
+from trtx.plan import exchange, execute
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +49,15 @@ def store(tmp_path: Path) -> Store:
 def other_store(tmp_path: Path) -> Store:
     """The cache of another machine."""
     return make_store(tmp_path / "other-cache")
+
+
+@pytest.fixture
+def machines(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachine]:
+    """Makes machines that share one remote."""
+    monkeypatch.setattr(exchange, "MIN_POLL_S", 0.05)
+    monkeypatch.setattr(execute, "TICK_S", 0.02)
+
+    def make(name: str, settings: str = "mode=read-write", **environ: str) -> Machine:
+        return Machine(tmp_path / name, remotes_of(place, settings), monkeypatch, **environ)
+
+    yield make

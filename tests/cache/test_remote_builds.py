@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import errno
-import json
-import os
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import machine
-from support.plans import plan_of
-from support.remotes import CREDENTIALS, Place, closed_port, environment_with, make_store, proxy
-from support.steps import Behaviour, InlineRunner, Watcher, install_stage, states, write_output
+from support.fleet import Machine, MakeMachine, leaf, remotes_of
+from support.remotes import Place, closed_port, make_store, proxy
+from support.steps import InlineRunner, Watcher, install_stage, states, write_output
 
 from trtx.cache.remote import blob_name, entry_name
 from trtx.cache.remote_lease import Leases, Turn
@@ -25,67 +20,11 @@ from trtx.cache.remote_push import WritableRemote
 from trtx.cache.signing import make_key_file
 from trtx.cache.store import Store
 from trtx.errors import StepFailed
-from trtx.plan import exchange, execute
+from trtx.plan import execute
 from trtx.plan.execute import Execution
 from trtx.plan.record import create_run
-from trtx.plan.remotes import Remotes, open_remotes
-from trtx.plan.steps import Plan
 from trtx.plan.survey import State, overlay, survey
 from trtx.stages.base import StepContext
-
-
-class Machine:
-    """One machine, in this process: `apply` runs the plan against its own cache and the remotes."""
-
-    def __init__(self, folder: Path, remotes: str, monkeypatch: pytest.MonkeyPatch, **environ: str) -> None:
-        folder.mkdir()
-        self.folder = folder
-        self.plan = plan_of(folder, select="cpu/fp32")
-        self.store = make_store(Path(self.plan.cache_dir))
-        self.runner = InlineRunner()
-        self._environ = {"TRTX_CACHE_REMOTES": remotes, "XDG_CONFIG_HOME": str(folder), **environ}
-        self._monkeypatch = monkeypatch
-
-    def remotes(self) -> Remotes:
-        remotes = open_remotes(self._environ)
-        assert remotes is not None
-        return remotes
-
-    def survey(self) -> dict[str, State]:
-        return states(survey(self.plan, self.store, None, self.remotes()))
-
-    def apply(self, behaviours: dict[str, Behaviour] | None = None, **options: Any) -> Execution:
-        install_stage(self._monkeypatch, behaviours)
-        self.runner = InlineRunner()
-        record = create_run(self.folder, self.plan)
-        execution = Execution(self.plan, self.store, self.runner, record, {}, Watcher(), **options)
-        execution.remotes = self.remotes()
-        execution.run(survey(self.plan, self.store, None, execution.remotes))
-        return execution
-
-
-MakeMachine = Callable[..., Machine]
-
-
-@pytest.fixture
-def machines(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachine]:
-    """Makes machines that share one remote."""
-    monkeypatch.setattr(exchange, "MIN_POLL_S", 0.05)
-    monkeypatch.setattr(execute, "TICK_S", 0.02)
-
-    def make(name: str, settings: str = "mode=read-write", **environ: str) -> Machine:
-        return Machine(tmp_path / name, remotes_of(place, settings), monkeypatch, **environ)
-
-    yield make
-
-
-def remotes_of(place: Place, settings: str = "mode=read-write") -> str:
-    endpoint = f";endpoint={place.endpoint}" if place.endpoint else ""
-    return f"{place.url};name=shared;{settings}{endpoint}"
-
-
-def leaf(plan: Plan) -> str:
-    return plan.leaves()[0].id
 
 
 def num_objects(machine: Machine) -> int:
@@ -301,7 +240,7 @@ def test_unsigned_entries_are_ignored_where_signatures_are_asked_for(
 
     def run(name: str, private: str | None, trusted: str, trust: str = "signed") -> tuple[Machine, Execution]:
         made = Machine(tmp_path / name, "", monkeypatch, **site(name, private, trusted, trust))
-        del made._environ["TRTX_CACHE_REMOTES"]
+        del made.environ["TRTX_CACHE_REMOTES"]
         return made, made.apply()
 
     run("unsigned", None, ours, trust="digest")
@@ -357,7 +296,7 @@ def test_an_interruption_leaves_nothing_half_and_gives_leases_back(machines: Mak
                 raise KeyboardInterrupt
             return super().wait(timeout_s)
 
-    install_stage(one._monkeypatch, None)
+    install_stage(one.monkeypatch, None)
     record = create_run(one.folder, one.plan)
     execution = Execution(one.plan, one.store, Stopping(), record, {}, Watcher())
     execution.remotes = one.remotes()
@@ -365,50 +304,6 @@ def test_an_interruption_leaves_nothing_half_and_gives_leases_back(machines: Mak
         execution.run(survey(one.plan, one.store, None, execution.remotes))
     assert two.apply().errors == {}
     assert set(two.survey().values()) <= {State.CACHED, State.NOT_NEEDED}
-
-
-def start(folder: Path, remotes: str, counts: Path, delay_s: float = 0.0) -> subprocess.Popen[str]:
-    argv = [sys.executable, machine.__file__, str(folder), remotes, str(counts), str(delay_s)]
-    environ = environment_with(**CREDENTIALS)
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    result: dict[str, Any] = json.loads(out)
-    return result
-
-
-@pytest.fixture(params=["file", "s3"])
-def shared_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """A remote that processes can share."""
-    made: Place = request.getfixturevalue("s3_place") if request.param == "s3" else Place(f"file://{tmp_path}/share")
-    return made
-
-
-def test_processes_of_several_machines_make_each_step_once(tmp_path: Path, shared_place: Place) -> None:
-    remotes, counts = remotes_of(shared_place), tmp_path / "counts"
-    processes = [start(tmp_path / f"machine-{number}", remotes, counts, 0.3) for number in range(3)]
-    results = [finish(process) for process in processes]
-    made = counts.read_text().splitlines()
-    assert len(made) == len(set(made)), "a step was made twice"
-    for result in results:
-        assert result["warnings"] == []
-        assert {state for state, _ in result["steps"].values()} <= {"done", "not needed"}
-    leaves = {reason for result in results for step, (_, reason) in result["steps"].items() if "package" in step}
-    assert leaves == {"made in this run", "taken from remote shared in this run"}
-
-
-def test_a_killed_machine_is_replaced_by_another(tmp_path: Path, shared_place: Place) -> None:
-    remotes, counts = remotes_of(shared_place), tmp_path / "counts"
-    killed = start(tmp_path / "one", remotes, counts, 30)
-    while not counts.exists():
-        assert killed.poll() is None
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    result = finish(start(tmp_path / "two", remotes, counts))
-    assert {state for state, _ in result["steps"].values()} == {"done"}
 
 
 def test_machines_whose_leases_do_not_work_are_both_correct(

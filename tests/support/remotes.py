@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from support.entries import make_store as make_store
 
 from trtx.cache.blobs import Blobs, open_blobs
 from trtx.cache.manifest import Manifest
@@ -157,12 +158,6 @@ def alter_manifest(text: str, **changes: Any) -> str:
     body = json.loads(text) | changes
     del body["digest"]
     return json.dumps(body | {"digest": sha256_bytes(canonical_json(body))}, indent=1, ensure_ascii=False) + "\n"
-
-
-def make_store(folder: Path) -> Store:
-    made = Store(folder)
-    made.prepare()
-    return made
 
 
 def ignore_progress(_done: int, _total: int) -> None:
