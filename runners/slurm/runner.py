@@ -137,7 +137,8 @@ class SlurmRunner:
     def _load(self) -> None:
         """Read all groups, rounds and histories; tasks already followed keep what was heard of them."""
         for group in self._folder.groups():
-            self._rounds[group.name] = self._folder.rounds(group.name)
+            if group.name not in self._rounds:
+                self._rounds[group.name] = self._folder.rounds(group.name)
             for task in group.tasks:
                 if task.step not in self._tasks:
                     self._tasks[task.step] = item = Tracked(group, task)
@@ -325,7 +326,7 @@ class SlurmRunner:
 
     def _submit_round(self, item: Round) -> list[Event]:
         """Submit a round once all that its tasks wait for is submitted."""
-        members = [task for task in self._by_group()[item.group].values() if task.round == item]
+        members = [task for task in self._by_group()[item.group].values() if task.token == item.token]
         needs = [need for task in members for need in self._awaited(task)]
         if any(not need.job for need in needs):
             return []

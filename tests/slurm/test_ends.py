@@ -1,0 +1,272 @@
+"""Whatever ends a job, the step ends in the right state with the right cause, and is repeated as its cause demands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from support.slurm import Cluster, wait_until
+from support.slurm_runs import Run
+
+from trtx.runners.slurm.options import Resources
+from trtx.runners.slurm.outcome import Outcome, Retried, TaskState
+from trtx.runners.slurm.runner import SlurmRunner
+from trtx.runners.slurm.states import Cause
+
+Tell = Callable[[Run, SlurmRunner], None]
+CPU = Resources(cpus=1, memory_bytes=20 << 20, partition="cpu")
+
+
+def only(runner: SlurmRunner) -> Outcome:
+    [outcome] = runner.outcomes()
+    return outcome
+
+
+def causes_retried(run: Run) -> list[Cause]:
+    return [event.cause for event in run.events if isinstance(event, Retried)]
+
+
+def node_of(run: Run, step: str, attempt: int = 1) -> str:
+    words = (run.folder / "steps" / step / "attempts" / str(attempt) / "log.txt").read_text().split()
+    return words[2]
+
+
+def test_a_step_that_fails_ends_so_at_once_and_stops_only_what_needs_it(cluster: Cluster, run: Run, tell: Tell) -> None:
+    good, bad = run.task("good", 0), run.task("bad", 1, exit=3)
+    groups = [
+        dataclasses.replace(run.group("convert", {"other": ()}), tasks=(good, bad)),
+        run.group("build", {"build-good": ("good",), "build-bad": ("bad",)}),
+        run.group("report", {"report": ("build-bad",)}),
+    ]
+    runner = run.runner(cluster)
+    runner.submit(groups)
+    run.follow(runner)
+    ends = {step: (end.state, end.cause) for step, end in run.outcomes(runner).items()}
+    assert ends == {
+        "good": (TaskState.DONE, Cause.DONE),
+        "bad": (TaskState.FAILED, Cause.FAILED),
+        "build-good": (TaskState.DONE, Cause.DONE),
+        "build-bad": (TaskState.BLOCKED, Cause.DEPENDENCY),
+        "report": (TaskState.BLOCKED, Cause.DEPENDENCY),
+    }
+    assert run.outcomes(runner)["bad"].ended.exit_code == 3
+    wait_until(lambda: not cluster.jobs(), "Slurm dropped what can never start")
+    tell(run, runner)
+
+
+def test_cancelled_from_outside(cluster: Cluster, run: Run, tell: Tell) -> None:
+    runner = run.runner(cluster)
+    runner.submit([run.group("build", {"running": ()}, sleep=[600])])
+    wait_until(lambda: run.counts()["running start"], "the step runs")
+    cluster.run("scancel", "--user=root")
+    run.follow(runner)
+    assert (only(runner).state, only(runner).cause) == (TaskState.CANCELLED, Cause.CANCELLED)
+    assert run.counts() == {"running start": 1, "running stopped": 1}
+    tell(run, runner)
+
+
+def test_cancelled_by_trtx_and_nothing_else_is(cluster: Cluster, run: Run, tell: Tell) -> None:
+    cluster.run("sbatch", "--wrap=sleep 60", "--output=/dev/null")
+    other = cluster.jobs()
+    groups = [run.group("a", {"a": ()}, sleep=[600]), run.group("b", {"b": ("a",)})]
+    runner = run.runner(cluster)
+    runner.submit(groups)
+    wait_until(lambda: run.counts()["a start"], "the step runs")
+    assert runner.cancel() == ""
+    assert {item.state for item in runner.outcomes()} == {TaskState.CANCELLED}
+    wait_until(lambda: cluster.jobs() == other, "only the other job is left")
+    again = run.runner(cluster)
+    again.submit(groups)
+    assert {item.state for item in again.outcomes()} == {TaskState.CANCELLED}
+    tell(run, again)
+
+
+def test_a_dependency_that_can_never_be_satisfied(cluster: Cluster, run: Run, tell: Tell) -> None:
+    runner = run.runner(cluster)
+    runner.submit([run.group("a", {"a": ()}, sleep=[600]), run.group("b", {"b": ("a",)})])
+    wait_until(lambda: run.counts()["a start"], "the first step runs")
+    cluster.run("scancel", "--user=root", "--state=RUNNING")
+    wait_until(lambda: not cluster.jobs(), "Slurm ended both")
+    run.follow(runner)
+    ends = {step: (end.state, end.cause) for step, end in run.outcomes(runner).items()}
+    assert ends == {"a": (TaskState.CANCELLED, Cause.CANCELLED), "b": (TaskState.BLOCKED, Cause.DEPENDENCY)}
+    tell(run, runner)
+
+
+def test_a_node_whose_setup_fails_is_left_out_of_the_next_round(cluster: Cluster, run: Run, tell: Tell) -> None:
+    run.options = dataclasses.replace(run.options, setup=('test "$SLURMD_NODENAME" != a100-1',))
+    runner = run.runner(cluster)
+    cluster.run("scontrol", "update", "nodename=h100-1,h100-2,b200-1", "state=drain", "reason=test")
+    try:
+        runner.submit([run.group("build", {"build": ()})])
+        run.follow(runner, until=lambda: causes_retried(run))
+    finally:
+        cluster.run("scontrol", "update", "nodename=h100-1,h100-2,b200-1", "state=resume")
+    run.follow(runner)
+    assert causes_retried(run) == [Cause.NO_START]
+    assert only(runner).state is TaskState.DONE
+    assert node_of(run, "build") != "a100-1"
+    tell(run, runner)
+
+
+def test_the_time_limit_ends_a_step_in_order_and_doubles_once(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
+    run.options = dataclasses.replace(run.options, warn_s=30)
+    resources = dataclasses.replace(CPU, time_s=60)
+    runner = run.runner(fast_cluster)
+    runner.submit([run.group("build", {"build": ()}, resources=resources, sleep=[30, 0])])
+    run.follow(runner)
+    assert causes_retried(run) == [Cause.TIMEOUT]
+    assert only(runner).state is TaskState.DONE
+    assert run.counts() == {"build start": 2, "build stopped": 1, "build finish": 1}
+    script = (run.folder / "slurm/groups/build/rounds/2/job.sh").read_text()
+    assert "#SBATCH --time=2\n" in script
+    fast_cluster.clear()
+    tell(run, runner)
+
+
+def test_a_step_killed_by_slurm_at_its_limit_twice_fails(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
+    run.options = dataclasses.replace(run.options, setup=("trap '' TERM",))
+    resources = dataclasses.replace(CPU, time_s=30)
+    runner = run.runner(fast_cluster)
+    runner.submit([run.group("build", {"build": ()}, resources=resources, sleep=[60])])
+    run.follow(runner)
+    assert causes_retried(run) == [Cause.TIMEOUT]
+    assert (only(runner).state, only(runner).cause) == (TaskState.FAILED, Cause.TIMEOUT)
+    assert only(runner).attempt == 2
+    tell(run, runner)
+
+
+def test_a_preempted_step_is_requeued_by_slurm_and_runs_again(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
+    preempt(fast_cluster, run, "low")
+    runner = run.runner(fast_cluster)
+    run.follow(runner)
+    assert only(runner).state is TaskState.DONE
+    assert run.counts() == {"build start": 2, "build stopped": 1, "build finish": 1}
+    assert len(list((run.folder / "slurm/groups/build/rounds").iterdir())) == 1
+    tell(run, runner)
+
+
+def test_a_preempted_step_that_slurm_cancelled_is_submitted_again(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
+    preempt(fast_cluster, run, "gone")
+    runner = run.runner(fast_cluster)
+    run.follow(runner)
+    assert causes_retried(run) == [Cause.PREEMPTED]
+    assert only(runner).state is TaskState.DONE
+    assert run.counts() == {"build start": 2, "build stopped": 1, "build finish": 1}
+    tell(run, runner)
+
+
+def preempt(cluster: Cluster, run: Run, partition: str) -> None:
+    """Start a step that fills the node of a low partition, then a job of a high one."""
+    run.options = dataclasses.replace(run.options, requeue=partition == "low")
+    resources = dataclasses.replace(CPU, cpus=16, partition=partition)
+    run.runner(cluster).submit([run.group("build", {"build": ()}, resources=resources, sleep=[60, 0])])
+    wait_until(lambda: run.counts()["build start"], "the step runs")
+    cluster.run(
+        "sbatch", "--partition=high", "--cpus-per-task=16", "--wrap=sleep 0.5", "--output=/dev/null", check=True
+    )
+    wait_until(lambda: run.counts()["build stopped"], "the step was preempted")
+
+
+def test_a_node_that_dies_under_a_step_is_survived(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
+    runner = run.runner(fast_cluster)
+    runner.submit([run.group("build", {"build": ()}, resources=Resources(cpus=1, partition="gpu"), sleep=[8, 0])])
+    wait_until(lambda: run.counts()["build start"], "the step runs")
+    wait_until(lambda: (run.folder / "steps/build/attempts/1/log.txt").read_text(), "it says where")
+    node = node_of(run, "build")
+    fast_cluster.kill(f"slurmd.{node}")
+    try:
+        run.follow(runner)
+    finally:
+        fast_cluster.start_node(node)
+        fast_cluster.wait_for_nodes(len(fast_cluster.nodes))
+    assert only(runner).state is TaskState.DONE
+    assert run.counts()["build finish"] == 1
+    tell(run, runner)
+
+
+def test_a_node_set_down_fails_its_job_and_is_left_out(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
+    run.options = dataclasses.replace(run.options, requeue=False)
+    runner = run.runner(fast_cluster)
+    runner.submit([run.group("build", {"build": ()}, resources=Resources(cpus=1, partition="gpu"), sleep=[60, 0])])
+    wait_until(lambda: run.counts()["build start"], "the step runs")
+    wait_until(lambda: (run.folder / "steps/build/attempts/1/log.txt").read_text(), "it says where")
+    node = node_of(run, "build")
+    fast_cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    try:
+        run.follow(runner)
+    finally:
+        fast_cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+    assert causes_retried(run) == [Cause.NODE]
+    assert only(runner).state is TaskState.DONE
+    assert f"--exclude={node}" in (run.folder / "slurm/groups/build/rounds/2/job.sh").read_text()
+    tell(run, runner)
+
+
+def test_a_drained_node_is_waited_for_with_a_reason(cluster: Cluster, run: Run, tell: Tell) -> None:
+    cluster.run("scontrol", "update", "nodename=cpu-1", "state=drain", "reason=test")
+    runner = run.runner(cluster)
+    try:
+        runner.submit([run.group("build", {"build": ()}, resources=CPU)])
+        run.follow(runner, until=lambda: "drained" in runner.status()[0].reason)
+    finally:
+        cluster.run("scontrol", "update", "nodename=cpu-1", "state=resume")
+    run.follow(runner)
+    assert only(runner).state is TaskState.DONE
+    tell(run, runner)
+
+
+def test_a_controller_killed_and_started_again_loses_nothing(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
+    runner = run.runner(fast_cluster)
+    runner.submit(
+        [run.group("a", {"a-1": (), "a-2": ()}, sleep=[1]), run.group("b", {"b-1": ("a-1",), "b-2": ("a-2",)})]
+    )
+    wait_until(lambda: run.counts()["a-1 start"], "a step runs")
+    fast_cluster.kill("slurmctld", signal.SIGKILL)
+    run.follow(runner, until=lambda: runner.silence())
+    wait_until(lambda: run.counts()["a-1 finish"], "the steps went on without it")
+    fast_cluster.start_controller()
+    run.follow(runner)
+    assert {item.state for item in runner.outcomes()} == {TaskState.DONE}
+    assert set(run.counts().values()) == {1}
+    tell(run, runner)
+
+
+def test_a_step_that_needs_more_memory_gets_twice_as_much_once(limited_cluster: Cluster, run: Run, tell: Tell) -> None:
+    resources = Resources(cpus=1, memory_bytes=80 << 20)
+    runner = run.runner(limited_cluster)
+    group = run.group("build", {"build": ()}, resources=resources, memory_mb=100)
+    runner.submit([group, run.group("next", {"next": ("build",)}, resources=resources)])
+    run.follow(runner)
+    assert causes_retried(run) == [Cause.MEMORY, Cause.INPUT]
+    assert {item.state for item in runner.outcomes()} == {TaskState.DONE}
+    assert run.counts()["build finish"] == run.counts()["next finish"] == 1
+    tell(run, runner)
+
+
+def test_a_result_that_appears_late_is_waited_for(cluster: Cluster, run: Run, tell: Tell) -> None:
+    """As on a file system that shows other machines' files late: the end of an attempt appears after Slurm's word."""
+    runner = run.runner(cluster)
+    runner.submit([run.group("build", {"build": ()}, sleep=[0.3])])
+    folder = run.folder / "steps/build/attempts/1"
+    wait_until(lambda: run.counts()["build start"], "the step runs")
+    wait_until((folder / "end.json").exists, "it ended", pause_s=0.001)
+    hidden = {name: hide(folder / name) for name in ("end.json", "result.json")}
+    adopted = run.runner(cluster)
+    run.follow(adopted, until=lambda: adopted.status()[0].slurm == "COMPLETED")
+    assert not adopted.outcomes()
+    for name, data in hidden.items():
+        (folder / name).write_bytes(data)
+    run.follow(adopted)
+    assert only(adopted).state is TaskState.DONE
+    tell(run, adopted)
+
+
+def hide(path: Path) -> bytes:
+    data = path.read_bytes()
+    assert json.loads(data)
+    path.unlink()
+    return data
