@@ -23,7 +23,7 @@ SCHEMA = "trtx.lock/v1"
 LOCK_SUFFIX = ".lock.yaml"
 HEADER = """\
 # What the recipe leaves open, pinned by trtx: commits, digests, tools. Commit this file beside the recipe.
-# `trtx lock RECIPE` renews it, `trtx lock RECIPE --upgrade model` moves a pin; editing it by hand is refused or undone.
+# `trtx lock RECIPE` renews it, `trtx lock RECIPE --upgrade model` moves a pin; do not edit it by hand.
 """
 # A lock of a thousand steps has some 200 KB.
 MAX_BYTES = 16 << 20
