@@ -52,7 +52,8 @@ def test_references_are_read_as_docker_reads_them(reference: str, image: Image) 
 
 
 @pytest.mark.parametrize(
-    ("host", "loopback"), [("localhost:5000", True), ("127.0.0.1", True), ("127.0.0.1.example.org:5000", False), ("nvcr.io", False)]
+    ("host", "loopback"),
+    [("localhost:5000", True), ("127.0.0.1", True), ("127.0.0.1.example.org:5000", False), ("nvcr.io", False)],
 )
 def test_only_registries_of_this_machine_are_spoken_to_without_encryption(host: str, loopback: bool) -> None:
     assert Image(host, "a", "b").is_loopback == loopback
