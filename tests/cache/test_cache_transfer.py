@@ -114,7 +114,9 @@ def test_a_spoiled_entry_is_refused(
 ) -> None:
     trtx.at(store)("push")
     share.blobs().write(blob_name(entries[0].files[0].sha256), b"no")
-    trtx.at(other_store)("pull", entries[0].key, code=8)
+    told = trtx.at(other_store).json("pull", entries[0].key, code=8)
+    assert "damaged" in told["refused"][entries[0].key]
+    assert told["error"]["exit_code"] == 8
     assert "damaged" in trtx.err
     assert list(other_store.manifests()) == []
 
@@ -125,7 +127,8 @@ def test_a_remote_that_is_down_is_an_error_of_push_and_a_warning_of_pull(
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     trtx.at(store).remotes(f"s3://bucket/x;name=down;mode=read-write;endpoint=http://127.0.0.1:{closed_port()}")
-    trtx("push", "build/0", code=6)
+    told = trtx.json("push", "build/0", code=6)
+    assert list(told["remotes"]["down"]["failed"]) == [entries[0].key]
     assert "could not be put on remote down" in trtx.err
     trtx("pull", "ab" * 32, code=6)
     assert "remote down (s3://bucket/x) was skipped" in trtx.err

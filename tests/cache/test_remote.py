@@ -7,7 +7,9 @@ import json
 import os
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 
 import pytest
@@ -153,6 +155,8 @@ def spoil_entry(place: Place, key: str, **changes: Any) -> None:
         b"null",
         b'{"schema": "trtx.remote/v9"}',
         b"[" * 100_000,
+        b'{"schema": "trtx.remote/v1", "manifest": "\\ud800", "chunk_bytes": 1, "chunks": [], "executables": [], '
+        b'"signatures": []}',
         b'{"schema": "trtx.remote/v1", "manifest": {}, "chunk_bytes": 1, "chunks": [], "executables": [], '
         b'"signatures": []}',
     ],
@@ -338,3 +342,39 @@ def test_progress_counts_bytes(remote: WritableRemote, store: Store, other_store
     assert offer is not None
     remote.pull(offer, other_store, lambda done, total: seen.append((done, total)), NEVER)
     assert seen == [(1000, 2500), (2000, 2500), (2500, 2500)] * 2
+
+
+NONSENSE = (None, True, -1, 1.5, "", [], {}, [[]], {"a": 1}, "../x", "\x1b[2J", 10**30, [1, 2, 3], ["a"])
+
+
+def spoil_value(value: Any, random: Random) -> Any:
+    """The value with one of its parts replaced, removed or added."""
+    if not isinstance(value, dict | list) or not value or random.random() < 0.1:
+        return random.choice(NONSENSE)
+    copied = value.copy()
+    place = random.choice(list(value)) if isinstance(value, dict) else random.randrange(len(value))
+    if random.random() < 0.2:
+        del copied[place]
+    else:
+        copied[place] = spoil_value(value[place], random)
+    return copied
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_an_object_says_it_is_taken_or_refused(tmp_path: Path, store: Store, seed: int) -> None:
+    place = Place(f"file://{tmp_path}/share")
+    remote, sent, random = writable(place.url), make_entry(store), Random(seed)
+    push(remote, sent, store)
+    text = place.blobs().read(entry_name(sent.key), 1 << 20)
+    assert text is not None
+    for number in range(100):
+        body = json.loads(text)
+        if number % 2:
+            body = spoil_value(body, random)
+        else:
+            name = random.choice(("key", "step", "factors", "files", "provenance", "summary"))
+            value = spoil_value(json.loads(body["manifest"])[name], random)
+            body["manifest"] = alter_manifest(body["manifest"], **{name: value})
+        spoil(place, entry_name(sent.key), json.dumps(body).encode())
+        with suppress(EntryRefused):
+            remote.find(sent.key)

@@ -69,8 +69,6 @@ class Keyring:
 
         `signatures` is the JSON value that came with the entry; it may be anything.
         """
-        from cryptography.exceptions import InvalidSignature
-
         rows = signatures if isinstance(signatures, list) else []
         reason = "it is not signed"
         for row in rows[:100]:
@@ -78,6 +76,8 @@ class Keyring:
             if known is None:
                 reason = "it is not signed by a trusted key"
                 continue
+            from cryptography.exceptions import InvalidSignature
+
             try:
                 value = base64.b64decode(str(row.get("ed25519")), validate=True)
                 _load_public(known[1]).verify(value, DOMAIN + digest.encode())

@@ -15,7 +15,7 @@ import typer
 from trtx.cli.cache_words import open_store
 from trtx.cli.options import OutputFormat, OutputOption
 from trtx.console import Console
-from trtx.errors import EnvironmentProblem, UsageProblem, VerificationFailed, did_you_mean
+from trtx.errors import EnvironmentProblem, TrtxError, UsageProblem, VerificationFailed, did_you_mean
 
 if TYPE_CHECKING:
     from trtx.cache.manifest import Manifest
@@ -73,17 +73,26 @@ def push(
     manifests = _load(store, _choose(console, store, words, recipe, lock))
     results = {target.name: _push_all(console, target, manifests, store) for target in targets}
     failed = [(name, *failure) for name, result in results.items() for failure in result["failed"].items()]
-    if output is OutputFormat.JSON:
-        console.json({"schema": "trtx.cache.push/v1", "remotes": results})
     for name, result in results.items():
         console.say(f"remote {name}: {len(result['sent'])} entries sent, {len(result['there'])} were there")
+    error = None
     if failed:
         name, key, why = failed[0]
-        raise EnvironmentProblem(
+        error = EnvironmentProblem(
             f"{len(failed)} entries could not be put on remote {name}",
             why=f"the first, {key}: {why}",
             fix="run the same command again: it goes on where it was",
         )
+    _finish(console, output, {"schema": "trtx.cache.push/v1", "remotes": results}, error)
+
+
+def _finish(console: Console, output: OutputFormat, body: dict[str, Any], error: TrtxError | None) -> None:
+    """Print the one JSON document, or let the error take it along."""
+    if error is not None:
+        error.document = body | {"error": error.to_json()}
+        raise error
+    if output is OutputFormat.JSON:
+        console.json(body)
 
 
 def _push_all(console: Console, target: Any, manifests: Iterable[Manifest], store: Store) -> dict[str, Any]:
@@ -128,15 +137,15 @@ def pull(
     missing = [key for key in wanted if key not in done and key not in refused]
     for note in remotes.notes():
         console.warn(note)
-    if output is OutputFormat.JSON:
-        body = {"pulled": pulled, "cached": cached, "missing": missing, "refused": refused}
-        console.json({"schema": "trtx.cache.pull/v1", **body, "remotes": remotes.to_json()})
     console.say(f"{len(pulled)} entries taken, {len(cached)} were in the cache, {len(missing)} are on no remote")
+    error: TrtxError | None = None
     if refused:
         key, why = next(iter(refused.items()))
-        raise VerificationFailed(f"{len(refused)} entries were refused", why=f"the first, {key}: {why}")
-    if absent := [key for key in named if key in missing]:
-        raise EnvironmentProblem(f"no remote has the entry {absent[0]}", why="; ".join(remotes.notes()))
+        error = VerificationFailed(f"{len(refused)} entries were refused", why=f"the first, {key}: {why}")
+    elif absent := [key for key in named if key in missing]:
+        error = EnvironmentProblem(f"no remote has the entry {absent[0]}", why="; ".join(remotes.notes()))
+    body = {"pulled": pulled, "cached": cached, "missing": missing, "refused": refused, "remotes": remotes.to_json()}
+    _finish(console, output, {"schema": "trtx.cache.pull/v1", **body}, error)
 
 
 def _pull_all(
