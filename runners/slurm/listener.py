@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from trtx.runners.slurm.budget import Budget
 from trtx.runners.slurm.clock import Clock
@@ -24,13 +24,18 @@ class Listener:
         self.unanswered = 0
         self.rows: Sequence[Row] = ()
 
-    def listen(self, tasks: Sequence[Tracked]) -> bool:
+    def listen(self, tasks: Iterable[Tracked]) -> bool:
         """Ask when it is time to; whether Slurm was asked."""
-        open_tasks = [item for item in tasks if item.outcome is None and item.job]
         now = self._clock.now()
-        urgent = any(needs_word(item.history, item.token, item.watch) for item in open_tasks)
-        if not open_tasks or not self._budget.is_due(now, urgent=urgent):
+        if not self._budget.may_ask(now):
             return False
+        open_tasks = [item for item in tasks if item.outcome is None and item.job]
+        if not open_tasks:
+            return False
+        if not self._budget.is_due(now, urgent=False):
+            urgent = any(needs_word(item.history, item.token, item.watch) for item in open_tasks)
+            if not urgent or not self._budget.is_due(now, urgent=True):
+                return False
         self._budget.note(now)
         listing = ask_squeue(self._shell, self._timing.command_s)
         now = self._clock.now()
@@ -63,15 +68,12 @@ class Listener:
 
     def _hear(self, tasks: Sequence[Tracked], listing: Listing, now: float) -> list[Tracked]:
         """Hand each row to its task; those that no row is about."""
-        by_task: dict[tuple[str, int], Row] = {}
-        for row in listing.rows:
-            for index in row.indices:
-                by_task[row.job, index] = row
+        by_task = {(row.job, index): row for row in listing.rows for index in row.indices}
         missing = []
         for item in tasks:
-            row = by_task.get((item.job, item.task.index))
-            if row is not None and item.hears(row):
-                item.watch.hear(row, now)
+            said = by_task.get((item.job, item.task.index))
+            if said is not None and item.hears(said):
+                item.watch.hear(said, now)
             elif item.watch.phase is None or item.watch.ended_since is None:
                 missing.append(item)
             else:  # It had ended and is forgotten now: its last word stands.
@@ -94,21 +96,21 @@ class Listener:
             if not missing or not self._budget.may_ask(self._clock.now()):
                 return
             self._budget.note(self._clock.now())
-        waiting = [job for job in jobs if job not in self._asked_about] or jobs
-        self._asked_about = [*(self._asked_about if waiting != jobs else []), waiting[0]]
-        listing = ask_scontrol(self._shell, waiting[0], self._timing.command_s)
-        now = self._clock.now()
-        asked = [item for item in missing if item.job == waiting[0]]
-        if listing.denied:
-            unheard = asked
-        elif listing.complaint:
+        self._ask_controller(missing, jobs)
+
+    def _ask_controller(self, missing: Sequence[Tracked], jobs: Sequence[str]) -> None:
+        """Ask about one job, another one each time; only what the controller says it does not know is denied."""
+        fresh = [job for job in jobs if job not in self._asked_about] or list(jobs)
+        self._asked_about = [*(job for job in self._asked_about if job not in fresh), fresh[0]]
+        listing = ask_scontrol(self._shell, fresh[0], self._timing.command_s)
+        if listing.complaint:
             return
-        else:
-            unheard = self._hear(asked, listing, now) if _is_other(listing, asked) else []
-            if not unheard:
-                self._hear(asked, listing, now)
-        for item in unheard:
-            item.watch.hear_denial(now)
+        now = self._clock.now()
+        asked = [item for item in missing if item.job == fresh[0]]
+        unheard = self._hear(asked, listing, now)
+        if listing.denied or _is_other(listing, asked):
+            for item in unheard:
+                item.watch.hear_denial(now)
 
 
 def _is_other(listing: Listing, asked: Sequence[Tracked]) -> bool:

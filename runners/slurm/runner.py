@@ -52,7 +52,9 @@ class SlurmRunner:
         self._listener = Listener(shell, self._timing, self._clock, self._budget, self._tell)
         self._tasks: dict[str, Tracked] = {}
         self._rounds: dict[str, list[Round]] = {}
+        self._by_group: dict[str, dict[int, Tracked]] = {}
         self._news: dict[str, set[str]] = {}
+        self._unsettled = True
         if (folder / "submission.json").exists():
             self._workspace.pull()
             self._load()
@@ -136,12 +138,14 @@ class SlurmRunner:
 
     def _load(self) -> None:
         """Read all groups, rounds and histories; tasks already followed keep what was heard of them."""
+        self._unsettled = True
         for group in self._folder.groups():
             if group.name not in self._rounds:
                 self._rounds[group.name] = self._folder.rounds(group.name)
             for task in group.tasks:
                 if task.step not in self._tasks:
                     self._tasks[task.step] = item = Tracked(group, task)
+                    self._by_group.setdefault(group.name, {})[task.index] = item
                     for known in self._rounds[group.name]:
                         if task.index in known.indices:
                             item.enter(known)
@@ -149,36 +153,37 @@ class SlurmRunner:
                     item.told = item.history.attempts[-1].number if item.history.attempts else 0
 
     def _step(self) -> list[Event]:
-        """One turn: read files, ask Slurm if it is time, decide, submit."""
+        """One turn: read files, ask Slurm if it is time, decide, submit. A turn without news looks at no task."""
         self._workspace.pull()
-        events: list[Event] = []
-        for item in self._changed():
+        changed = list(self._changed())
+        for item in changed:
             item.read()
-        self._listener.listen(list(self._tasks.values()))
-        self._cancel_duplicates()
-        for item in self._tasks.values():
+        if self._listener.listen(self._tasks.values()):
+            changed = list(self._tasks.values())
+            self._cancel_duplicates()
+        events: list[Event] = []
+        for item in changed:
             events += self._follow(item)
-        events += self._advance()
+        if events or self._unsettled:
+            self._unsettled = False
+            events += self._advance()
         events += self._notices
         self._notices = []
         return events
 
     def _changed(self) -> Iterable[Tracked]:
-        """Open tasks that left a name since the last look, or whose end Slurm reports and files do not."""
-        for group, by_index in self._by_group().items():
+        """Open tasks that left a name since the last look, or that wait for files Slurm's word says must come."""
+        for group, by_index in self._by_group.items():
             names = self._folder.news(group)
             new = names - self._news.get(group, set())
             self._news[group] = names
             indices = {int(name.split(".")[0]) for name in new if name.split(".")[0].isdigit()}
-            for index, item in by_index.items():
-                if item.outcome is None and (index in indices or item.watch.ended_since is not None):
-                    yield item
-
-    def _by_group(self) -> dict[str, dict[int, Tracked]]:
-        found: dict[str, dict[int, Tracked]] = {}
+            for index in sorted(indices & by_index.keys()):
+                if by_index[index].outcome is None:
+                    yield by_index[index]
         for item in self._tasks.values():
-            found.setdefault(item.group.name, {})[item.task.index] = item
-        return found
+            if item.outcome is None and (item.watch.ended_since is not None or item.watch.denials):
+                yield item
 
     def _follow(self, item: Tracked) -> list[Event]:
         """What there is to report of one task, and the decision about its round."""
@@ -283,6 +288,7 @@ class SlurmRunner:
             for item in self._open_rounds():
                 if not item.job:
                     events += self._submit_round(item)
+                    self._unsettled = self._unsettled or not item.job
         return events
 
     def _block(self) -> list[Event]:
@@ -326,7 +332,7 @@ class SlurmRunner:
 
     def _submit_round(self, item: Round) -> list[Event]:
         """Submit a round once all that its tasks wait for is submitted."""
-        members = [task for task in self._by_group()[item.group].values() if task.token == item.token]
+        members = [task for task in self._by_group[item.group].values() if task.token == item.token]
         needs = [need for task in members for need in self._awaited(task)]
         if any(not need.job for need in needs):
             return []
