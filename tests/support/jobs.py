@@ -7,10 +7,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trtx.files import write_text
 from trtx.plan.steps import Plan
-from trtx.stages.job import JOB_NAME, dump_file
+from trtx.stages.job import JOB_NAME, PARENT_VARIABLE, dump_file
 
 # `context` and `os`, `sys`, `time`, `Path` are known to the line; the entry's file is written after it.
 WORKER = """
@@ -36,11 +37,21 @@ def write_job(folder: Path, plan: Plan, step_id: str) -> Path:
     return path
 
 
-def start_worker(job: Path, body: str, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start the worker on a job; its output is in `stdout`."""
-    return subprocess.Popen(
+class WorkerProcess(subprocess.Popen[str]):
+    """A worker that is killed when the block that waits for it fails."""
+
+    def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *details)
+
+
+def start_worker(job: Path, body: str, environ: Mapping[str, str] | None = None) -> WorkerProcess:
+    """Start the worker on a job; its output is in `stdout`. It ends with this process."""
+    own = {"STAGE_BODY": body, PARENT_VARIABLE: str(os.getpid())}
+    return WorkerProcess(
         [sys.executable, "-c", WORKER, str(job)],
-        env={**(os.environ if environ is None else environ), "STAGE_BODY": body},
+        env={**(os.environ if environ is None else environ), **own},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 PIECE_BYTES = 1 << 18
 # Below this a thread costs more than it gains.
@@ -50,6 +53,8 @@ def hash_files(
     if workers < 2 or sum(size for _, size in ordered) < PARALLEL_FROM_BYTES:
         yield from ((path, _hash_or_error(path, advance)) for path, _ in ordered)
         return
+    from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+
     waiting = iter(ordered)
     with ThreadPoolExecutor(workers) as pool:
         running: dict[Future[str | OSError], Path] = {}

@@ -12,7 +12,7 @@ from trtx.cache.store import Store
 from trtx.errors import StepFailed, TrtxError
 from trtx.plan.environment import fill_environment
 from trtx.plan.exchange import Claimed, Event, Exchange, Pulled
-from trtx.plan.record import RunRecord
+from trtx.plan.record import RunRecord, describe_progress
 from trtx.plan.remotes import Hit, Remotes
 from trtx.plan.steps import Plan, Step
 from trtx.plan.survey import OPEN, State, StepStatus, survey
@@ -254,7 +254,7 @@ class Execution:
             if status.step.id in self._started:
                 began, attempt = self._started[status.step.id]
                 progress = self.record.progress(status.step.id, attempt)
-                reason = f"{progress['done']}/{progress['total']} {progress['unit']}" if progress else ""
+                reason = describe_progress(progress) if progress else ""
                 shown.append(replace(status, reason=reason, duration_s=now - began))
             elif moving is not None:
                 state = State.PULLING if status.step.id in self._exchange.pulling else State.SENDING

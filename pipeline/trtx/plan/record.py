@@ -13,6 +13,7 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class RunRecord:
         return self.attempt_folder(step_id, attempt) / "log.txt"
 
     def progress(self, step_id: str, attempt: int) -> dict[str, Any] | None:
-        """The last progress a running attempt wrote: done, total, unit, time."""
+        """The last progress a running attempt wrote: done, total, unit and time, or waiting and time."""
         try:
             progress: dict[str, Any] = read_json(self.attempt_folder(step_id, attempt) / PROGRESS_NAME)
         except (OSError, ValueError):
@@ -98,6 +99,13 @@ class RunRecord:
             return not is_gone(read_json(self.folder / "driver.json"))
         except (OSError, ValueError):
             return False
+
+
+def describe_progress(progress: Mapping[str, Any]) -> str:
+    """How far a step is, or whom it waits for, in a few words."""
+    return (
+        progress["waiting"] if "waiting" in progress else f"{progress['done']}/{progress['total']} {progress['unit']}"
+    )
 
 
 def create_run(project: Path, plan: Plan) -> RunRecord:

@@ -14,7 +14,7 @@ from typing import Any
 from trtx.cache.manifest import Manifest
 from trtx.cache.store import Found, Store
 from trtx.plan.keys import changed_factors
-from trtx.plan.record import RunRecord
+from trtx.plan.record import RunRecord, describe_progress
 from trtx.plan.remotes import Hit, Remotes
 from trtx.plan.steps import Plan, Step
 from trtx.recipe.units import format_bytes
@@ -162,7 +162,7 @@ def _overlay_one(status: StepStatus, event: Mapping[str, Any] | None, driven: bo
         return replace(status, state=State.PULLING, reason=f"from remote {event['remote']}")
     if kind == "started" and driven:
         progress = record.progress(status.step.id, event["attempt"])
-        reason = f"{progress['done']}/{progress['total']} {progress['unit']}" if progress else "started"
+        reason = describe_progress(progress) if progress else "started"
         return replace(status, state=State.RUNNING, reason=reason, duration_s=time.time() - event["time"])
     if status.manifest is not None:
         return _overlay_made(status, event)

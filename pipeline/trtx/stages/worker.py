@@ -6,6 +6,9 @@ The exit code is 0 or that of the error (trtx.errors).
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 import os
 import signal
 import socket
@@ -154,7 +157,7 @@ def _perform(job: Job, folder: Path, started: float, evidence: Evidence) -> dict
     store.prepare()
     uses = [entry.key for entry in job.inputs.values()]
     note = {"key": job.key, "step": job.step, "recipe": job.recipe, "uses": uses}
-    with single_flight(store, job.key, note, _say) as adopted:
+    with single_flight(store, job.key, note, functools.partial(_tell_waiting, folder)) as adopted:
         if adopted is not None:
             check_expected(job.step, job.expected, adopted.files)
             return {"state": "adopted"}
@@ -177,7 +180,10 @@ def _perform(job: Job, folder: Path, started: float, evidence: Evidence) -> dict
     return {"state": "published", "summary": summary}
 
 
-def _say(text: str) -> None:
+def _tell_waiting(folder: Path, text: str) -> None:
+    """One line for the log, and for who watches the run."""
+    with contextlib.suppress(OSError, TrtxError):  # Nobody needs it but people.
+        write_text(folder / PROGRESS_NAME, json.dumps({"waiting": text, "time": time.time()}))
     print(text, flush=True)
 
 

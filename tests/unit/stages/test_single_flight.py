@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.jobs import start_worker, write_job
+from support.jobs import WorkerProcess, start_worker, write_job
 from support.plans import plan_of
 
 from trtx.cache.store import Store
+from trtx.plan.record import describe_progress
 from trtx.plan.steps import Plan
-from trtx.stages.job import attempt_folder, read_result
+from trtx.stages.job import PROGRESS_NAME, attempt_folder, read_result
 
 STEP = "download/model"
 # Each execution leaves a line; the first of two goes on when the test writes to the pipe.
@@ -44,7 +46,7 @@ def state(job: Path, attempt: int = 1) -> str:
     return result.state
 
 
-def start_two(tmp_path: Path, plan: Plan, environ: dict[str, str]) -> tuple[subprocess.Popen[str], Path, Path]:
+def start_two(tmp_path: Path, plan: Plan, environ: dict[str, str]) -> tuple[WorkerProcess, Path, Path]:
     """A worker that is half-way through its stage, and the jobs of it and of another one."""
     jobs = write_job(tmp_path / "a", plan, STEP), write_job(tmp_path / "b", plan, STEP)
     first = start_worker(jobs[0], f"print('half-way', flush=True); {WAIT}", environ)
@@ -55,7 +57,10 @@ def start_two(tmp_path: Path, plan: Plan, environ: dict[str, str]) -> tuple[subp
 def test_two_workers_that_race_for_one_key_make_it_once(tmp_path: Path, plan: Plan, environ: dict[str, str]) -> None:
     first, job, other_job = start_two(tmp_path, plan, environ)
     with first, start_worker(other_job, APPEND, environ) as second:
-        assert f"waiting for process {first.pid} on" in line_with(second, "waiting")
+        told = line_with(second, "waiting")
+        assert f"waiting for process {first.pid} on" in told
+        progress = json.loads((attempt_folder(other_job.parent, 1) / PROGRESS_NAME).read_text())
+        assert describe_progress(progress) == told.strip()
         Path(environ["GATE"]).write_text("go")
         assert first.wait(30) == 0 and second.wait(30) == 0
     assert (state(job), state(other_job)) == ("published", "adopted")
