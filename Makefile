@@ -29,7 +29,10 @@ install: $(VENV)/engine.stamp ## Create .venv with trtx and its engine packages
 demo: compiler $(VENV)/engine.stamp ## Build the quickstart recipe on this machine
 	$(BIN)/trtx apply recipes/quickstart.yaml
 
-test: compiler $(VENV)/dev.stamp ## Install what the tests need and run all of them
+servers:
+	@tests/install
+
+test: compiler servers $(VENV)/dev.stamp ## Install what the tests need and run all of them
 	$(BIN)/pytest
 
 lint: $(VENV)/dev.stamp ## Formatting, lint, types and import laws
@@ -48,4 +51,4 @@ bench: compiler $(VENV)/dev.stamp ## Time the control plane beside its peers
 clean: ## Remove .venv and run records; the cache stays
 	rm -rf $(VENV) .trtx out
 
-.PHONY: help compiler install demo test lint format bench clean
+.PHONY: help compiler servers install demo test lint format bench clean
