@@ -34,7 +34,7 @@ EndState = Literal["done", "failed", "stopped", "killed", "blocked", "refused"]
 
 @dataclass(frozen=True)
 class Claim:
-    """One entry of a step's log of claims. `cause` and `what` are of revocations, `retried` when a new round follows."""
+    """One entry of a step's log of claims. `cause`, `what` and `retried` (a new round follows) are of revocations."""
 
     kind: Literal["start", "revoke"]
     token: str
@@ -54,8 +54,8 @@ class Claim:
 class End:
     """How an attempt ended.
 
-    `done` and `failed`: the step ended by itself. `stopped`: asked to, by "limit" (its time), "signal" (from outside) or
-    "superseded". `killed`: by a signal nobody saw coming. `blocked`: an input is missing. `refused`: the node is not
+    `done` and `failed`: the step ended by itself. `stopped`: asked to, by "limit" (its time), "signal" (from outside)
+    or "superseded". `killed`: by a signal nobody saw coming. `blocked`: an input is missing. `refused`: the node is not
     what was asked for. `cause` is set where the node, or the driver that wrote this after the job's death, knows it.
     """
 
@@ -121,7 +121,7 @@ def read_claims(step_folder: Path, at_least: int = 0) -> list[Claim]:
     """All claims in order; entries up to `at_least` are opened even when a listing does not show them yet."""
     folder = step_folder / "claims"
     with contextlib.suppress(OSError):
-        names = [int(name[:-5]) for name in os.listdir(folder) if re.fullmatch(r"\d+\.json", name)]
+        names = [int(path.stem) for path in folder.iterdir() if re.fullmatch(r"\d+\.json", path.name)]
         at_least = max([at_least, *names])
     found, starts = [], 0
     for number in range(1, at_least + 1):

@@ -20,6 +20,8 @@ from trtx.runners.slurm.parsing import SACCT_FORMAT, SQUEUE_FORMAT, Row, parse_s
 BASIC_VARIABLES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ")
 # Of the user's SLURM_*, SBATCH_*, SQUEUE_* … only those that name the cluster: the others change what commands do.
 CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS")
+# SLURM_BITSTR_LEN=0: squeue prints the indices of an array whole.
+COMMAND_SETTINGS = {"LC_ALL": "C", "SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "standard"}
 COMMAND_VARIABLES = re.compile(r"(SLURM|SBATCH|SQUEUE|SACCT|SCANCEL|SCONTROL|SINFO)_")
 
 
@@ -78,8 +80,7 @@ def command_environment(environ: Mapping[str, str], exported: Sequence[str] | No
     if exported is not None:
         return {name: environ[name] for name in (*BASIC_VARIABLES, *exported) if name in environ} | kept
     others = {name: value for name, value in environ.items() if not COMMAND_VARIABLES.match(name)}
-    # SLURM_BITSTR_LEN=0: squeue prints the indices of an array whole.
-    return {**others, **kept, "LC_ALL": "C", "SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "standard"}
+    return {**others, **kept, **COMMAND_SETTINGS}
 
 
 class Reply(Enum):

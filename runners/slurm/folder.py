@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ class SubmissionFolder:
     def news(self, group: str) -> set[str]:
         """Names that tasks of a group left when they started and ended."""
         try:
-            return set(os.listdir(self.group_folder(group) / "news"))
+            return {path.name for path in (self.group_folder(group) / "news").iterdir()}
         except OSError:
             return set()
 
@@ -118,8 +118,9 @@ class SubmissionFolder:
         options: SlurmOptions,
         timing: Timing,
         folders: Mapping[str, Path],
+        place: Callable[[Path], Path],
     ) -> Round:
-        """Write down what is about to be submitted; `folders` are those of all steps of the submission."""
+        """Write down what is about to be submitted; `folders` are of all steps, `place` says where jobs see one."""
         number = max((item.number for item in self.rounds(group.name)), default=0) + 1
         folder = self.group_folder(group.name) / "rounds" / str(number)
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ class SubmissionFolder:
             "token": secrets.token_hex(8),
             "resources": asdict(resources),
             "gpu": asdict(resources.gpu) if resources.gpu else None,
-            "launch": make_launch(options, resources, (folder / root).resolve()),
+            "launch": make_launch(options, resources, place((folder / root).resolve())),
             "forward_term": options.container.runtime == "docker",
             "news": "../../news",
             "timing": asdict(timing),

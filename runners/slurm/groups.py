@@ -38,7 +38,7 @@ class SlurmTask:
 
 @dataclass(frozen=True)
 class Group:
-    """Tasks with the same needs, submitted together; at most `throttle` run at once (None: as many as there is room)."""
+    """Tasks with the same needs, submitted together; at most `throttle` run at once (None: no limit)."""
 
     name: str
     tasks: tuple[SlurmTask, ...]

@@ -24,8 +24,11 @@ MIB = 1 << 20
 
 # What trtx itself says to sbatch: an extra line may not contradict it.
 OWN_OPTIONS = frozenset(
-    "array chdir comment dependency error export export-file get-user-env gpus gpus-per-node gres help hold input "
-    "job-name kill-on-invalid-dep open-mode output parsable requeue no-requeue signal test-only time wait wrap".split()
+    (
+        *("array", "chdir", "comment", "dependency", "error", "export", "export-file", "get-user-env", "gpus"),
+        *("gpus-per-node", "gres", "help", "hold", "input", "job-name", "kill-on-invalid-dep", "open-mode", "output"),
+        *("parsable", "requeue", "no-requeue", "signal", "test-only", "time", "wait", "wrap"),
+    )
 )
 
 
@@ -166,10 +169,11 @@ class Resources:
 class Timing:
     """How often and how long, in seconds.
 
-    `queries` questions to the controller at most in any `window_s`. While nothing changes they are asked `first_poll_s`
-    apart at first and `last_poll_s` apart after a while. `late_s`: how long a file that must be there may take to appear
-    on a shared file system. `silence_s` without a heartbeat make a task silent; tasks beat every `heartbeat_s`.
-    Commands that fail are repeated after `retry_s`, twice that, and so on up to `last_retry_s`, at most `retries` times.
+    `queries` questions to the controller at most in any `window_s`. While nothing changes they are asked
+    `first_poll_s` apart at first and `last_poll_s` apart after a while. `late_s`: how long a file that must be there
+    may take to appear on a shared file system. `silence_s` without a heartbeat make a task silent; tasks beat every
+    `heartbeat_s`. Commands that fail are repeated after `retry_s`, twice that, and so on up to `last_retry_s`, at most
+    `retries` times.
     """
 
     files_s: float = 1.0

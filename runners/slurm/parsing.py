@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from trtx.runners.slurm.groups import parse_indices
 
-# Array's job id, index, state, reason, nodes, start (expected or real), elapsed, name, comment. The free texts are last.
+# Array's job id, index, state, nodes, start (expected or real), elapsed, reason, name, comment: free texts last.
 SQUEUE_FORMAT = "%F|%K|%T|%N|%S|%M|%r|%j|%k"
 SACCT_FORMAT = "JobID,State,NodeList,Start,ElapsedRaw,Reason,JobName"
 NO_TIME = ("N/A", "Unknown", "None", "(null)", "")
@@ -16,7 +16,7 @@ NO_TIME = ("N/A", "Unknown", "None", "(null)", "")
 
 @dataclass(frozen=True)
 class Row:
-    """Slurm's word about some tasks of one job array. `job` is the array's id; `start` a local time as Slurm writes it."""
+    """Slurm's word about some tasks of a job array. `job` is the array's id; `start` a local time in Slurm's words."""
 
     job: str
     indices: tuple[int, ...]

@@ -48,7 +48,7 @@ class SlurmRunner:
         self._folder = SubmissionFolder(folder)
         self._budget = Budget(self._timing)
         self._notices: list[Event] = []
-        self._submitter = Submitter(shell, self._timing, self._clock, self._budget, self._tell)
+        self._submitter = Submitter(shell, self._timing, self._clock, self._budget, self._tell, self._workspace.place)
         self._listener = Listener(shell, self._timing, self._clock, self._budget, self._tell)
         self._tasks: dict[str, Tracked] = {}
         self._rounds: dict[str, list[Round]] = {}
@@ -194,6 +194,8 @@ class SlurmRunner:
         if attempt is not None and attempt.number > item.told:
             item.told = attempt.number
             events.append(Began(item.task.step, attempt.number, item.job_id, attempt.claim.node))
+        if item.watch.ended_since is not None or item.watch.denials:
+            item.see_beat(now)
         item.noticed = self._disagreement(item, now)
         revocation = item.history.revocation(item.token)
         if revocation is not None and item.history.done is None:
@@ -320,7 +322,9 @@ class SlurmRunner:
         folders = {item.task.step: item.task.folder for item in self._tasks.values()}
         for (name, resources, _), items in batches.items():
             indices = sorted(item.task.index for item in items)
-            made = self._folder.add_round(items[0].group, indices, resources, self._options, self._timing, folders)
+            made = self._folder.add_round(
+                items[0].group, indices, resources, self._options, self._timing, folders, self._workspace.place
+            )
             self._rounds[name].append(made)
             for item in items:
                 item.enter(made)

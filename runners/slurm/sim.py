@@ -90,8 +90,9 @@ class SimShell:
         return Answer(0, f"{job}\n")
 
     def _squeue(self, _words: list[str]) -> Answer:
+        now = self._cluster.time
         lines = [
-            f"{t.job}|{t.index}|{t.state}|{t.node}|N/A|{_elapsed(t, self._cluster.time)}|{t.reason}|{t.name}|{t.comment}"
+            f"{t.job}|{t.index}|{t.state}|{t.node}|N/A|{_elapsed(t, now)}|{t.reason}|{t.name}|{t.comment}"
             for t in self._cluster.tasks
         ]
         return Answer(0, "\n".join(lines) + "\n")

@@ -39,7 +39,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True)
 class Meaning:
-    """`cause` of an end. `requeues`: Slurm itself may start the job again, so one reading of the state is not enough."""
+    """`cause` is of an end. `requeues`: Slurm may start the job again, so one reading of the state is not enough."""
 
     phase: Phase
     cause: Cause | None = None

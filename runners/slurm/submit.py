@@ -8,6 +8,7 @@ wrote and in the queue, before sbatch is called again. Should a lookup miss a jo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from trtx.errors import EnvironmentProblem, UsageProblem
 from trtx.runners.slurm.attempts import read_claims
@@ -36,7 +37,16 @@ REFUSALS = {
 class Submitter:
     """Calls sbatch. One call of `submit` makes at most one attempt, and none before its time has come."""
 
-    def __init__(self, shell: Shell, timing: Timing, clock: Clock, budget: Budget, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        shell: Shell,
+        timing: Timing,
+        clock: Clock,
+        budget: Budget,
+        tell: Callable[[str], None],
+        place: Callable[[Path], Path],
+    ) -> None:
+        self._place = place
         self._shell, self._timing, self._clock, self._budget, self._tell = shell, timing, clock, budget, tell
         self._next_try: dict[str, float] = {}
         self._failures: dict[str, int] = {}
@@ -56,7 +66,7 @@ class Submitter:
             return True
         item.note_try()
         self.calls += 1
-        argv = sbatch_argv(item.script, name=item.name, comment=comment, dependency=dependency)
+        argv = sbatch_argv(self._place(item.script), name=item.name, comment=comment, dependency=dependency)
         exported = sorted({name for task in group.tasks for name in task.inherit})
         reply, said = classify_submission(self._shell.call(argv, timeout_s=self._timing.command_s, exported=exported))
         if reply is Reply.ACCEPTED:

@@ -96,26 +96,26 @@ def _known_cause(end: End) -> Cause | None:
 
 
 def _decide_end(attempt: Attempt, end: End, watch: Watch, now: float, timing: Timing) -> Verdict | None:
-    if end.state == "failed":
-        return Verdict(Cause.FAILED, f"the step failed with {_describe_code(end)}", attempt)
-    if end.state == "refused":
-        return Verdict(Cause.WRONG_GPU, end.what, attempt)
-    if end.state == "blocked":
-        return Verdict(Cause.DEPENDENCY, end.what, attempt)
+    """The task said how it ended; Slurm is asked only for the reason of what came from outside."""
+    own = {
+        "failed": (Cause.FAILED, f"the step failed with {_describe_code(end)}"),
+        "refused": (Cause.WRONG_GPU, end.what),
+        "blocked": (Cause.DEPENDENCY, end.what),
+    }
+    if end.state in own:
+        return Verdict(*own[end.state], attempt)
     if known := _known_cause(end):
         return Verdict(known, end.what or _describe_cause(known, end), attempt)
+    assumed = Cause.CANCELLED if end.state == "stopped" else Cause.FAILED
     if watch.phase is Phase.ENDED and watch.row is not None:
-        meaning = find_meaning(watch.row.state)
-        if meaning.requeues and watch.ended_readings < 2:
+        if find_meaning(watch.row.state).requeues and watch.ended_readings < 2:
             return None
         cause = find_cause(watch.row.state, watch.row.reason)
-        if cause in (None, Cause.DONE, Cause.FAILED):  # Slurm saw no more than the exit code.
-            cause = Cause.CANCELLED if end.state == "stopped" else Cause.FAILED
-        assert cause is not None  # noqa: S101
-        return Verdict(cause, _describe_cause(cause, end), attempt)
+        # Where Slurm saw no more than the exit code, the task knows better.
+        cause = assumed if cause in (None, Cause.DONE, Cause.FAILED) else cause
+        return Verdict(cause or assumed, _describe_cause(cause or assumed, end), attempt)
     if watch.denials >= 2 and watch.denied_since is not None and now - watch.denied_since >= timing.late_s:
-        cause = Cause.CANCELLED if end.state == "stopped" else Cause.FAILED
-        return Verdict(cause, f"{_describe_cause(cause, end)}; Slurm does not know its job any more", attempt)
+        return Verdict(assumed, f"{_describe_cause(assumed, end)}; Slurm does not know its job any more", attempt)
     return None
 
 
@@ -126,29 +126,35 @@ def _is_denied(attempt: Attempt | None, watch: Watch, now: float, timing: Timing
 
 
 def _decide_by_slurm(attempt: Attempt | None, watch: Watch, now: float, timing: Timing) -> Verdict | None:
-    """Without a word of the task itself: Slurm's, after the time its files may take to appear."""
+    """Without a word of the task itself: Slurm's, once it is certain that no other word will come."""
     row = watch.row
-    if row is None:
-        return None
-    if watch.phase is Phase.QUEUED and row.reason.strip("()") == "DependencyNeverSatisfied":
+    if row and watch.phase is Phase.QUEUED and row.reason.strip("()") == "DependencyNeverSatisfied":
         return Verdict(Cause.DEPENDENCY, "a job it waits for did not end well")
-    if watch.phase is not Phase.ENDED or watch.ended_since is None:
+    if row is None or not _is_certain(attempt, row, watch, now, timing):
         return None
     cause = find_cause(row.state, row.reason) or Cause.LOST
-    requeues = find_meaning(row.state).requeues
-    never_ran = attempt is None and not row.node
-    if watch.ended_readings < (2 if requeues or not never_ran else 1):
-        return None
-    if not never_ran and now - watch.ended_since < timing.late_s:
-        return None
     where = f" on {row.node}" if row.node else ""
     if cause is Cause.DONE:
         return Verdict(Cause.LOST, f"Slurm says it is {row.state}{where}, but it left no word of its own", attempt)
+    if cause is Cause.FAILED and attempt is None:
+        return Verdict(Cause.NO_START, f"its job failed{where} before the step began")
     if cause is Cause.FAILED:
-        if attempt is None:
-            return Verdict(Cause.NO_START, f"its job failed{where} before the step began", attempt)
-        return Verdict(Cause.FAILED, f"its job was killed{where} before it could say why", attempt)
+        return Verdict(cause, f"its job was killed{where} before it could say why", attempt)
     return Verdict(cause, f"{cause.value}{where}, says Slurm ({row.state})", attempt)
+
+
+def _is_certain(attempt: Attempt | None, row: Row, watch: Watch, now: float, timing: Timing) -> bool:
+    """Whether Slurm called the task ended clearly enough: twice, its files had time to appear, and it does not beat.
+
+    One that never had a node has no files, so once is enough, unless Slurm may start it again by itself.
+    """
+    if watch.ended_since is None:
+        return False
+    never_ran = attempt is None and not row.node
+    if never_ran and not find_meaning(row.state).requeues:
+        return True
+    beats = attempt is not None and watch.silent_for(now) < timing.silence_s
+    return watch.ended_readings >= 2 and now - watch.ended_since >= timing.late_s and not beats
 
 
 def find_disagreement(attempt: Attempt | None, watch: Watch, now: float, timing: Timing) -> str:

@@ -11,6 +11,10 @@ from trtx.runners.slurm.attempts import Claim, End, take_claim, write_end
 class Workspace(Protocol):
     """What a driver does with files that jobs use at the same time."""
 
+    def place(self, path: Path) -> Path:
+        """Where jobs find a path of the run."""
+        ...
+
     def pull(self) -> None:
         """See what jobs have written."""
         ...
@@ -30,6 +34,9 @@ class Workspace(Protocol):
 
 class LocalWorkspace:
     """A file system that this machine and the nodes share."""
+
+    def place(self, path: Path) -> Path:
+        return path
 
     def pull(self) -> None:
         return

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from support.slurm import Cluster
+
 from trtx.runners.slurm.commands import LocalShell, Shell
 from trtx.runners.slurm.groups import Group, SlurmTask
 from trtx.runners.slurm.options import Resources, SlurmOptions, Timing
