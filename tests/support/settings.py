@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from trtx.recipe.lookup import alternatives, fields_of, find_spot, value_at
+from trtx.recipe.parts import Part
 from trtx.recipe.problems import Path
-from trtx.recipe.schema import Part, Recipe
+from trtx.recipe.schema import Recipe
 
 ENGINE: dict[str, Any] = {
     "backend": "inductor",

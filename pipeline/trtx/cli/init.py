@@ -55,7 +55,7 @@ def _check_name(name: str) -> str:
     import re
 
     from trtx.errors import UsageProblem
-    from trtx.recipe.schema import NAME_PATTERN
+    from trtx.recipe.parts import NAME_PATTERN
 
     if not re.fullmatch(NAME_PATTERN, name):
         why = "names have lower-case letters, digits, '.', '_' and '-', at most 63 characters"

@@ -12,8 +12,8 @@ from trtx.plan.keys import flatten
 from trtx.plan.steps import Plan, Step
 from trtx.recipe.cells import Cell
 from trtx.recipe.load import LoadedRecipe
+from trtx.recipe.parts import Part
 from trtx.recipe.problems import Path
-from trtx.recipe.schema import Part
 from trtx.recipe.tree import dotted
 
 Kind = Literal["recipe", "source", "model", "installed", "machine", "input", "trtx"]

@@ -14,8 +14,10 @@ from trtx.plan.environment import MEASURING_STAGES, make_environment
 from trtx.plan.facts import TOOLCHAIN, Facts
 from trtx.plan.keys import make_factors, make_key
 from trtx.plan.resolve import PinnedSources
+from trtx.plan.resources import LOCAL, Placement, place_steps
 from trtx.plan.steps import Plan, Step
 from trtx.recipe.cells import Cell
+from trtx.recipe.runners import Runner
 from trtx.recipe.schema import Engine, Quantization
 from trtx.runtime.card import Limits, Rank
 from trtx.stages.job import JOB_NAME, Input
@@ -37,12 +39,15 @@ class Options:
     """How a plan is narrowed and run; none of it enters a key except through which steps exist.
 
     `until` is the last stage to plan; `files` are the recipe's files with their SHA-256, to know later whether they
-    were edited.
+    were edited. `site_runners` are those of the site's configuration; `runner` names one for all cells in place of
+    their own.
     """
 
     until: str | None = None
     max_parallel: int | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    site_runners: Mapping[str, Runner] = field(default_factory=dict)
+    runner: str | None = None
 
 
 def make_plan(cells: Sequence[Cell], path: Path, sources: PinnedSources, facts: Facts, options: Options) -> Plan:
@@ -50,6 +55,8 @@ def make_plan(cells: Sequence[Cell], path: Path, sources: PinnedSources, facts: 
     planner = _Planner(sources, facts, _threads(facts, options, len(cells)))
     for cell in cells:
         planner.add_cell(cell, options.until)
+    placement = Placement(options.site_runners, options.runner)
+    steps, runners = place_steps(tuple(planner.steps.values()), planner.users, placement, facts.python)
     return Plan(
         name=cells[0].recipe.name,
         recipe=str(path),
@@ -58,7 +65,8 @@ def make_plan(cells: Sequence[Cell], path: Path, sources: PinnedSources, facts: 
         gpus=tuple(dict.fromkeys(cell.recipe.targets[cell.target].gpu for cell in cells)),
         max_parallel=options.max_parallel or default_parallel(facts),
         files=dict(options.files),
-        steps=tuple(planner.steps.values()),
+        steps=steps,
+        runners=runners,
     )
 
 
@@ -99,12 +107,13 @@ def _short_name(url: str) -> str:
 
 @dataclass
 class _Planner:
-    """Adds steps in order; a step whose key exists already is not added twice."""
+    """Adds steps in order; a step whose key exists already is not added twice. `users` are the cells of each step."""
 
     sources: PinnedSources
     facts: Facts
     threads: int
     steps: dict[str, Step] = field(default_factory=dict)
+    users: dict[str, list[Cell]] = field(default_factory=dict)
     _by_key: dict[str, Step] = field(default_factory=dict)
 
     def add_cell(self, cell: Cell, until: str | None) -> None:
@@ -123,6 +132,7 @@ class _Planner:
         ):
             if stage != "benchmark" or cell.recipe.benchmark is not None:
                 made[stage] = add(cell, engine, gpu, made)
+                self.users.setdefault(made[stage].id, []).append(cell)
             if stage == until:
                 return
 
@@ -288,7 +298,7 @@ class _Planner:
             argv=(self.facts.python, "-m", "trtx.stages.worker", JOB_NAME),
             environment=environment,
             inherit=inherit,
-            runner=cell.recipe.targets[cell.target].runner if cell else "local",
+            runner=LOCAL,
             exclusive=exclusive,
             cell=cell.name if cell else None,
             expected=dict(expected or {}),

@@ -97,7 +97,8 @@ def _moved_tools(step: Step, facts: Facts) -> Iterator[str]:
     for name, value in step.factors["machine"].items():
         if machine.get(name) != value:
             yield f"the machine's {name}: {value} → {machine.get(name)}"
-    if step.argv[0] != facts.python:
+    # A cluster has an interpreter of its own, which may be at another place.
+    if step.resources is None and step.argv[0] != facts.python:
         yield f"the Python that runs steps: {step.argv[0]} → {facts.python}"
 
 

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from trtx.errors import did_you_mean
+from trtx.recipe.parts import Name, Part, Text, Url, section
 from trtx.recipe.problems import Path, Problem
-from trtx.recipe.schema import Name, Part, Text, Url, section
 from trtx.recipe.tree import Tree, dotted
 from trtx.recipe.units import Duration
 

@@ -19,7 +19,8 @@ class Step:
 
     `environment` is set, `inherit` names variables passed on from the driver's environment (secrets stay
     references). `cell` is the target/variant it serves, None for steps shared by several. `expected` are the SHA-256
-    digests of its files by path, where a lock has them.
+    digests of its files by path, where a lock has them. `resources` are what its job asks for, the fields of
+    trtx.runners.slurm.options.Resources; None for a step of this machine.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Step:
     cell: str | None
     # Not compared: a plan is the same when a lock has learned what its files are.
     expected: dict[str, str] = field(default_factory=dict, compare=False)
+    resources: dict[str, Any] | None = None
 
     def job(self, plan: Plan) -> Job:
         """The content of the step's job.json."""
@@ -57,7 +59,8 @@ class Plan:
     """All steps of a selection of a recipe; a step comes after its inputs.
 
     `gpus` are the devices of its targets, `max_parallel` the steps that may run at once, `files` the SHA-256 of the
-    files it was read from.
+    files it was read from, `runners` the settings of the runners that its steps name, without `local` (see
+    trtx.plan.resources).
     """
 
     name: str
@@ -68,6 +71,7 @@ class Plan:
     max_parallel: int
     files: dict[str, str]
     steps: tuple[Step, ...]
+    runners: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def step(self, step_id: str) -> Step:
         """The step of an id. Raises UsageProblem with the nearest id for an unknown one."""
@@ -96,6 +100,7 @@ class Plan:
             "gpus": list(self.gpus),
             "max_parallel": self.max_parallel,
             "files": self.files,
+            "runners": self.runners,
             "steps": steps,
         }
 
@@ -112,6 +117,7 @@ def load_plan(body: Mapping[str, Any]) -> Plan:
         gpus=tuple(body["gpus"]),
         max_parallel=body["max_parallel"],
         files=body["files"],
+        runners=body["runners"],
         steps=tuple(
             Step(
                 **step

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from trtx.recipe.schema import Many, Name, Part, Recipe, Text
+from trtx.recipe.parts import Many, Name, Part, Text
+from trtx.recipe.schema import Recipe
 
 
 class Axis(Part):

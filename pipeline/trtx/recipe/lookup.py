@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic.fields import FieldInfo
 
 from trtx.recipe.document import Document
+from trtx.recipe.parts import Part
 from trtx.recipe.problems import Path
-from trtx.recipe.schema import Part, Recipe
+from trtx.recipe.schema import Recipe
 
 
 class Spot(NamedTuple):

@@ -12,8 +12,8 @@ from trtx.errors import did_you_mean
 from trtx.recipe.cells import Choice
 from trtx.recipe.graft import paths_in
 from trtx.recipe.lookup import value_at, wants_names
+from trtx.recipe.parts import NAME_PATTERN
 from trtx.recipe.problems import Mark, Path, Place, Problem
-from trtx.recipe.schema import NAME_PATTERN
 from trtx.recipe.setting import BadPath, Step, check_known, read_path, settle
 from trtx.recipe.template import BadTemplate, Reference, read_template
 from trtx.recipe.tree import Tree, dotted

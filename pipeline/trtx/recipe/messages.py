@@ -13,8 +13,9 @@ from pydantic_core import ErrorDetails
 
 from trtx.errors import did_you_mean, nearest
 from trtx.recipe.lookup import fields_of, find_key, find_model, find_spot, value_at
+from trtx.recipe.parts import NAME_PATTERN, Url
 from trtx.recipe.problems import Path
-from trtx.recipe.schema import BASE_PATTERN, IMAGE_PATTERN, NAME_PATTERN, OLDER, SCHEMA, Url
+from trtx.recipe.schema import BASE_PATTERN, IMAGE_PATTERN, OLDER, SCHEMA
 from trtx.recipe.tree import dotted
 
 URL_PATTERN = get_args(Url)[1].metadata[0].pattern

@@ -9,8 +9,9 @@ from typing import Any, get_args
 
 from trtx.errors import BY_NAME, EXIT_PLAN_HAS_CHANGES
 from trtx.recipe.describe import make_plain_schema
+from trtx.recipe.parts import NAME_PATTERN, Url
 from trtx.recipe.problems import Path
-from trtx.recipe.schema import BASE_PATTERN, IMAGE_PATTERN, NAME_PATTERN, Url
+from trtx.recipe.schema import BASE_PATTERN, IMAGE_PATTERN
 from trtx.recipe.unavailable import RULES
 from trtx.recipe.units import DURATIONS, SIZES, ByteSize, Duration, Percent
 

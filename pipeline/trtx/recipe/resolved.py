@@ -11,8 +11,8 @@ import yaml
 from trtx.recipe.graft import paths_in
 from trtx.recipe.load import LoadedRecipe
 from trtx.recipe.lookup import fields_of, value_at
+from trtx.recipe.parts import Part
 from trtx.recipe.problems import Path
-from trtx.recipe.schema import Part
 
 # Lists that are longer stand one item a line.
 MAX_FLOW_WIDTH = 100

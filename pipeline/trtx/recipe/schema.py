@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import ConfigDict, Field, create_model
 
+from trtx.recipe.parts import Many, Name, Part, Positive, Text, Url, section
+from trtx.recipe.runners import Job, Runner
 from trtx.recipe.units import ByteSize, Duration, Percent
 
 SCHEMA = "trtx/v1"
@@ -22,37 +24,12 @@ Algorithm = Literal[
     "none", "fp8", "int8_sq", "int8_wo", "int4_wo", "int4_awq", "w4a8_awq", "int4_gptq", "nvfp4", "mxfp4"
 ]
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 # Grammar of image references: https://pkg.go.dev/github.com/distribution/reference
 _COMPONENT = r"[a-z0-9]+((\.|__?|-+)[a-z0-9]+)*"
 _DOMAIN = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?"
 _IMAGE = rf"({_DOMAIN}/)?{_COMPONENT}(/{_COMPONENT})*"
 IMAGE_PATTERN = rf"^{_IMAGE}$"
 BASE_PATTERN = rf"^{_IMAGE}(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?$"
-
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Url = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://\S+$")]
-Text = Annotated[str, Field(min_length=1)]
-Positive = Annotated[int, Field(ge=1)]
-
-Item = TypeVar("Item")
-# The models are strict, and YAML has lists where frozen models have tuples.
-Many = Annotated[tuple[Item, ...], Field(strict=False, min_length=1)]
-
-
-class Part(BaseModel):
-    """Base of everything in a recipe: unknown keys are errors, values are never converted, nothing changes later."""
-
-    # Only Recipe is built when this module is imported: its validator contains all the others (saves 20 ms).
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
-
-
-def section(description: str) -> Any:
-    """A nested model that may be left out: an empty one is validated in its place, so its own defaults apply.
-
-    An instance as default would build that model's validator a second time, at import.
-    """
-    return Field(default={}, validate_default=True, description=description)
 
 
 class Model(Part):
@@ -184,7 +161,10 @@ class Target(Part):
         default=None, description="Variants to build for this target; all of them when left out."
     )
     engine: EngineOverride = section("What differs from the recipe's `engine`; maps merge.")
-    runner: Name = Field(default="local", description="Where the steps of this target run; `local` is this machine.")
+    runner: Name = Field(
+        default="local", description="Where the steps of this target run: a name in `runners`; `local` is this machine."
+    )
+    job: Job = section("What the jobs of this target ask for, over what its runner says.")
 
 
 class Workload(Part):
@@ -269,34 +249,6 @@ class Serving(Part):
     port: Annotated[int, Field(ge=1, le=65535)] = Field(default=8000, description="TCP port.")
 
 
-class Container(Part):
-    """The container a cluster job runs in."""
-
-    runtime: Literal["pyxis", "apptainer", "docker"] = Field(description="What starts it.")
-    image: Text = Field(description="Image, with digest or path.")
-    mounts: Many[Text] | None = Field(default=None, description="Folders to mount, host:container.")
-
-
-class LocalRunner(Part):
-    """Steps run as processes of this machine."""
-
-    type: Literal["local"] = Field(description="local or slurm.")
-
-
-class SlurmRunner(Part):
-    """Steps run as jobs of a Slurm cluster."""
-
-    type: Literal["slurm"] = Field(description="local or slurm.")
-    account: Text | None = Field(default=None, description="Account to charge.")
-    partition: Text | None = Field(default=None, description="Partition.")
-    qos: Text | None = Field(default=None, description="Quality of service.")
-    time_limit: Duration | None = Field(default=None, description="Longest run time of one step, with unit.")
-    container: Container | None = Field(default=None, description="Container the steps run in.")
-
-
-Runner = Annotated[LocalRunner | SlurmRunner, Field(discriminator="type")]
-
-
 class Recipe(Part):
     """One recipe: a model, its variants, and the fleet to build them for."""
 
@@ -313,7 +265,10 @@ class Recipe(Part):
     gates: Gates | None = Field(default=None, description="Conditions for GO.")
     package: Package = section("The deployment folder.")
     serving: Serving = section("How a packaged engine serves.")
-    runners: dict[Name, Runner] = Field(default={}, description="Where steps run, by name; `local` is always there.")
+    runners: dict[Name, Runner] = Field(
+        default={},
+        description="Where steps run, by name, over the site's; `local` is always there.",
+    )
 
     def engine_for(self, target_name: str) -> Engine:
         """The engine of one target: the recipe's with the target's differences merged in."""

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from trtx.errors import did_you_mean
 from trtx.recipe.messages import name_rule
+from trtx.recipe.parts import NAME_PATTERN
 from trtx.recipe.problems import Path, Problem, Source
-from trtx.recipe.schema import NAME_PATTERN
 from trtx.recipe.tree import Tree
 
 

@@ -22,7 +22,8 @@ from trtx.recipe.checks import MOVING_TAGS, NEEDS_CALIBRATION, read_recipe
 from trtx.recipe.describe import make_json_schema
 from trtx.recipe.load import parse_recipe
 from trtx.recipe.lookup import fields_of, find_key
-from trtx.recipe.schema import Algorithm, Part, Quantization, Recipe
+from trtx.recipe.parts import Part
+from trtx.recipe.schema import Algorithm, Quantization, Recipe
 from trtx.recipe.tree import read_tree
 from trtx.recipe.unavailable import RULES, find_unavailable
 

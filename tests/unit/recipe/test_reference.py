@@ -16,8 +16,8 @@ from trtx.hardware.gpus import GPUS
 from trtx.recipe.describe import make_json_schema
 from trtx.recipe.document import Document
 from trtx.recipe.lookup import fields_of
+from trtx.recipe.parts import Part
 from trtx.recipe.reference import make_reference
-from trtx.recipe.schema import Part
 from trtx.recipe.unavailable import RULES
 
 ROOT = Path(__file__).parents[3]

@@ -1,0 +1,236 @@
+"""Where each step runs, and what its job asks for: recipe and site → settings of runners, and each step's resources.
+
+Nothing of this enters a key. Settings are JSON, so that a plan is complete in a file; `slurm_options` and `resources`
+read them back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from trtx.hardware.gpus import GPUS, find_gpu
+from trtx.hardware.gpus import Gpu as Device
+from trtx.plan.environment import FETCHING_STAGES, MEASURING_STAGES
+from trtx.plan.steps import Step
+from trtx.recipe.cells import Cell
+from trtx.recipe.parts import Part
+from trtx.recipe.runners import LocalRunner, Needs, Runner, SimRunner, SlurmRunner
+from trtx.runners.slurm.groups import resources_from_json
+from trtx.runners.slurm.options import Container, Gpu, GpuDialect, Mount, Resources, SlurmOptions
+
+LOCAL = "local"
+# A simulated cluster that needs no settings, for `--runner sim`.
+SIM = "sim"
+AUTO = "auto"
+# Stages whose jobs need the device that the target names.
+DEVICE_STAGES = ("build", "benchmark")
+# Parts of a catalogue name that no gres.conf has: the memory, and how the device is built in.
+_NOT_IN_GRES = re.compile(r"-(\d+gb|sxm|pcie|nvl)(?=-|$)")
+
+Cluster = SlurmRunner | SimRunner
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the steps of a plan run: the site's runners by name, and a runner for all cells in place of their own."""
+
+    site: Mapping[str, Runner]
+    runner: str | None = None
+
+    def name_of(self, cell: Cell) -> str:
+        """The runner of a cell's own steps."""
+        return self.runner or cell.recipe.targets[cell.target].runner
+
+    def find(self, cell: Cell, name: str) -> Runner:
+        """The settings of a runner, the recipe's over the site's. A name that nobody has is this machine."""
+        own, site = cell.recipe.runners.get(name), self.site.get(name)
+        if own is not None and site is not None and own.type == site.type:
+            merged: Runner = merge_runner(site, own)
+            return merged
+        return own or site or (SimRunner(type="sim") if name == SIM else LocalRunner(type="local"))
+
+
+def merge_runner(base: Any, over: Any) -> Any:
+    """The fields that `over` states over those of `base`, a model of the same kind; mappings merge, lists replace."""
+    if isinstance(base, Part) and isinstance(over, Part):
+        stated = over.model_fields_set
+        return base.model_copy(update={name: merge_runner(getattr(base, name), getattr(over, name)) for name in stated})
+    if isinstance(base, Mapping) and isinstance(over, Mapping):
+        return {**base, **{name: merge_runner(base.get(name), value) for name, value in over.items()}}
+    return over
+
+
+def place_steps(
+    steps: Sequence[Step], users: Mapping[str, Sequence[Cell]], placement: Placement, python: str
+) -> tuple[tuple[Step, ...], dict[str, dict[str, Any]]]:
+    """Steps with their runner and resources, and the settings of every runner but `local`.
+
+    `users` are the cells that each step serves, by its id; `python` is the interpreter here. A step that cells with
+    several runners share runs here, and so does all that a step here needs: nothing here waits for a cluster.
+    """
+    names = _choose_runners(steps, users, placement)
+    placed, settings = [], {}
+    for step in steps:
+        name, cell = names[step.id], users[step.id][0]
+        runner = placement.find(cell, name)
+        if isinstance(runner, LocalRunner):
+            placed.append(replace(step, runner=name))
+        else:
+            settings[name] = make_settings(runner, python)
+            placed.append(_place(step, name, runner, cell, settings[name]["options"]["python"]))
+    return tuple(placed), settings
+
+
+def _choose_runners(steps: Sequence[Step], users: Mapping[str, Sequence[Cell]], placement: Placement) -> dict[str, str]:
+    """The runner that all cells and all dependents of a step share, else `local`. Dependents come later in a plan."""
+    wanted: dict[str, set[str]] = {step.id: {placement.name_of(cell) for cell in users[step.id]} for step in steps}
+    for step in reversed(steps):
+        if step.stage in FETCHING_STAGES or len(wanted[step.id]) > 1:
+            wanted[step.id] = {LOCAL}
+        for entry in step.inputs.values():
+            wanted[entry.step] |= wanted[step.id]
+    return {step_id: next(iter(names)) for step_id, names in wanted.items()}
+
+
+def _place(step: Step, name: str, runner: Cluster, cell: Cell, python: str) -> Step:
+    """A step as a job: the interpreter of the cluster, and as many threads as it has processors."""
+    needs = make_resources(step, runner, cell)
+    environment = {key: value for key, value in step.environment.items() if key != "OMP_NUM_THREADS"}
+    if needs.cpus is not None:
+        environment["OMP_NUM_THREADS"] = str(needs.cpus)
+    body = asdict(needs) | {"exclude": list(needs.exclude)}
+    return replace(step, runner=name, resources=body, argv=(python, *step.argv[1:]), environment=environment)
+
+
+def make_resources(step: Step, runner: Cluster, cell: Cell) -> Resources:
+    """What the job of a step asks for: what its target says, else its stage's needs, else the runner's."""
+    job = cell.recipe.targets[cell.target].job
+    stage = getattr(runner.stages, step.stage) if isinstance(runner, SlurmRunner) else Needs()
+    levels: tuple[Needs, ...] = (job, stage, runner) if step.cell is not None else (stage, runner)
+
+    def first(name: str) -> Any:
+        return next((value for value in (getattr(level, name, None) for level in levels) if value is not None), None)
+
+    exclusive = first("exclusive")
+    return Resources(
+        time_s=first("time"),
+        memory_bytes=first("memory"),
+        cpus=first("cpus"),
+        gpu=_choose_gpu(runner, cell) if step.stage in DEVICE_STAGES else None,
+        partition=first("partition"),
+        exclusive=step.stage in MEASURING_STAGES if exclusive is None else exclusive,
+    )
+
+
+def _choose_gpu(runner: Cluster, cell: Cell) -> Gpu | None:
+    """The GPUs that a target's job says, else its own device, once for every rank; None for a CPU."""
+    target = cell.recipe.targets[cell.target]
+    if target.job.gpus is not None:
+        kind, _, number = target.job.gpus.rpartition(":")
+        return Gpu(int(number), gres_type(runner, kind) if kind else None)
+    device = find_gpu(target.gpu)
+    if device.kind == "cpu":
+        return None
+    ranks = target.parallelism.tensor * target.parallelism.pipeline
+    return Gpu(ranks, gres_type(runner, device.name), common_product(device))
+
+
+def gres_type(runner: Runner, kind: str) -> str:
+    """The site's name of a device of the catalogue; any other word is such a name already."""
+    own = runner.gpus if isinstance(runner, SlurmRunner) else {}
+    if kind in own:
+        return own[kind]
+    if kind not in GPUS:
+        return kind
+    # Aliases are names, too.
+    named = {GPUS[name].name: word for name, word in own.items() if name in GPUS}
+    device = GPUS[kind].name
+    return named.get(device) or _NOT_IN_GRES.sub("", device)
+
+
+def common_product(device: Device) -> str | None:
+    """What all names that nvidia-smi has for a device begin with."""
+    first, *others = device.products or ("",)
+    while any(not name.startswith(first) for name in others):
+        first = first[:-1]
+    return first.strip() or None
+
+
+def make_settings(runner: Cluster, python: str) -> dict[str, Any]:
+    """The settings of one runner as a plan holds them: `type`, `options` of Slurm, `throttle`, `submit_from`, `sim`."""
+    common = {"type": runner.type, "throttle": runner.throttle, "submit_from": None, "sim": None}
+    if isinstance(runner, SimRunner):
+        options = asdict(SlurmOptions(partition=runner.partition, python=python))
+        return common | {"options": _plain(options), "sim": runner.model_dump(include={"nodes", "faults"})}
+    return common | {"options": _plain(_make_options(runner, python)), "submit_from": runner.submit_from}
+
+
+def _make_options(runner: SlurmRunner, python: str) -> dict[str, Any]:
+    same = {item.name for item in fields(SlurmOptions)} & set(SlurmRunner.model_fields)
+    options = {name: getattr(runner, name) for name in same}
+    container = runner.container
+    return options | {
+        "licenses": runner.licenses or (),
+        "modules": runner.modules or (),
+        "setup": runner.setup or (),
+        "python": runner.python or python,
+        # Whether a job has its nodes to itself is said step by step.
+        "exclusive": False,
+        "warn_s": round(runner.warn),
+        "extra": runner.sbatch,
+        "container": {
+            "runtime": container.runtime,
+            "image": container.image or "",
+            "mounts": [asdict(_mount(text)) for text in container.mounts or ()],
+        },
+    }
+
+
+def _mount(text: str) -> Mount:
+    source, target, *mode = text.split(":")
+    return Mount(source, target, bool(mode))
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in sorted(value.items())}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def needs_probe(settings: Mapping[str, Any]) -> bool:
+    """Whether the cluster has to be asked how it wants to be asked for GPUs."""
+    return bool(settings["options"]["gpu_dialect"] == AUTO)
+
+
+def slurm_options(settings: Mapping[str, Any], dialect: GpuDialect = "gres") -> SlurmOptions:
+    """The options of a runner's settings; `dialect` is what a probe learned, used where they say `auto`.
+
+    Raises UsageProblem when they cannot be used together, such as an image without a runtime.
+    """
+    options = dict(settings["options"])
+    container = options["container"]
+    options["container"] = Container(
+        container["runtime"], container["image"], tuple(Mount(**mount) for mount in container["mounts"])
+    )
+    if needs_probe(settings):
+        options["gpu_dialect"] = dialect
+    return SlurmOptions(**options | {name: tuple(options[name]) for name in ("licenses", "modules", "setup")})
+
+
+def resources(body: Mapping[str, Any]) -> Resources:
+    """The resources of a step."""
+    return resources_from_json(body)
+
+
+def gpu_kinds(steps: Iterable[Step], runner: str) -> dict[str, int]:
+    """Types of GPUs that the steps of a runner ask for, and the most that one job asks for."""
+    asked: dict[str, int] = {}
+    for step in steps:
+        if step.runner == runner and step.resources and step.resources["gpu"]:
+            gpu = step.resources["gpu"]
+            asked[gpu["type"] or ""] = max(asked.get(gpu["type"] or "", 0), gpu["count"])
+    return asked
