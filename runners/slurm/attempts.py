@@ -151,9 +151,9 @@ def valid_starts(claims: Sequence[Claim]) -> list[Claim]:
 
 
 def is_superseded(mine: Claim, claims: Sequence[Claim]) -> bool:
-    """Whether an attempt that runs has to leave: its token was revoked, or a later valid start waits for its end."""
-    revoked = any(item.kind == "revoke" and item.token == mine.token and item.number > mine.number for item in claims)
-    return revoked or any(item.number > mine.number for item in valid_starts(claims))
+    """Whether an attempt that runs has to leave: its token was revoked, or Slurm started its job again elsewhere."""
+    later = [item for item in claims if item.token == mine.token and item.number > mine.number]
+    return any(item.kind == "revoke" for item in later) or any(item in later for item in valid_starts(claims))
 
 
 def attempt_folder(step_folder: Path, attempt: int) -> Path:

@@ -69,6 +69,8 @@ class LocalShell:
             )
         except subprocess.TimeoutExpired:
             return Answer(None, err=f"{argv[0]} did not answer within {timeout_s:g} s")
+        except FileNotFoundError:
+            return Answer(127, err=f"{argv[0]}: command not found")
         except OSError as error:
             return Answer(None, err=f"{argv[0]} could not be started: {os.strerror(error.errno or 0)}")
         return Answer(done.returncode, done.stdout, done.stderr)

@@ -121,9 +121,7 @@ class SubmissionFolder:
         place: Callable[[Path], Path],
     ) -> Round:
         """Write down what is about to be submitted; `folders` are of all steps, `place` says where jobs see one."""
-        number = max((item.number for item in self.rounds(group.name)), default=0) + 1
-        folder = self.group_folder(group.name) / "rounds" / str(number)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._make_round_folder(group.name)
         root = find_root(folder, group)
         script = make_script(options, group, resources, indices, root)
         document = {
@@ -139,6 +137,19 @@ class SubmissionFolder:
         write_text(folder / SCRIPT_NAME, script)
         create_once(folder / TASKS_NAME, canonical_json(document))
         return _read_round(group.name, folder)
+
+    def _make_round_folder(self, group: str) -> Path:
+        """The next number's folder; two drivers at once get two."""
+        parent = self.group_folder(group) / "rounds"
+        parent.mkdir(exist_ok=True)
+        number = 1
+        while True:
+            try:
+                (parent / str(number)).mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return parent / str(number)
 
     def is_cancelled(self) -> bool:
         return (self.path / "cancelled").exists()

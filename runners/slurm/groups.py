@@ -13,6 +13,8 @@ from typing import Any
 from trtx.errors import UsageProblem
 from trtx.runners.slurm.options import Gpu, Resources, check_text
 
+# Slurm's own limit of MaxArraySize.
+MAX_INDEX = 4_000_001
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -92,8 +94,10 @@ def parse_indices(text: str) -> list[int]:
         match = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
         if match is None:
             raise ValueError(f"not indices of a job array: {text!r}")
-        first, last, step = match.groups()
-        found += range(int(first), int(last or first) + 1, int(step or 1))
+        first, last, step = (int(number) if number else None for number in match.groups())
+        if first is None or max(first, last or 0) > MAX_INDEX or step == 0:
+            raise ValueError(f"not indices of a job array: {text!r}")
+        found += range(first, (first if last is None else last) + 1, step or 1)
     return found
 
 

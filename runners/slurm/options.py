@@ -182,7 +182,7 @@ class Timing:
     first_poll_s: float = 15.0
     last_poll_s: float = 60.0
     late_s: float = 60.0
-    heartbeat_s: float = 5.0
+    heartbeat_s: float = 10.0
     silence_s: float = 60.0
     command_s: float = 60.0
     retry_s: float = 2.0

@@ -314,7 +314,10 @@ class SlurmRunner:
     def _add_rounds(self) -> None:
         """Write down a round for all tasks that need one, together where they need the same."""
         batches: dict[tuple[str, Resources, tuple[str, ...]], list[Tracked]] = {}
-        for item in self._tasks.values():
+        wanting = [item for item in self._tasks.values() if item.needs_round]
+        for name in {item.group.name for item in wanting}:
+            self._enter_rounds_of_others(name, wanting)
+        for item in wanting:
             if item.needs_round:
                 resources = next_resources(item.group.resources, item.history.claims)
                 waits = tuple(sorted({need.token for need in self._awaited(item)}))
@@ -328,6 +331,16 @@ class SlurmRunner:
             self._rounds[name].append(made)
             for item in items:
                 item.enter(made)
+
+    def _enter_rounds_of_others(self, name: str, wanting: Sequence[Tracked]) -> None:
+        """See rounds that another driver of this submission has written down meanwhile."""
+        known = {item.token for item in self._rounds[name]}
+        for made in self._folder.rounds(name):
+            if made.token not in known:
+                self._rounds[name].append(made)
+                for item in wanting:
+                    if item.group.name == name and item.task.index in made.indices:
+                        item.enter(made)
 
     def _awaited(self, item: Tracked) -> list[Tracked]:
         """Tasks it needs that have not ended."""

@@ -22,6 +22,7 @@ from trtx.runners.slurm.parsing import Row
 
 # Words of a refusal → what to do.
 REFUSALS = {
+    "command not found": "run trtx where Slurm's programs are, or name a login node to submit from",
     "invalid account": "set the runner's account to one of yours: sacctmgr show associations user=$USER",
     "invalid partition": "set the runner's partition to one that `sinfo` lists",
     "invalid qos": "set the runner's qos to one you may use",
