@@ -183,7 +183,7 @@ SCHEMA_CASES = (
     case("an empty list", target(", quantization: «[]"), ("must not be empty",)),
     case(
         "an empty text",
-        recipe(runners='runners: {a: {type: slurm, account: «""}}\n').replace("slurm", "«slurm"),
+        recipe(runners='runners: {a: {type: slurm, account: «""}}\n'),
         ("slurm",),
         ("empty",),
     ),
@@ -234,7 +234,6 @@ UNAVAILABLE_CASES = (
     case("pipeline parallelism", target(", parallelism: {pipeline: «2}"), ("pipeline: 2", "not available")),
     case("gates", recipe(gates="«gates: {accuracy: {baseline: fp32, max_rise: 2%}}\n"), ("gates", "not available")),
     case("Kubernetes", recipe(package="package: {emit: [compose, «kubernetes]}\n"), ("emit[1]: kubernetes", "compose")),
-    case("Slurm", recipe(runners="runners: {a: {type: «slurm, partition: gpu}}\n"), ("type: slurm", "local")),
 )
 
 CROSS_CASES = (

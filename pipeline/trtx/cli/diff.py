@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,7 @@ def _compare_recipes(console: Console, a: str, b: str) -> Compared:
     from trtx.cli.prepare import Request, prepare
     from trtx.hardware import support
     from trtx.plan.diff import compare_plans, compare_recipes
+    from trtx.plan.site import site_runners
     from trtx.plan.steps import split_selection
     from trtx.recipe.cells import select_cells
     from trtx.recipe.checks import read_recipe
@@ -83,7 +85,7 @@ def _compare_recipes(console: Console, a: str, b: str) -> Compared:
     sides = []
     for side in (a, b):
         path, glob = split_selection(side)
-        loaded = read_recipe(path, support)
+        loaded = read_recipe(path, support, site=site_runners(os.environ))
         sides.append((loaded, select_cells(loaded.cells(), glob)))
     diff = compare_recipes(sides[0][0], sides[1][0], sides[0][1], sides[1][1])
     steps, unknown = None, ""

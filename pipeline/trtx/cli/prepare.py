@@ -23,6 +23,7 @@ from trtx.plan.record import latest_plan
 from trtx.plan.remotes import Remotes, open_remotes
 from trtx.plan.resolve import PinnedSources, resolve_sources
 from trtx.plan.saved import open_plan, refuse_moved
+from trtx.plan.site import site_runners
 from trtx.plan.steps import Plan, split_selection
 from trtx.plan.survey import StepStatus, survey
 from trtx.recipe.cells import Cell, select_cells
@@ -31,6 +32,7 @@ from trtx.recipe.checks import read_recipe
 from trtx.recipe.load import LoadedRecipe
 from trtx.recipe.overrides import NO_OVERRIDES, Overrides
 from trtx.recipe.problems import RecipeInvalid
+from trtx.recipe.runners import Runner
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def prepare(console: Console, request: Request) -> Prepared:
     """
     path, glob = split_selection(request.argument)
     environ = make_environ(offline=request.offline)
-    loaded = read_recipe(path, support, request.overrides, environ)
+    site = site_runners(environ)
+    loaded = read_recipe(path, support, request.overrides, environ, site)
     for warning in loaded.warnings:
         console.say(warning.render(), style="warning")
     cells = select_cells(loaded.cells(), glob)
@@ -94,7 +97,7 @@ def prepare(console: Console, request: Request) -> Prepared:
     check_models(loaded, cells, sources)
     facts = gather_facts(environ, sources.generators())
     check_fit(loaded, cells, sources, facts)
-    plan = make_plan(cells, path, sources, facts, _options(request, loaded))
+    plan = make_plan(cells, path, sources, facts, _options(request, loaded, site))
     store = Store(facts.cache_dir)
     previous = latest_plan(Path.cwd())
     statuses, remotes = survey_everywhere(console, plan, store, previous, environ)
@@ -142,9 +145,9 @@ def check_models(loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSou
         raise RecipeInvalid(list(dict.fromkeys(found)))
 
 
-def _options(request: Request, loaded: LoadedRecipe) -> Options:
+def _options(request: Request, loaded: LoadedRecipe, site: Mapping[str, Runner]) -> Options:
     files = {str(path): sha256_file(path) for path in loaded.files}
-    return Options(request.until.value if request.until else None, request.max_parallel, files)
+    return Options(request.until.value if request.until else None, request.max_parallel, files, site)
 
 
 def status_rows(statuses: list[StepStatus]) -> list[dict[str, Any]]:

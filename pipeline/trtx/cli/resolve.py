@@ -40,6 +40,7 @@ def command(
     belong to, each time with their names.
     """
     from trtx.hardware import support
+    from trtx.plan.site import site_runners
     from trtx.plan.steps import split_selection
     from trtx.recipe.cells import select_cells
     from trtx.recipe.checks import read_recipe
@@ -48,7 +49,7 @@ def command(
 
     console: Console = context.obj
     path, glob = split_selection(recipe)
-    loaded = read_recipe(path, support, make_overrides(set_, unset), os.environ)
+    loaded = read_recipe(path, support, make_overrides(set_, unset), os.environ, site_runners(os.environ))
     for warning in loaded.warnings:
         console.warn(warning.render())
     cells: dict[int, list[str]] = {}

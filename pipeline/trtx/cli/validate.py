@@ -43,6 +43,7 @@ def command(
     """
     from trtx.cli.github import annotate_problem, annotated
     from trtx.hardware import support
+    from trtx.plan.site import site_runners
     from trtx.plan.steps import split_selection
     from trtx.recipe.cells import select_cells
     from trtx.recipe.checks import read_recipe
@@ -55,7 +56,7 @@ def command(
     overrides = make_overrides(set_, unset)
     try:
         with annotated(console, text_format):
-            loaded = read_recipe(path, support, overrides, os.environ)
+            loaded = read_recipe(path, support, overrides, os.environ, site_runners(os.environ))
             cells = [cell.name for cell in select_cells(loaded.cells(), glob)]
             _check_local_models(loaded, os.environ)
     except RecipeInvalid as error:

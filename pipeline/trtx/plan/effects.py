@@ -82,6 +82,11 @@ EFFECTS: Mapping[str, Effect] = {
     "targets.*.parallelism.pipeline": _becomes(convert="pipeline"),
     "targets.*.quantization": _none(CELLS),
     "targets.*.runner": _none(RUNNER),
+    "targets.*.job.partition": _none(RUNNER),
+    "targets.*.job.time": _none(RUNNER),
+    "targets.*.job.memory": _none(RUNNER),
+    "targets.*.job.cpus": _none(RUNNER),
+    "targets.*.job.gpus": _none(RUNNER),
     "benchmark.workloads.*.input_tokens": _becomes(benchmark="workloads.*.input_tokens"),
     "benchmark.workloads.*.output_tokens": _becomes(benchmark="workloads.*.output_tokens"),
     # Without `requests` their number follows from the highest level.
@@ -109,10 +114,38 @@ EFFECTS: Mapping[str, Effect] = {
     "runners.*.account": _none(RUNNER),
     "runners.*.partition": _none(RUNNER),
     "runners.*.qos": _none(RUNNER),
-    "runners.*.time_limit": _none(RUNNER),
+    "runners.*.constraint": _none(RUNNER),
+    "runners.*.reservation": _none(RUNNER),
+    "runners.*.licenses": _none(RUNNER),
+    "runners.*.nice": _none(RUNNER),
+    "runners.*.exclusive": _none(RUNNER),
+    "runners.*.time": _none(RUNNER),
+    "runners.*.memory": _none(RUNNER),
+    "runners.*.cpus": _none(RUNNER),
+    "runners.*.gpus": _none(RUNNER),
+    "runners.*.gpu_dialect": _none(RUNNER),
+    "runners.*.requeue": _none(RUNNER),
+    "runners.*.warn": _none(RUNNER),
+    "runners.*.python": _none(RUNNER),
+    "runners.*.environment": _none(RUNNER),
+    "runners.*.modules": _none(RUNNER),
+    "runners.*.setup": _none(RUNNER),
+    "runners.*.sbatch": _none(RUNNER),
+    "runners.*.throttle": _none(RUNNER),
+    "runners.*.submit_from": _none(RUNNER),
     "runners.*.container.runtime": _none(RUNNER),
     "runners.*.container.image": _none(RUNNER),
     "runners.*.container.mounts": _none(RUNNER),
+    **{
+        f"runners.*.stages.{stage}.{name}": _none(RUNNER)
+        for stage in ("calibrate", "convert", "build", "benchmark", "package")
+        for name in ("partition", "time", "memory", "cpus", "exclusive")
+    },
+    "runners.*.nodes.*.gpu": _none(RUNNER),
+    "runners.*.nodes.*.gpus": _none(RUNNER),
+    "runners.*.nodes.*.slots": _none(RUNNER),
+    "runners.*.faults.seed": _none(RUNNER),
+    "runners.*.faults.rate": _none(RUNNER),
 }
 
 

@@ -16,14 +16,11 @@ from trtx.hardware.gpus import Gpu as Device
 from trtx.plan.environment import FETCHING_STAGES, MEASURING_STAGES
 from trtx.plan.steps import Step
 from trtx.recipe.cells import Cell
-from trtx.recipe.parts import Part
-from trtx.recipe.runners import LocalRunner, Needs, Runner, SimRunner, SlurmRunner
+from trtx.recipe.runners import ALWAYS, LocalRunner, Needs, Runner, SimRunner, SlurmRunner, find_runner
 from trtx.runners.slurm.groups import resources_from_json
 from trtx.runners.slurm.options import Container, Gpu, GpuDialect, Mount, Resources, SlurmOptions
 
 LOCAL = "local"
-# A simulated cluster that needs no settings, for `--runner sim`.
-SIM = "sim"
 AUTO = "auto"
 # Stages whose jobs need the device that the target names.
 DEVICE_STAGES = ("build", "benchmark")
@@ -46,21 +43,7 @@ class Placement:
 
     def find(self, cell: Cell, name: str) -> Runner:
         """The settings of a runner, the recipe's over the site's. A name that nobody has is this machine."""
-        own, site = cell.recipe.runners.get(name), self.site.get(name)
-        if own is not None and site is not None and own.type == site.type:
-            merged: Runner = merge_runner(site, own)
-            return merged
-        return own or site or (SimRunner(type="sim") if name == SIM else LocalRunner(type="local"))
-
-
-def merge_runner(base: Any, over: Any) -> Any:
-    """The fields that `over` states over those of `base`, a model of the same kind; mappings merge, lists replace."""
-    if isinstance(base, Part) and isinstance(over, Part):
-        stated = over.model_fields_set
-        return base.model_copy(update={name: merge_runner(getattr(base, name), getattr(over, name)) for name in stated})
-    if isinstance(base, Mapping) and isinstance(over, Mapping):
-        return {**base, **{name: merge_runner(base.get(name), value) for name, value in over.items()}}
-    return over
+        return find_runner(name, cell.recipe.runners, self.site) or ALWAYS[LOCAL]
 
 
 def place_steps(

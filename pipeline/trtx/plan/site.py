@@ -5,6 +5,8 @@
         - {name: shared, url: s3://bucket/trtx, mode: read-write, trust: signed}
       trusted_keys: {ci: "ed25519:…"}
       sign: {private_key: ~/.config/trtx/signing.pem}
+    runners:
+      cluster: {type: slurm, account: inference, partition: gpu}
 
 `$TRTX_CONFIG` names another file; `$TRTX_CACHE_REMOTES` takes the place of `remotes`, for CI.
 A machine without either pays for two look-ups.
@@ -21,6 +23,7 @@ from trtx.errors import UsageProblem
 
 if TYPE_CHECKING:
     from trtx.plan.site_schema import Remote, Site
+    from trtx.recipe.runners import Runner
 
 REMOTES_VARIABLE = "TRTX_CACHE_REMOTES"
 CONFIG_VARIABLE = "TRTX_CONFIG"
@@ -80,6 +83,12 @@ def load_site(environ: Mapping[str, str]) -> Site | None:
     return site.model_copy(update={"cache": cache})
 
 
+def site_runners(environ: Mapping[str, str]) -> Mapping[str, Runner]:
+    """The runners that the site's configuration has, by name. Raises what load_site raises."""
+    site = load_site(environ)
+    return site.runners if site else {}
+
+
 def _read(path: Path, *, required: bool) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
@@ -95,7 +104,7 @@ def read_site(text: str, path: Path) -> Site:
     """Check a configuration. Raises RecipeInvalid with all its problems, each with its place."""
     from pydantic import ValidationError
 
-    from trtx.plan.site_schema import Site, describe
+    from trtx.plan.site_schema import Site, check_site, describe
     from trtx.recipe.problems import RecipeInvalid
     from trtx.recipe.tree import Unreadable, read_tree
 
@@ -106,14 +115,17 @@ def read_site(text: str, path: Path) -> Site:
         tree = read_tree(_shown(path), text)
     except Unreadable as error:
         what = error.problem.what.replace("a recipe is", "a configuration is")
-        fix = error.problem.fix if what == error.problem.what else "begin with `cache:`"
+        fix = error.problem.fix if what == error.problem.what else "begin with `cache:` or `runners:`"
         raise RecipeInvalid([replace(error.problem, what=what, fix=fix)]) from None
     if tree.problems:
         raise RecipeInvalid(tree.problems)
     try:
-        return Site.model_validate(tree.data)
+        site = Site.model_validate(tree.data)
     except ValidationError as error:
         raise RecipeInvalid([describe(tree, detail) for detail in error.errors()]) from None
+    if found := list(check_site(tree, site)):
+        raise RecipeInvalid(found)
+    return site
 
 
 def _shown(path: Path) -> str:

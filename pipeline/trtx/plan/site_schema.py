@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from trtx.errors import did_you_mean
+from trtx.hardware.gpus import GPUS
+from trtx.recipe.check_runners import runner_problems
 from trtx.recipe.parts import Name, Part, Text, Url, section
 from trtx.recipe.problems import Path, Problem
+from trtx.recipe.runners import Runner
 from trtx.recipe.tree import Tree, dotted
 from trtx.recipe.units import Duration
 
@@ -104,6 +107,9 @@ class Site(Part):
     """The whole file."""
 
     cache: Cache = section("Shared caches.")
+    runners: dict[Name, Runner] = Field(
+        default={}, description="Where steps run, by name; a recipe's runner of the same name says what differs."
+    )
 
 
 def check_names(remotes: Sequence[Remote]) -> None:
@@ -117,6 +123,8 @@ def check_names(remotes: Sequence[Remote]) -> None:
 def describe(tree: Tree, detail: Any) -> Problem:
     """One of pydantic's errors as a problem with its place, without source lines with URLs: they may hold secrets."""
     path: Path = tuple(detail["loc"])
+    if path[:1] == ("runners",):
+        return _describe_runner(tree, detail)
     what = re.sub(r"^(Value error|Assertion failed), ", "", detail["msg"])
     fix, at_key = "", False
     if detail["type"] == "extra_forbidden":
@@ -131,6 +139,21 @@ def describe(tree: Tree, detail: Any) -> Problem:
     problem = tree.problem(mark, f"{dotted(path)}: {what}" if path and not at_key else what, fix=fix, path=path)
     hides = (bool(path) and path[-1] in ("url", "endpoint", "private_key")) or "://" in problem.source
     return Problem(**{**vars(problem), "source": ""}) if hides else problem
+
+
+def _describe_runner(tree: Tree, detail: Any) -> Problem:
+    """The language of runners is that of recipes, and so are the words about it."""
+    from trtx.recipe.messages import explain
+
+    message = explain(detail, tree.data)
+    return tree.problem_at(message.path, message.what, why=message.why, fix=message.fix, at_key=message.at_key)
+
+
+def check_site(tree: Tree, site: Site) -> Iterator[Problem]:
+    """Problems that several settings of a runner show together."""
+    for name, runner in site.runners.items():
+        for path, what, why, fix in runner_problems(runner, GPUS):
+            yield tree.problem_at(("runners", name, *path), what, why=why, fix=fix)
 
 
 def _fields_at(path: Path) -> list[str]:

@@ -10,9 +10,11 @@ from typing import Protocol
 
 from trtx.errors import did_you_mean
 from trtx.recipe import problems
+from trtx.recipe.check_runners import check_runners
 from trtx.recipe.load import LoadedRecipe, load_recipe
 from trtx.recipe.overrides import NO_OVERRIDES, Overrides
 from trtx.recipe.problems import Problem, RecipeInvalid
+from trtx.recipe.runners import Runner
 from trtx.recipe.schema import DEMO, Engine, Quantization, Workload
 from trtx.recipe.tree import dotted
 from trtx.recipe.unavailable import GPU_ENGINE, GPU_ENGINE_FIX
@@ -48,21 +50,30 @@ class Hardware(Protocol):
     def support_problem(self, arch: str, algorithm: str) -> tuple[str, str, str] | None: ...
 
 
+NO_RUNNERS: Mapping[str, Runner] = {}
+
+
 def read_recipe(
-    path: Path, hardware: Hardware, overrides: Overrides = NO_OVERRIDES, environ: Mapping[str, str] | None = None
+    path: Path,
+    hardware: Hardware,
+    overrides: Overrides = NO_OVERRIDES,
+    environ: Mapping[str, str] | None = None,
+    site: Mapping[str, Runner] = NO_RUNNERS,
 ) -> LoadedRecipe:
     """Load a recipe and check everything that needs no model: what `validate`, `plan` and `apply` begin with.
+
+    `site` are the runners of the site's configuration.
 
     Raises RecipeInvalid with all problems, warnings among them; otherwise the warnings are in the result.
     """
     loaded = load_recipe(path, overrides, environ)
-    found = [*loaded.warnings, *check_recipe(loaded, hardware)]
+    found = [*loaded.warnings, *check_recipe(loaded, hardware, site)]
     if any(problem.severity == "error" for problem in found):
         raise RecipeInvalid(found)
     return replace(loaded, warnings=tuple(sorted(found, key=lambda problem: (problem.file, problem.mark))))
 
 
-def check_recipe(loaded: LoadedRecipe, hardware: Hardware) -> list[Problem]:
+def check_recipe(loaded: LoadedRecipe, hardware: Hardware, site: Mapping[str, Runner] = NO_RUNNERS) -> list[Problem]:
     """All problems and warnings of a recipe that only several fields together show, each once."""
     found = list(_check_use(loaded))
     for point in loaded.points:
@@ -72,6 +83,7 @@ def check_recipe(loaded: LoadedRecipe, hardware: Hardware) -> list[Problem]:
             *_check_references(point),
             *_check_devices(point, hardware),
             *_check_package(point),
+            *check_runners(point, hardware.GPUS, site),
         ]
         for target in point.built:
             for check in (_check_limits, _check_windows, _check_kv_cache, _check_workloads):
@@ -136,7 +148,7 @@ def _why_calibrate(variant: Quantization) -> str:
 
 def _check_references(loaded: LoadedRecipe) -> Iterator[Problem]:
     recipe = loaded.recipe
-    for name, target in recipe.targets.items():
+    for name in recipe.targets:
         chosen = recipe.variants_of(name)
         for index, variant in enumerate(chosen):
             path: problems.Path = ("targets", name, "quantization", index)
@@ -145,10 +157,6 @@ def _check_references(loaded: LoadedRecipe) -> Iterator[Problem]:
                 yield loaded.problem(path, f"there is no variant '{variant}' in quantization", fix=fix)
             elif variant in chosen[:index]:
                 yield loaded.problem(path, f"the variant '{variant}' is listed twice", fix="remove one")
-        if target.runner not in {"local", *recipe.runners}:
-            fix = did_you_mean(target.runner, ["local", *recipe.runners])
-            what = f"there is no runner '{target.runner}' in runners"
-            yield loaded.problem(("targets", name, "runner"), what, fix=fix)
 
 
 def _check_use(loaded: LoadedRecipe) -> Iterator[Problem]:

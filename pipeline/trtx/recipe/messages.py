@@ -13,8 +13,9 @@ from pydantic_core import ErrorDetails
 
 from trtx.errors import did_you_mean, nearest
 from trtx.recipe.lookup import fields_of, find_key, find_model, find_spot, value_at
-from trtx.recipe.parts import NAME_PATTERN, Url
+from trtx.recipe.parts import ANY_LINE_PATTERN, LINE_PATTERN, NAME_PATTERN, Url
 from trtx.recipe.problems import Path
+from trtx.recipe.runners import GPUS_PATTERN, GRES_PATTERN, MOUNT_PATTERN, SSH_PATTERN
 from trtx.recipe.schema import BASE_PATTERN, IMAGE_PATTERN, OLDER, SCHEMA
 from trtx.recipe.tree import dotted
 
@@ -82,6 +83,8 @@ def explain(error: ErrorDetails, data: Any, hidden: Mapping[Path, str] = NOTHING
     help_text = (spot.field.description or "") if spot and spot.field else ""
     value = Hidden(hidden[path]) if path in hidden else error["input"]
     finding = Finding(error["type"], path, value, error.get("ctx", {}), data, help_text, error["msg"])
+    if is_key and finding.kind == "rule":
+        return _rule(finding, at_key=True)
     if is_key:
         return Message(path, f"'{path[-1]}' cannot be a name", *name_rule(str(path[-1])), at_key=True)
     return WORDING.get(finding.kind, _other)(finding)
@@ -184,6 +187,13 @@ def _unit(finding: Finding) -> Message:
     )
 
 
+def _rule(finding: Finding, *, at_key: bool = False) -> Message:
+    if isinstance(finding.value, Hidden):
+        return Message(finding.path, f"{finding.name} cannot be {show(finding.value)}", finding.help)
+    context = finding.context
+    return Message(finding.path, f"{finding.name}: {context['message']}", finding.help, str(context["fix"]), at_key)
+
+
 def _wrong_type(finding: Finding) -> Message:
     what = f"{finding.name} must be {KINDS[finding.kind]}, not {show(finding.value)}"
     return Message(finding.path, what, finding.help, _type_fix(KINDS[finding.kind], finding.value))
@@ -224,19 +234,34 @@ def _bad_pattern(finding: Finding) -> Message:
 def _pattern_rule(pattern: str, text: str, help_text: str) -> tuple[str, str]:
     if pattern == NAME_PATTERN:
         return name_rule(text)
+    if pattern in RULES_OF:
+        return RULES_OF[pattern]
     if pattern in (IMAGE_PATTERN, BASE_PATTERN):
         fix = "write registry.example.com/folder/name in lower case" + (
             "" if pattern == BASE_PATTERN else ", without a tag"
         )
         return "it is not the name of a container image", fix
-    if pattern != URL_PATTERN:
-        return help_text, f"it must match {pattern}"
+    return _url_rule(text) if pattern == URL_PATTERN else (help_text, f"it must match {pattern}")
+
+
+def _url_rule(text: str) -> tuple[str, str]:
     why = "a source is a URL with a scheme"
     if "://" in text:
         return why, "write the scheme in lower case, and no spaces"
     if text.startswith((".", "/", "~")):
         return why, f"write file://{text}"
     return why, f"write hf://{text} for the hub, or file://… for a folder"
+
+
+# Patterns of runners → why and fix.
+RULES_OF = {
+    LINE_PATTERN: ("it becomes part of one line of a batch script", "write something, without line breaks or the like"),
+    ANY_LINE_PATTERN: ("it becomes part of one line of a batch script", "remove line breaks and control characters"),
+    MOUNT_PATTERN: ("it is not two absolute paths", "write /folder/of/the/node:/folder/inside, with :ro to only read"),
+    GPUS_PATTERN: ("it is not a type and a number of GPUs", 'write h100:1, or "1" for any GPU'),
+    GRES_PATTERN: ("gres.conf names types with letters, digits, '.', '_' and '-'", ""),
+    SSH_PATTERN: ("it names no login node", "write ssh://host or ssh://user@host:port; ~/.ssh/config knows the rest"),
+}
 
 
 def name_rule(name: str) -> tuple[str, str]:
@@ -257,6 +282,7 @@ WORDING: dict[str, Callable[[Finding], Message]] = {
     "union_tag_invalid": _bad_tag,
     "union_tag_not_found": _no_tag,
     "unit": _unit,
+    "rule": _rule,
     "string_pattern_mismatch": _bad_pattern,
     "too_short": _empty,
     "string_too_short": _empty,

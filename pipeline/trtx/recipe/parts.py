@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 # Whatever ends a line for one of the programs that read batch scripts.
 LINE_PATTERN = r"^[^\x00-\x1f\x7f\u0085\u2028\u2029]+$"
+ANY_LINE_PATTERN = LINE_PATTERN.replace("+$", "*$")
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Url = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://\S+$")]

@@ -6,11 +6,23 @@ What these settings become is in trtx.plan.resources; every check of one value a
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
-from trtx.recipe.parts import Line, Many, Name, Part, Positive, Text, broken_rule, section
+from trtx.recipe.parts import (
+    ANY_LINE_PATTERN,
+    LINE_PATTERN,
+    Line,
+    Many,
+    Name,
+    Part,
+    Positive,
+    Text,
+    broken_rule,
+    section,
+)
 from trtx.recipe.units import ByteSize, Duration
 
 # What trtx itself says to sbatch; trtx.runners.slurm.options has the same, without what has a setting here.
@@ -45,11 +57,11 @@ SETTING_OF = {
 MOUNT_PATTERN = r"^/[^:,\x00-\x1f]*:/[^:,\x00-\x1f]*(:ro)?$"
 GPUS_PATTERN = r"^([A-Za-z0-9_.-]+:)?[1-9][0-9]*$"
 SSH_PATTERN = r"^ssh://([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_][A-Za-z0-9_.-]*(:[0-9]{1,5})?$"
-DIGEST_PATTERN = r"@sha256:[0-9a-f]{64}$"
+GRES_PATTERN = r"^[A-Za-z0-9_.-]+$"
 
 
 def _check_image(image: str) -> str:
-    if image.startswith("/") or re.search(DIGEST_PATTERN, image):
+    if re.search(IMAGE_FILE_PATTERN, image):
         return image
     raise broken_rule(
         f"the image '{image}' has no digest, so that other bytes could run tomorrow",
@@ -68,24 +80,38 @@ def _check_option(name: str) -> str:
 
 
 def _check_option_value(value: Any) -> str | int | bool:
-    if isinstance(value, str | int) and value != "" and not (isinstance(value, str) and not value.isprintable()):
+    if isinstance(value, str) and re.search(LINE_PATTERN, value):
+        return value
+    if isinstance(value, int):
         return value
     raise broken_rule("expected a text of one line, a whole number, true or false", "true is an option without a value")
 
 
 def _check_variable(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+    if not re.search(VARIABLE_PATTERN, name):
         raise broken_rule(f"'{name}' cannot be the name of an environment variable", "use letters, digits and _")
     return name
 
 
-Image = Annotated[Line, AfterValidator(_check_image)]
-SbatchOption = Annotated[str, AfterValidator(_check_option)]
+def _says(pattern: str) -> WithJsonSchema:
+    """The same rule for editors."""
+    return WithJsonSchema({"type": "string", "pattern": pattern})
+
+
+IMAGE_FILE_PATTERN = r"^(/.*|.+@sha256:[0-9a-f]{64})$"
+OPTION_PATTERN = rf"^(?!({'|'.join(sorted(OWN_OPTIONS | set(SETTING_OF)))})$)[a-z][a-z0-9-]*$"
+VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+Image = Annotated[Line, AfterValidator(_check_image), _says(IMAGE_FILE_PATTERN)]
+SbatchOption = Annotated[str, AfterValidator(_check_option), _says(OPTION_PATTERN)]
 SbatchValue = Annotated[
-    Any, AfterValidator(_check_option_value), WithJsonSchema({"type": ["string", "integer", "boolean"]})
+    Any,
+    AfterValidator(_check_option_value),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": LINE_PATTERN}, {"type": "integer"}, {"type": "boolean"}]}),
 ]
-Variable = Annotated[str, AfterValidator(_check_variable)]
-EnvironmentValue = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f\u0085\u2028\u2029]*$")]
+Variable = Annotated[str, AfterValidator(_check_variable), _says(VARIABLE_PATTERN)]
+EnvironmentValue = Annotated[str, Field(pattern=ANY_LINE_PATTERN)]
+GresType = Annotated[str, Field(pattern=GRES_PATTERN)]
 Mount = Annotated[str, Field(pattern=MOUNT_PATTERN)]
 
 
@@ -161,7 +187,7 @@ class SlurmRunner(Needs):
         default=None, description="Whether jobs have their nodes to themselves; when left out, those that measure do."
     )
     stages: Stages = section("What differs from stage to stage.")
-    gpus: dict[Name, Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]] = Field(
+    gpus: dict[Name, GresType] = Field(
         default={},
         description="Devices of the catalogue and their names in the site's gres.conf; h100-sxm-80gb is h100 when left "
         "out, and so on.",
@@ -194,9 +220,7 @@ class SlurmRunner(Needs):
 class SimNode(Part):
     """A node of a simulated cluster."""
 
-    gpu: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = Field(
-        default=None, description="Type of its GPUs, as jobs ask for them."
-    )
+    gpu: GresType | None = Field(default=None, description="Type of its GPUs, as jobs ask for them.")
     gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="Number of its GPUs.")
     slots: Positive = Field(default=4, description="Jobs that it runs at once.")
 
@@ -222,3 +246,31 @@ class SimRunner(Needs):
 
 
 Runner = Annotated[LocalRunner | SlurmRunner | SimRunner, Field(discriminator="type")]
+
+
+def merge_runner(base: Any, over: Any) -> Any:
+    """The fields that `over` states over those of `base`, a model of the same kind; mappings merge, lists replace."""
+    if isinstance(base, Part) and isinstance(over, Part):
+        stated = over.model_fields_set
+        return base.model_copy(update={name: merge_runner(getattr(base, name), getattr(over, name)) for name in stated})
+    if isinstance(base, Mapping) and isinstance(over, Mapping):
+        return {**base, **{name: merge_runner(base.get(name), value) for name, value in over.items()}}
+    return over
+
+
+def find_runner(name: str, own: Mapping[str, Runner], site: Mapping[str, Runner]) -> Runner | None:
+    """The runner of a name: the recipe's over the site's of the same type; None where nobody has it.
+
+    `local` and `sim` are always there.
+    """
+    if name in own and name in site and own[name].type == site[name].type:
+        merged: Runner = merge_runner(site[name], own[name])
+        return merged
+    return own.get(name) or site.get(name) or ALWAYS.get(name)
+
+
+# Runners that need no settings.
+ALWAYS: Mapping[str, Runner] = {
+    "local": LocalRunner.model_construct(type="local"),
+    "sim": SimRunner.model_construct(type="sim", faults=SimFaults.model_construct()),
+}
