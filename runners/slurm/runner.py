@@ -216,6 +216,8 @@ class SlurmRunner:
         if verdict.cause is Cause.DONE:
             return [item.conclude(verdict)]
         attempt = verdict.attempt
+        if verdict.cause is Cause.NO_START and (words := item.last_words()):
+            verdict = Verdict(verdict.cause, f"{verdict.what}: {words}")
         if attempt is not None and attempt.end is None:
             end = End("killed", cause=verdict.cause.value, what=verdict.what, time=time.time(), writer="driver")
             self._workspace.end(attempt_folder(item.task.folder, attempt.number), end)

@@ -31,6 +31,7 @@ REFUSALS = {
     "generic resource": "the GPU type is not one of this cluster's: see `sinfo -o %G`",
     "time limit": "ask for less time, or name a partition that allows it",
     "reservation": "the reservation is not there or not for you: see `scontrol show reservation`",
+    "job array": "the cluster's MaxArraySize is smaller than this stage has cells: select fewer at once",
     "license": "see `scontrol show licenses`",
 }
 

@@ -73,6 +73,15 @@ class Tracked:
         """Whether a row is about this task's job."""
         return row.job == self.job and self.task.index in row.indices and (not row.name or self.token in row.name)
 
+    def last_words(self) -> str:
+        """The last line its job printed outside of the step: what a failed setup or container said."""
+        path = self.round.folder / f"slurm-{self.job_id}.out" if self.round else None
+        try:
+            lines = path.read_text(errors="replace").splitlines() if path else []
+        except OSError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
+
     def conclude(self, verdict: Verdict) -> Outcome:
         """The end of the task."""
         state = {

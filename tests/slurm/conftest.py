@@ -42,8 +42,15 @@ def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
     shared_cluster.clear()
 
 
+@pytest.fixture
+def fast_cluster(shared_fast_cluster: Cluster) -> Iterator[Cluster]:
+    """The fast cluster, idle before and after."""
+    yield shared_fast_cluster
+    shared_fast_cluster.clear()
+
+
 @pytest.fixture(scope="session")
-def fast_cluster() -> Iterator[Cluster]:
+def shared_fast_cluster() -> Iterator[Cluster]:
     """A cluster whose controller lives ten times as fast: limits, requeues and failures take seconds."""
     if not FAKETIME.exists():
         pytest.skip("libfaketime is missing: run tests/slurm/install")

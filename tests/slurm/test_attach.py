@@ -52,13 +52,16 @@ def test_the_status_of_a_run_names_jobs_nodes_and_reasons(cluster: Cluster, run:
     go_on = run.folder / "go-on"
     runner = run.runner(cluster)
     runner.submit([run.group("a", {"a": ()}, wait=str(go_on)), run.group("b", {"b": ("a",)})])
-    run.follow(runner, until=lambda: runner.status()[0].slurm == "RUNNING" and runner.status()[1].slurm == "PENDING")
+    run.follow(
+        runner,
+        until=lambda: runner.status()[0].state is TaskState.RUNNING and runner.status()[1].reason == "for other jobs",
+    )
     first, second = runner.status()
     assert (first.state, second.state) == (TaskState.RUNNING, TaskState.WAITING)
     assert first.job.endswith("_0")
     assert first.node in {node.name for node in cluster.nodes}
     assert first.attempt == 1
-    assert second.reason == "for other jobs"
+    assert second.slurm == "PENDING"
     go_on.touch()
     run.follow(runner)
 

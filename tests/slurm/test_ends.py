@@ -97,7 +97,7 @@ def test_a_dependency_that_can_never_be_satisfied(cluster: Cluster, run: Run, te
 
 
 def test_a_node_whose_setup_fails_is_left_out_of_the_next_round(cluster: Cluster, run: Run, tell: Tell) -> None:
-    run.options = dataclasses.replace(run.options, setup=('test "$SLURMD_NODENAME" != a100-1',))
+    run.options = dataclasses.replace(run.options, setup=('test "$SLURMD_NODENAME" != a100-1 || ls /no/such/disk',))
     runner = run.runner(cluster)
     cluster.run("scontrol", "update", "nodename=h100-1,h100-2,b200-1", "state=drain", "reason=test")
     try:
@@ -106,7 +106,9 @@ def test_a_node_whose_setup_fails_is_left_out_of_the_next_round(cluster: Cluster
     finally:
         cluster.run("scontrol", "update", "nodename=h100-1,h100-2,b200-1", "state=resume")
     run.follow(runner)
-    assert causes_retried(run) == [Cause.NO_START]
+    [retried] = [event for event in run.events if isinstance(event, Retried)]
+    assert retried.cause is Cause.NO_START
+    assert retried.what.startswith("its job failed on a100-1 before the step began: ls: cannot access '/no/such/disk'")
     assert only(runner).state is TaskState.DONE
     assert node_of(run, "build") != "a100-1"
     tell(run, runner)
@@ -123,7 +125,6 @@ def test_the_time_limit_ends_a_step_in_order_and_doubles_once(fast_cluster: Clus
     assert run.counts() == {"build start": 2, "build stopped": 1, "build finish": 1}
     script = (run.folder / "slurm/groups/build/rounds/2/job.sh").read_text()
     assert "#SBATCH --time=2\n" in script
-    fast_cluster.clear()
     tell(run, runner)
 
 
