@@ -184,8 +184,7 @@ SCHEMA_CASES = (
     case(
         "an empty text",
         recipe(runners='runners: {a: {type: slurm, account: «""}}\n'),
-        ("slurm",),
-        ("empty",),
+        ("runners.a.account must not be empty",),
     ),
     case("zero", engine("  limits: {max_batch_size: «0}"), ("at least 1, not 0", "Sequences in one step")),
     case("more than all the memory", engine("  kv_cache: {memory_fraction: «1.5}"), ("at most 0.95",)),

@@ -33,6 +33,8 @@ CALIBRATION: dict[str, Any] = {
     "batch_size": 4,
     "seed": 1,
 }
+NEEDS: dict[str, Any] = {"partition": "b", "time": "1h", "memory": "1GiB", "cpus": 2}
+JOBS = ("calibrate", "convert", "build", "benchmark", "package")
 LOAD: dict[str, Any] = {"input_tokens": 8, "output_tokens": 8, "concurrency": [1, 16]}
 # `fast` states its whole engine, `cpu` takes the recipe's; `chat` states its requests, `burst` does not.
 FULL: dict[str, Any] = {
@@ -56,9 +58,10 @@ FULL: dict[str, Any] = {
             "parallelism": {"tensor": 1, "pipeline": 1},
             "quantization": ["plain", "small"],
             "engine": engine,
-            "runner": "local",
+            "runner": runner,
+            "job": {"partition": "b", "time": "1h", "memory": "1GiB", "cpus": 2, "gpus": "h100:1"},
         }
-        for name, engine in (("cpu", {}), ("fast", ENGINE))
+        for name, engine, runner in (("cpu", {}, "there"), ("fast", ENGINE, "pretended"))
     },
     "benchmark": {
         "workloads": {"chat": {**LOAD, "requests": 16}, "burst": LOAD},
@@ -77,11 +80,34 @@ FULL: dict[str, Any] = {
         "here": {"type": "local"},
         "there": {
             "type": "slurm",
+            **NEEDS,
             "account": "a",
-            "partition": "b",
             "qos": "c",
-            "time_limit": "1h",
-            "container": {"runtime": "pyxis", "image": "x", "mounts": ["/a:/b"]},
+            "constraint": "avx512",
+            "reservation": "d",
+            "licenses": ["e:2"],
+            "nice": 1,
+            "exclusive": False,
+            "stages": {stage: {**NEEDS, "exclusive": True} for stage in JOBS},
+            "gpus": {"h100-sxm-80gb": "hopper"},
+            "gpu_dialect": "auto",
+            "requeue": True,
+            "warn": "1min",
+            "python": "/opt/python",
+            "environment": {"A": "1"},
+            "modules": ["cuda"],
+            "setup": ["ulimit -n"],
+            "container": {"runtime": "pyxis", "image": f"a/b@sha256:{'0' * 64}", "mounts": ["/a:/b"]},
+            "sbatch": {"mail-user": "me"},
+            "throttle": 4,
+            "submit_from": "ssh://login",
+        },
+        "pretended": {
+            "type": "sim",
+            **NEEDS,
+            "nodes": {"one": {"gpu": "h100", "gpus": 8, "slots": 4}},
+            "faults": {"seed": 1, "rate": 0.5},
+            "throttle": 4,
         },
     },
 }
@@ -92,9 +118,10 @@ FULL = json.loads(json.dumps(FULL))  # Nothing in it is shared, so that each pla
 REFERENCES: dict[str, tuple[Any, ...]] = {
     "targets.*.gpu": ("cpu-avx512", "h100-sxm-80gb"),
     "targets.*.quantization": (["small"], ["small", "plain"]),
+    "targets.*.runner": ("local", "here", "pretended"),
 }
 # Values to try where the type alone does not tell another one; the first that the language accepts is taken.
-TEXTS = (
+TEXTS: tuple[Any, ...] = (
     "other",
     "file:///other",
     "2h",
@@ -103,6 +130,13 @@ TEXTS = (
     "registry.example.com/other",
     "docker.io/library/python:3.11",
     "slurm",
+    "/c:/d:ro",
+    "a100:2",
+    f"a/c@sha256:{'1' * 64}",
+    "ssh://other",
+    {"b200": "blackwell"},
+    {"OTHER": "2"},
+    {"mail-type": "END"},
 )
 
 

@@ -21,6 +21,7 @@ from trtx.runners.slurm.groups import resources_from_json
 from trtx.runners.slurm.options import Container, Gpu, GpuDialect, Mount, Resources, SlurmOptions
 
 LOCAL = "local"
+SIM = "sim"
 AUTO = "auto"
 # Stages whose jobs need the device that the target names.
 DEVICE_STAGES = ("build", "benchmark")

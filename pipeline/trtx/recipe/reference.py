@@ -9,11 +9,12 @@ from typing import Any, get_args
 
 from trtx.errors import BY_NAME, EXIT_PLAN_HAS_CHANGES
 from trtx.recipe.describe import make_plain_schema
-from trtx.recipe.parts import NAME_PATTERN, Url
+from trtx.recipe.parts import ANY_LINE_PATTERN, LINE_PATTERN, NAME_PATTERN, Url
 from trtx.recipe.problems import Path
+from trtx.recipe.runners import GPUS_PATTERN, GRES_PATTERN, IMAGE_FILE_PATTERN, MOUNT_PATTERN, SSH_PATTERN
 from trtx.recipe.schema import BASE_PATTERN, IMAGE_PATTERN
 from trtx.recipe.unavailable import RULES
-from trtx.recipe.units import DURATIONS, SIZES, ByteSize, Duration, Percent
+from trtx.recipe.units import DURATIONS, SIZES, ByteSize, Duration, Percent, TimeLimit
 
 # What a setting does: the stages whose own factors it changes, and the reason if there are none.
 Effects = Callable[[str], tuple[tuple[str, ...], str]]
@@ -45,6 +46,14 @@ PATTERNS = {
     BASE_PATTERN: "image name with tag or digest",
     _pattern(ByteSize): "[size](#units)",
     _pattern(Duration): "[duration](#units)",
+    _pattern(TimeLimit): "[duration](#units)",
+    LINE_PATTERN: "text",
+    ANY_LINE_PATTERN: "text",
+    GRES_PATTERN: "text",
+    GPUS_PATTERN: "text",
+    MOUNT_PATTERN: "text",
+    SSH_PATTERN: "URL",
+    IMAGE_FILE_PATTERN: "image name with digest, or path",
     _pattern(Percent): "[percentage](#units)",
 }
 TYPES = {
@@ -122,10 +131,13 @@ class _Page:
         if "properties" in node:
             yield Section(path, name, node)
             for key, value in node["properties"].items():
-                yield from self.sections((*path, key), f"{name}.{key}", value)
+                yield from self.sections((*path, key), f"{name}.{_shown_key(key, node)}", value)
+                if _is_uniform(node):
+                    break
 
     def table(self, section: Section) -> str:
-        keys = section.node["properties"]
+        # What kind a thing is comes first.
+        keys = dict(sorted(section.node["properties"].items(), key=lambda item: item[0] != "type"))
         reasons = {self.effect_of((*section.path, key)) for key in keys}
         shared = next(iter(reasons))[1] if len(reasons) == 1 else ""
         rows = [self.row(section, key, node, tells_effect=not shared) for key, node in keys.items()]
@@ -137,7 +149,7 @@ class _Page:
 
     def row(self, section: Section, key: str, node: dict[str, Any], *, tells_effect: bool) -> tuple[str, str, str, str]:
         path = (*section.path, key)
-        title = ".".join(filter(None, [section.name, key]))
+        title = ".".join(filter(None, [section.name, _shown_key(key, section.node)]))
         inner = next(self.sections(path, title, node), None)
         anchor = inner.anchor if inner else ""
         if not section.path and (inner or key in EXPLAINED):
@@ -163,7 +175,8 @@ class _Page:
         if node.get("type") == "array":
             return f"list of {_plural(self.value((*path, '*'), node['items']))}"
         if "patternProperties" in node:
-            return "mapping by [name](#names)"
+            [pattern] = node["patternProperties"]
+            return "mapping by [name](#names)" if pattern == NAME_PATTERN else "mapping"
         return _scalar(path, node)
 
     def effect_of(self, path: Path) -> tuple[tuple[str, ...], str]:
@@ -190,6 +203,16 @@ def make_reference(devices: Iterable[str] = (), effects: Effects | None = None) 
         units={"sizes": list(SIZES), "durations": list(DURATIONS)},
         exit_codes=_exit_codes(),
     )
+
+
+def _is_uniform(node: dict[str, Any]) -> bool:
+    """Whether all keys of a section hold the same mapping, so that one table is for all."""
+    kinds = {value.get("$ref") for value in node["properties"].values()}
+    return len(node["properties"]) > 1 and len(kinds) == 1 and None not in kinds
+
+
+def _shown_key(key: str, node: dict[str, Any]) -> str:
+    return FREE if _is_uniform(node) else key
 
 
 def _refuses(path: Path, choice: Any) -> bool:

@@ -29,6 +29,8 @@ def resolve_data(loaded: LoadedRecipe) -> dict[str, Any]:
     data: dict[str, Any] = _plain(loaded.recipe, (), loaded)
     for path in unstated_defaults(loaded):
         del value_at(path[:-1], data)[path[-1]]
+        if not value_at(path[:-1], data) and path[:-1] not in loaded.tree.places:
+            del value_at(path[:-2], data)[path[-2]]
     return data
 
 
@@ -46,7 +48,19 @@ def unstated_defaults(loaded: LoadedRecipe) -> dict[Path, str]:
             found["quantization", name, "exclude"] = "nothing is quantized, so there is nothing to exclude"
         length = variant.calibration.max_length
         found["quantization", name, "calibration", "max_length"] = f"{length} by default, or what the model allows"
+    for name, runner in recipe.runners.items():
+        for path in paths_in(_plain(runner, ("runners", name), loaded), ("runners", name)):
+            default = value_at(path[2:], runner.model_dump())
+            if default is not None and not isinstance(default, dict):
+                shown = f"{_shown(default)}{'s' if path[-1] == 'warn' else ''}"
+                found[path] = f"{shown} by default, or what the site's configuration says"
     return {path: reason for path, reason in found.items() if path not in loaded.tree.places}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def leaf_origins(loaded: LoadedRecipe, data: Mapping[str, Any]) -> dict[Path, str]:

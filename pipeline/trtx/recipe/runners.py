@@ -23,7 +23,7 @@ from trtx.recipe.parts import (
     broken_rule,
     section,
 )
-from trtx.recipe.units import ByteSize, Duration
+from trtx.recipe.units import ByteSize, Duration, TimeLimit
 
 # What trtx itself says to sbatch; trtx.runners.slurm.options has the same, without what has a setting here.
 OWN_OPTIONS = frozenset(
@@ -134,7 +134,7 @@ class Needs(Part):
     """What one job gets; what is left out is left to the cluster's own defaults."""
 
     partition: Line | None = Field(default=None, description="Partition to submit to.")
-    time: Annotated[Duration, Field(gt=0)] | None = Field(
+    time: TimeLimit | None = Field(
         default=None, description="Longest run time of one step, with unit, rounded up to minutes."
     )
     memory: ByteSize | None = Field(default=None, description="Memory of one node, with unit.")
@@ -197,7 +197,9 @@ class SlurmRunner(Needs):
     )
     requeue: bool = Field(default=True, description="Whether Slurm may start a job again after a node failed.")
     warn: Duration = Field(
-        default=60.0, description="So long before its time limit a step is asked to save what it has and to stop."
+        default="1min",
+        validate_default=True,
+        description="So long before its time limit a step is asked to save what it has and to stop.",
     )
     python: Line | None = Field(
         default=None, description="Interpreter that has trtx there; the path of this one when left out."

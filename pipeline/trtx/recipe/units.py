@@ -94,4 +94,5 @@ def _json_schema(units: Mapping[str, float], example: str, *, positive: bool = F
 
 ByteSize = Annotated[int, _validator(parse_bytes), Field(ge=1), _json_schema(SIZES, "2GiB", positive=True)]
 Duration = Annotated[float, _validator(parse_seconds), Field(ge=0), _json_schema(DURATIONS, "400ms")]
+TimeLimit = Annotated[float, _validator(parse_seconds), Field(gt=0), _json_schema(DURATIONS, "2h", positive=True)]
 Percent = Annotated[float, _validator(parse_percent), Field(ge=0), _json_schema(PERCENT, "2%")]

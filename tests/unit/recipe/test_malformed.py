@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 from support.malformed import CASES, Malformed, recipe, unmarked
 from support.malformed_composition import COMPOSED
+from support.malformed_runners import RUNNER_CASES
 
 from trtx.hardware import support
 from trtx.recipe.checks import read_recipe
@@ -22,7 +23,7 @@ from trtx.recipe.tree import Unreadable, read_tree
 
 SCHEMA = jsonschema.Draft202012Validator(make_json_schema())
 
-ALL = (*CASES, *COMPOSED)
+ALL = (*CASES, *RUNNER_CASES, *COMPOSED)
 
 # JSON has one kind of number, so JSON Schema takes 1.0 for the integer that it equals.
 JSON_NUMBERS = frozenset({"a fraction of zero"})
@@ -81,7 +82,7 @@ def test_values_of_the_environment_are_never_repeated(case: Malformed, tmp_path:
         assert [value for value in case.env.values() if set(re.findall(r"\w+", value)) & set(words)] == []
 
 
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", (*CASES, *RUNNER_CASES), ids=name_of)
 def test_the_json_schema_accepts_what_the_models_accept(case: Malformed) -> None:
     try:
         tree = read_tree("recipe.yaml", case.text)
