@@ -15,13 +15,13 @@ from trtx.runners.slurm.attempts import Claim, End, attempt_folder
 from trtx.runners.slurm.budget import Budget
 from trtx.runners.slurm.clock import Clock, RealClock
 from trtx.runners.slurm.commands import Shell, cancel_jobs
-from trtx.runners.slurm.dependencies import Awaited, make_dependency
 from trtx.runners.slurm.folder import Round, SubmissionFolder
 from trtx.runners.slurm.groups import Group
 from trtx.runners.slurm.listener import Listener
-from trtx.runners.slurm.options import Resources, SlurmOptions, Timing
+from trtx.runners.slurm.options import SlurmOptions, Timing
 from trtx.runners.slurm.outcome import Began, Event, Notice, Outcome, Retried, TaskState, TaskStatus
-from trtx.runners.slurm.retries import may_retry, next_resources
+from trtx.runners.slurm.retries import may_retry
+from trtx.runners.slurm.rounds import Rounds
 from trtx.runners.slurm.states import POLICIES, Cause
 from trtx.runners.slurm.submit import Submitter, find_in_rows
 from trtx.runners.slurm.tracked import Tracked
@@ -48,10 +48,10 @@ class SlurmRunner:
         self._folder = SubmissionFolder(folder)
         self._budget = Budget(self._timing)
         self._notices: list[Event] = []
-        self._submitter = Submitter(shell, self._timing, self._clock, self._budget, self._tell, self._workspace.place)
         self._listener = Listener(shell, self._timing, self._clock, self._budget, self._tell)
         self._tasks: dict[str, Tracked] = {}
-        self._rounds: dict[str, list[Round]] = {}
+        submitter = Submitter(shell, self._timing, self._clock, self._budget, self._tell, self._workspace.place)
+        self._rounds = Rounds(self._folder, options, self._timing, self._workspace, submitter, self._tasks)
         self._by_group: dict[str, dict[int, Tracked]] = {}
         self._news: dict[str, set[str]] = {}
         self._unsettled = True
@@ -62,7 +62,7 @@ class SlurmRunner:
     @property
     def sbatch_calls(self) -> int:
         """Calls of sbatch by this driver."""
-        return self._submitter.calls
+        return self._rounds.submitter.calls
 
     @property
     def questions(self) -> int:
@@ -87,7 +87,7 @@ class SlurmRunner:
         events: list[Event] = []
         while True:
             events += self._step()
-            if not any(not item.job for item in self._open_rounds()):
+            if all(item.job for item in self._rounds.open()):
                 return events
             self._clock.sleep(min(self._timing.files_s, self._timing.retry_s))
 
@@ -128,7 +128,7 @@ class SlurmRunner:
         for item in open_tasks:
             if item.history.done is None:
                 self._revoke(item, Verdict(Cause.CANCELLED, "it was cancelled"), retried=False)
-        unknown = [item for item in self._all_rounds() if not item.job and item.tries]
+        unknown = [item for item in self._rounds.all() if not item.job and item.tries]
         rows = self._listener.rows
         whole += [job for item in unknown for job in find_in_rows(item, rows)]
         self._step()
@@ -140,13 +140,12 @@ class SlurmRunner:
         """Read all groups, rounds and histories; tasks already followed keep what was heard of them."""
         self._unsettled = True
         for group in self._folder.groups():
-            if group.name not in self._rounds:
-                self._rounds[group.name] = self._folder.rounds(group.name)
+            rounds = self._rounds.load(group.name)
             for task in group.tasks:
                 if task.step not in self._tasks:
                     self._tasks[task.step] = item = Tracked(group, task)
                     self._by_group.setdefault(group.name, {})[task.index] = item
-                    for known in self._rounds[group.name]:
+                    for known in rounds:
                         if task.index in known.indices:
                             item.enter(known)
                     item.read()
@@ -278,9 +277,9 @@ class SlurmRunner:
         return events
 
     def _cancel_duplicates(self) -> None:
-        for item in self._open_rounds():
+        for item in self._rounds.open():
             if item.tries > 1 and item.job:
-                self._submitter.cancel_duplicates(item, self._listener.rows)
+                self._rounds.submitter.cancel_duplicates(item, self._listener.rows)
 
     # --- submitting --------------------------------------------------------------------------------------------
 
@@ -288,12 +287,22 @@ class SlurmRunner:
         """Conclude what cannot be made any more, write down new rounds, and submit what is not."""
         events = self._block()
         if not self._folder.is_cancelled():
-            self._add_rounds()
-            for item in self._open_rounds():
+            self._rounds.add()
+            for item in self._rounds.open():
                 if not item.job:
-                    events += self._submit_round(item)
+                    events += self._submit(item)
                     self._unsettled = self._unsettled or not item.job
         return events
+
+    def _submit(self, item: Round) -> list[Event]:
+        """Submit a round; when Slurm refuses to try again what failed, it has failed. Raises what submitting does."""
+        try:
+            self._rounds.submit(item)
+        except UsageProblem as error:
+            if item.number == 1:
+                raise
+            return [self._give_up(task, error) for task in self._rounds.members(item)]
+        return []
 
     def _block(self) -> list[Event]:
         """End tasks that need one that ended badly, unless they run: their own files tell then."""
@@ -313,79 +322,12 @@ class SlurmRunner:
             events.append(item.conclude(verdict))
         return events
 
-    def _add_rounds(self) -> None:
-        """Write down a round for all tasks that need one, together where they need the same."""
-        batches: dict[tuple[str, Resources, tuple[str, ...]], list[Tracked]] = {}
-        wanting = [item for item in self._tasks.values() if item.needs_round]
-        for name in {item.group.name for item in wanting}:
-            self._enter_rounds_of_others(name, wanting)
-        for item in wanting:
-            if item.needs_round:
-                resources = next_resources(item.group.resources, item.history.claims)
-                waits = tuple(sorted({need.token for need in self._awaited(item)}))
-                batches.setdefault((item.group.name, resources, waits), []).append(item)
-        folders = {item.task.step: item.task.folder for item in self._tasks.values()}
-        for (name, resources, _), items in batches.items():
-            indices = sorted(item.task.index for item in items)
-            made = self._folder.add_round(
-                items[0].group, indices, resources, self._options, self._timing, folders, self._workspace.place
-            )
-            self._rounds[name].append(made)
-            for item in items:
-                item.enter(made)
-
-    def _enter_rounds_of_others(self, name: str, wanting: Sequence[Tracked]) -> None:
-        """See rounds that another driver of this submission has written down meanwhile."""
-        known = {item.token for item in self._rounds[name]}
-        for made in self._folder.rounds(name):
-            if made.token not in known:
-                self._rounds[name].append(made)
-                for item in wanting:
-                    if item.group.name == name and item.task.index in made.indices:
-                        item.enter(made)
-
-    def _awaited(self, item: Tracked) -> list[Tracked]:
-        """Tasks it needs that have not ended."""
-        needs = [self._tasks[step] for step in item.task.needs if step in self._tasks]
-        return [need for need in needs if need.outcome is None]
-
-    def _submit_round(self, item: Round) -> list[Event]:
-        """Submit a round once all that its tasks wait for is submitted."""
-        members = [task for task in self._by_group[item.group].values() if task.token == item.token]
-        needs = [need for task in members for need in self._awaited(task)]
-        if any(not need.job for need in needs):
-            return []
-        rounds = {need.token: need.round for need in needs if need.round}
-        awaited = [
-            Awaited(waited.job, waited.indices, {n.task.step: n.task.index for n in needs if n.token == token})
-            for token, waited in rounds.items()
-        ]
-        group = members[0].group
-        dependency = make_dependency([task.task for task in members], awaited)
-        comment = f"trtx run={self._folder.token} group={item.group} round={item.number} token={item.token}"
-        self._workspace.push()
-        try:
-            self._submitter.submit(group, item, dependency, comment)
-        except UsageProblem as error:
-            if item.number == 1:
-                raise
-            return [self._give_up(task, error) for task in members]
-        return []
-
     def _give_up(self, item: Tracked, error: UsageProblem) -> Event:
         """Slurm refuses what would be tried again: the task ends with the cause it had."""
         last = [claim for claim in item.history.claims if claim.kind == "revoke"][-1]
         verdict = Verdict(Cause(last.cause), f"{last.what}; another round was refused: {error.why}")
         self._revoke(item, verdict, retried=False)
         return item.conclude(verdict)
-
-    def _open_rounds(self) -> list[Round]:
-        """Rounds in which a task has not ended, in the order of groups."""
-        tokens = {item.token for item in self._tasks.values() if item.outcome is None and not item.revoked}
-        return [item for item in self._all_rounds() if item.token in tokens]
-
-    def _all_rounds(self) -> list[Round]:
-        return [item for rounds in self._rounds.values() for item in rounds]
 
     def _tell(self, what: str) -> None:
         self._notices.append(Notice(what))
