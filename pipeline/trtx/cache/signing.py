@@ -81,7 +81,7 @@ class Keyring:
             try:
                 value = base64.b64decode(str(row.get("ed25519")), validate=True)
                 _load_public(known[1]).verify(value, DOMAIN + digest.encode())
-            except (InvalidSignature, binascii.Error):
+            except (InvalidSignature, ValueError):  # No base64, or not even ASCII.
                 return None, f"its signature by '{known[0]}' does not verify"
             return known[0], ""
         return None, reason

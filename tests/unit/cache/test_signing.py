@@ -37,7 +37,7 @@ def test_the_signature_of_another_key_does_not_count(key: tuple[Signer, str], tm
     assert Keyring({"ci": other}).signer_of(DIGEST, signatures) == (None, "it is not signed by a trusted key")
 
 
-@pytest.mark.parametrize("value", ["", "!", "AAAA", "A" * 86 + "=="])
+@pytest.mark.parametrize("value", ["", "!", "é", "AAAA", "A" * 86 + "=="])
 def test_a_false_signature_does_not_verify(key: tuple[Signer, str], value: str) -> None:
     signer, public = key
     signatures = [signer.sign(DIGEST).to_json() | {"ed25519": value}]
