@@ -14,6 +14,11 @@ MAX_FILES = 100_000
 # File systems' own limits, NAME_MAX and a safe part of PATH_MAX.
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 1024
+# What lists and plans show of an entry's provenance; all of it may be absent.
+PROVENANCE_TEXTS = ("recipe", "host", "trtx")
+PROVENANCE_SECONDS = ("started", "duration_s")
+# In the year 5138; the C library's calendar ends somewhere after that.
+MAX_SECONDS = 1e11
 
 
 class EntryRefused(Exception):
@@ -39,10 +44,15 @@ def read_foreign_manifest(text: bytes, key: str | None = None) -> Manifest:
         raise EntryRefused("its key is not the SHA-256 of its factors")
     if not all(isinstance(part, dict) for part in (manifest.factors, manifest.provenance, manifest.summary)):
         raise EntryRefused("its factors, provenance or summary is not a mapping")
-    for name in (manifest.step, manifest.stage, manifest.provenance.get("recipe", "")):
+    made = manifest.provenance
+    for name in (manifest.step, manifest.stage, *(made.get(field, "") for field in PROVENANCE_TEXTS)):
         # They are printed on terminals, which obey control characters.
         if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_PATH_BYTES:
-            raise EntryRefused("the name of its step, stage or recipe is not a plain text")
+            raise EntryRefused("the name of its step, stage, recipe or host is not a plain text")
+    for field in PROVENANCE_SECONDS:
+        value = made.get(field, 0.0)
+        if not isinstance(value, int | float) or not 0 <= value <= MAX_SECONDS:
+            raise EntryRefused(f"{field} of its provenance is no time")
     check_records(manifest.files)
     return manifest
 
@@ -85,7 +95,8 @@ def _path_fault(path: object) -> str | None:
         return "is absolute"
     if any(part in ("", ".", "..") for part in parts):
         return "leaves its folder or is not in its simplest form"
-    if "\\" in path or any(ord(character) < 32 for character in path):
+    # C0, DEL and C1: terminals obey them.
+    if "\\" in path or any(ord(character) < 32 or 127 <= ord(character) < 160 for character in path):
         return "has control characters or backslashes"
     try:
         sizes = [len(part.encode()) for part in parts]
