@@ -84,7 +84,16 @@ def read_file(path: Path | str) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
+    """The value of a JSON file. Raises OSError, and ValueError for everything that is no JSON."""
+    return parse_json(path.read_bytes())
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Like json.loads, but what is nested without end is a ValueError, too."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def walk_files(root: Path) -> Iterator[Path]:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from trtx.cache.manifest import Manifest
-from trtx.cache.store import Store
-from trtx.files import read_file
+from trtx.cache.store import Store, is_key
+from trtx.files import parse_json, read_file
 
 SCHEMA = "trtx.index/v1"
 # Also covers file systems whose clock has a resolution of one or two seconds.
@@ -59,7 +59,7 @@ def _shard_rows(store: Store, shard: str) -> list[Row]:
         mtime_ns = folder.stat().st_mtime_ns
     except OSError:
         return []
-    known = _read(path, mtime_ns)
+    known = _read(path, shard, mtime_ns)
     if known is not None:
         return known
     if 0 <= time.time_ns() - mtime_ns < SETTLED_NS:  # Not worth writing a file to ask for its clock.
@@ -93,13 +93,20 @@ def _read_and_keep(store: Store, shard: str, folder: Path, path: Path) -> list[R
 
 
 def make_row(key: str, manifest: Manifest | None) -> Row:
-    if manifest is None:
-        return Row(key, fault="its manifest cannot be read")
+    try:
+        if manifest is not None:
+            return _row_of(key, manifest)
+    except (AttributeError, TypeError, ValueError):  # It was altered: lists do not check digests.
+        pass
+    return Row(key, fault="its manifest cannot be read")
+
+
+def _row_of(key: str, manifest: Manifest) -> Row:
     made = manifest.provenance
     return Row(
         key=key,
-        step=manifest.step,
-        stage=manifest.stage,
+        step=str(manifest.step),
+        stage=str(manifest.stage),
         recipe=str(made.get("recipe", "")),
         host=str(made.get("host", "")),
         made=float(made.get("started") or 0.0),
@@ -109,12 +116,24 @@ def make_row(key: str, manifest: Manifest | None) -> Row:
     )
 
 
-def _read(path: Path, mtime_ns: int) -> list[Row] | None:
+def _read(path: Path, shard: str, mtime_ns: int) -> list[Row] | None:
     """The kept rows of a shard, or None when there are none, or they are of another state of it."""
     try:
-        body = json.loads(read_file(path))
+        body = parse_json(read_file(path))
         if body["schema"] != SCHEMA or body["mtime_ns"] != mtime_ns:
             return None
-        return [Row(*values) for values in body["rows"]]
+        rows = [Row(*values) for values in body["rows"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return rows if all(_is_plausible(row, shard) for row in rows) else None
+
+
+def _is_plausible(row: Row, shard: str) -> bool:
+    """Whether a row is one that could have been written: keys become paths, which may be deleted."""
+    texts, numbers = (row.key, row.step, row.stage, row.recipe, row.host), (row.made, row.size, row.files)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int | float) for number in numbers)
+        and is_key(row.key)
+        and row.key.startswith(shard)
+    )

@@ -30,6 +30,7 @@ from typing import Any
 
 from trtx.cache.manifest import Manifest
 from trtx.cache.store import Store
+from trtx.files import parse_json
 from trtx.processes import describe_this_process, is_gone
 
 HEARTBEAT_S = 5.0
@@ -63,7 +64,7 @@ class Holder:
     def is_gone(self) -> bool:
         try:
             return is_gone(dict(self.note))
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):  # Not what this trtx writes.
             return False
 
 
@@ -124,7 +125,7 @@ def read_lease(path: Path) -> Holder | None:
     except FileNotFoundError:
         return None
     try:
-        note = json.loads(text)
+        note = parse_json(text)
     except ValueError:
         note = {}
     return Holder(info.st_ino, (info.st_mtime_ns, info.st_ctime_ns), note if isinstance(note, dict) else {})

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from trtx.files import canonical_json, sha256_bytes
+from trtx.files import canonical_json, parse_json, sha256_bytes
 
 SCHEMA = "trtx.entry/v1"
 
@@ -69,7 +69,7 @@ def load_manifest(text: bytes) -> Manifest:
     Raises ManifestCorrupt when it was truncated, altered or written by another version.
     """
     try:
-        body = json.loads(text)
+        body = parse_json(text)
         # The digest is of the values. Two texts can have the same, such as numbers that differ in their last digit.
         is_as_written = _render(body).encode() == text
         digest = body.pop("digest")
@@ -89,7 +89,7 @@ def load_manifest(text: bytes) -> Manifest:
 def peek_manifest(text: bytes) -> Manifest | None:
     """Read manifest.json without checking its digest, for lists; None when it is no manifest of this version."""
     try:
-        body = json.loads(text)
+        body = parse_json(text)
         return _from_body(body) if body["schema"] == SCHEMA else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from trtx.errors import EnvironmentProblem
-from trtx.files import read_file
+from trtx.files import parse_json, read_file
 
 Stamp = list[int]
 
@@ -54,10 +54,12 @@ class Memo:
     def read(self, key: str) -> dict[str, Stamp]:
         """Relative path → stamp; empty when there is no memo, or a damaged one."""
         try:
-            memo = json.loads(read_file(self.path(key)))
+            memo = parse_json(read_file(self.path(key)))
         except (OSError, ValueError):
             return {}
-        return memo if isinstance(memo, dict) else {}
+        if not isinstance(memo, dict):
+            return {}
+        return {path: stamp for path, stamp in memo.items() if isinstance(stamp, list)}
 
     def write(self, key: str, memo: Mapping[str, Stamp], *, is_use: bool = True) -> None:
         """Remember stamps. A cache on a read-only or full disk is still usable: it only hashes again."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import getpass
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from trtx.cache.store import Store, is_key
-from trtx.files import disk_errors, write_json
+from trtx.files import disk_errors, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,12 @@ def unpin_entry(store: Store, key: str) -> bool:
 
 
 def list_pins(store: Store) -> Iterator[Pin]:
-    """All pins, by key. A pin that cannot be read still pins: its file name is the key."""
+    """All pins, by key. The file's name is the key, whatever stands in it: a pin that cannot be read still pins."""
     for path in sorted((store.root / "pins").glob("*.json")):
         if not is_key(path.stem):
             continue
         try:
-            yield Pin(**json.loads(path.read_bytes()))
+            yield replace(Pin(**read_json(path)), key=path.stem)
         except (OSError, ValueError, TypeError):
             yield Pin(path.stem, "", "", "", 0.0)
 

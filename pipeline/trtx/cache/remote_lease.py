@@ -19,7 +19,7 @@ from trtx.cache.blobs import Blobs
 from trtx.cache.foreign import EntryRefused, plain
 from trtx.cache.remote import Offer, RemoteTrouble
 from trtx.cache.remote_push import WritableRemote
-from trtx.files import canonical_json
+from trtx.files import canonical_json, parse_json
 from trtx.processes import describe_this_process, is_gone
 
 HEARTBEAT_S = 20.0
@@ -171,9 +171,7 @@ class Leases:
 
 
 def _parse(text: bytes) -> dict[str, Any]:
-    import json
-
-    body = json.loads(text)
+    body = parse_json(text)
     return body if isinstance(body, dict) else {}
 
 

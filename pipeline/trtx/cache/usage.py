@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trtx.cache.store import OWNER, Store
+from trtx.files import read_json
 from trtx.processes import is_gone
 
 # A process of another host cannot be asked whether it lives. A lease shows it every few seconds; a staging folder that
@@ -22,7 +22,8 @@ def keys_in_use(store: Store) -> dict[str, str]:
     used: dict[str, str] = {}
     for note in _live_notes(store):
         who = f"in use by {note.get('step') or 'a step'}, process {note.get('pid')} on {note.get('host')}"
-        keys = [note.get("key"), *(note.get("uses") or [])]
+        uses = note.get("uses")
+        keys = [note.get("key"), *(uses if isinstance(uses, list) else [])]
         used |= {key: who for key in keys if isinstance(key, str)}
     return used
 
@@ -37,7 +38,7 @@ def _live_notes(store: Store) -> Iterator[dict[str, Any]]:
 def _live(path: Path, max_age_s: float) -> Iterator[dict[str, Any]]:
     """The note at a path, unless its process is known to be gone or was not heard of for longer than `max_age_s`."""
     try:
-        note = json.loads(path.read_bytes())
+        note = read_json(path)
         if time.time() - path.stat().st_mtime <= max_age_s and not is_gone(note):
             yield note
     except (OSError, ValueError, KeyError, TypeError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.entries import key_of, let_settle, make_store, publish_entry
@@ -12,6 +14,7 @@ from support.entries import key_of, let_settle, make_store, publish_entry
 from trtx.cache.index import list_rows
 from trtx.cache.store import Store
 
+NESTED = "[" * 100_000
 KEYS = ["ab" + f"{number:062x}" for number in range(3)]
 
 
@@ -101,7 +104,7 @@ def test_a_clock_of_the_file_system_that_differs_does_not_hide_a_young_change(
     assert list((store.root / "index").iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "trtx.index/v2"}', '{"schema": "trtx.index/v1"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", NESTED, '{"schema": "trtx.index/v2"}', '{"schema": "trtx.index/v1"}'])
 def test_a_damaged_index_is_made_again(store: Store, text: str) -> None:
     publish_entry(store, KEYS[0])
     let_settle(store)
@@ -126,3 +129,32 @@ def test_an_entry_whose_manifest_cannot_be_read_is_listed_with_its_fault(store: 
     os.truncate(path, 10)
     [row] = list_rows(store)
     assert (row.key, row.fault) == (KEYS[0], "its manifest cannot be read")
+
+
+@pytest.mark.parametrize("started", ["soon", [1], {"at": 1}])
+def test_an_entry_with_a_nonsensical_manifest_is_listed_as_such(store: Store, started: Any) -> None:
+    publish_entry(store, KEYS[0], started=started)
+    [row] = list_rows(store)
+    assert row.key == KEYS[0] and row.fault
+
+
+def keep_rows(store: Store, change: Callable[[list[Any]], None]) -> None:
+    """Publish an entry, and alter what is kept of it."""
+    publish_entry(store, KEYS[0], started=7.0)
+    let_settle(store)
+    list_rows(store)
+    path = store.root / "index" / f"{KEYS[0][:2]}.json"
+    body = json.loads(path.read_text())
+    change(body["rows"][0])
+    path.write_text(json.dumps(body))
+
+
+@pytest.mark.parametrize("key", ["../../elsewhere", KEYS[0].replace("ab", "cd"), "ab", 7, None])
+def test_kept_rows_with_keys_of_elsewhere_are_not_believed(store: Store, key: Any) -> None:
+    keep_rows(store, lambda row: row.__setitem__(0, key))
+    assert [row.key for row in list_rows(store)] == [KEYS[0]]
+
+
+def test_kept_rows_with_values_of_other_kinds_are_not_believed(store: Store) -> None:
+    keep_rows(store, lambda row: row.__setitem__(5, "long ago"))
+    assert [row.made for row in list_rows(store)] == [7.0]

@@ -26,6 +26,7 @@ from trtx.processes import describe_this_process
 
 DAY_S = 86400.0
 SIZE = 64 << 10
+NESTED = "[" * 100_000
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_a_lease_of_another_host_counts_while_it_shows_itself(
     assert (four[0] not in doomed(choose(store, max_bytes=0))) is stays
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"host": 1, "uses": [2]}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", NESTED, '{"host": 1, "uses": [2]}', '{"host": 1, "uses": 5}'])
 def test_a_damaged_note_keeps_nothing_and_stops_nothing(store: Store, four: list[str], text: str) -> None:
     lease_path(store.root, key_of(20)).write_text(text)
     (store.root / "tmp" / "x").mkdir()
@@ -233,8 +234,17 @@ def test_a_pin_is_replaced_listed_and_removed(store: Store, four: list[str]) -> 
     assert unpin_entry(store, four[0]) and not unpin_entry(store, four[0])
 
 
-def test_a_pin_that_cannot_be_read_still_pins(store: Store, four: list[str]) -> None:
-    (store.root / "pins" / f"{four[0]}.json").write_text("{")
+@pytest.mark.parametrize("key", [key_of(3), "", 7, [1], None])
+def test_a_pin_is_of_the_key_that_names_its_file(store: Store, four: list[str], key: object) -> None:
+    pin_entry(store, four[0], "a", "")
+    path = store.root / "pins" / f"{four[0]}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"key": key}))
+    assert list(keys_to_keep(store)) == [four[0]]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", NESTED])
+def test_a_pin_that_cannot_be_read_still_pins(store: Store, four: list[str], text: str) -> None:
+    (store.root / "pins" / f"{four[0]}.json").write_text(text)
     (store.root / "pins" / "notes.json").write_text("{}")
     assert list(keys_to_keep(store)) == [four[0]]
 

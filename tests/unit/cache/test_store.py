@@ -132,6 +132,25 @@ def test_an_unchanged_file_is_not_read_twice(store: Store, monkeypatch: pytest.M
     assert read == []
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "7", '{"engine.json": 5}', '{"engine.json": [1]}', "[" * 100_000]
+)
+def test_a_memo_that_says_nonsense_only_costs_reading_again(store: Store, text: str) -> None:
+    publish(store)
+    store.memo.path(KEY).write_text(text)
+    store.accept_links(KEY)
+    assert store.find(KEY).manifest is not None
+
+
+def test_a_manifest_that_nests_without_end_is_a_fault(store: Store) -> None:
+    publish(store)
+    path = store.entry(KEY) / "manifest.json"
+    path.chmod(0o644)
+    path.write_text("[" * 100_000)
+    assert "manifest.json" in str(store.find(KEY).fault)
+    assert store.peek(KEY) is None
+
+
 def test_a_lost_memo_only_costs_reading_again(store: Store) -> None:
     publish(store)
     remove_tree(store.root / "memo")
