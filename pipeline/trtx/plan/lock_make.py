@@ -62,7 +62,7 @@ def make_lock(
     keep: dict[str, Any] | None = {} if whole else None
     return Lock(
         benchmark=LockedClient(trtx=__version__, code=BenchmarkParams.code_version),
-        builds=_merge(before.builds, _make_builds(before, plan, known), keep),
+        builds=_merge(before.builds, _make_builds(before, plan, known, whole=whole), keep),
         containers=_merge(before.containers, _make_containers(before, cells, sources), keep),
         datasets=_merge(before.datasets, _make_datasets(before, cells, sources, plan, known, whole=whole), keep),
         entries=_make_entries(before, plan, whole=whole),
@@ -144,15 +144,18 @@ def _refuse_other_bytes(what: str, old: Mapping[str, LockedFile], new: Mapping[s
         )
 
 
-def _make_builds(old: Lock, plan: Plan, known: Mapping[str, Manifest]) -> dict[str, LockedBuild]:
+def _make_builds(old: Lock, plan: Plan, known: Mapping[str, Manifest], *, whole: bool) -> dict[str, LockedBuild]:
+    """Builds by step id. A part calls a build that cells share after its own first cell: the whole's name stays."""
+    names = {} if whole else {build.key: name for name, build in old.builds.items()}
     found = {}
     for step in plan.steps:
-        before = old.builds.get(step.id)
+        name = names.get(step.key, step.id)
+        before = old.builds.get(name)
         if step.stage == "build" and step.key in known:
             choices = known[step.key].summary["choices"]
-            found[step.id] = LockedBuild(arch=step.params["arch"], key=step.key, choices=choices)
+            found[name] = LockedBuild(arch=step.params["arch"], key=step.key, choices=choices)
         elif step.stage == "build" and before and before.key == step.key:
-            found[step.id] = before
+            found[name] = before
     return found
 
 

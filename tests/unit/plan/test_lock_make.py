@@ -108,6 +108,15 @@ def test_a_part_of_a_recipe_changes_its_own_facts_only(tmp_path: Path) -> None:
     assert World(tmp_path, select="cpu/*").lock(full) == full
 
 
+def test_a_part_whose_build_is_called_otherwise_in_the_whole_changes_nothing(tmp_path: Path) -> None:
+    twins = {"targets.twin": {"gpu": "cpu"}}
+    whole, part = World(tmp_path, twins), World(tmp_path, twins, select="twin/*")
+    full = whole.lock(manifests=whole.manifests())
+    assert "build/twin/int8" in part.manifests() and "build/twin/int8" not in full.builds
+    assert part.lock(full, part.manifests()) == full
+    assert part.lock(full) == full
+
+
 def test_fetched_files_that_are_others_now_are_refused(tmp_path: Path) -> None:
     world = World(tmp_path)
     full = world.lock(manifests=world.manifests())
