@@ -143,7 +143,7 @@ def _figure_row(figure: Figure) -> tuple[str, ...]:
 
 def _say_names(console: Console, words: str, names: Sequence[str]) -> None:
     if names:
-        console.say(f"{words}: {', '.join(names)}")
+        console.say(f"{words}: {_some(names)}")
 
 
 def _some(names: Sequence[str]) -> str:

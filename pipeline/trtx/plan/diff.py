@@ -128,15 +128,19 @@ def _origin(loaded: LoadedRecipe, cell: Cell, path: Path) -> str:
 
 
 def compare_plans(old: Plan, new: Plan) -> PlanDiff:
-    """Steps that only one plan has, and those whose keys differ, with the factors that moved."""
+    """Steps that only one plan has, and those whose keys differ, with the factors that moved.
+
+    A step that cells share is called after the first of them: under another name, the same key is the same step.
+    """
     before, after = ({step.id: step for step in plan.steps} for plan in (old, new))
+    known_before, known_after = ({step.key for step in plan.steps} for plan in (old, new))
     both = [name for name in before if name in after]
     moved = [name for name in both if before[name].key != after[name].key]
     return PlanDiff(
-        added=tuple(name for name in after if name not in before),
-        removed=tuple(name for name in before if name not in after),
+        added=tuple(name for name in after if name not in before and after[name].key not in known_before),
+        removed=tuple(name for name in before if name not in after and before[name].key not in known_after),
         changed=tuple(_compare_steps(before[name], after[name]) for name in moved),
-        same=tuple(name for name in both if name not in moved),
+        same=tuple(name for name, step in before.items() if name not in moved and step.key in known_after),
     )
 
 

@@ -106,6 +106,16 @@ def with_matrix(values: list[int], tokens: int) -> str:
     return yaml.safe_dump(edited(changes), sort_keys=False)
 
 
+def test_a_step_that_cells_share_is_the_same_whichever_of_them_it_is_called_after(tmp_path: Path) -> None:
+    twins = {"targets.twin": {"gpu": "cpu"}, "benchmark": None}
+    diff = compare_plans(plan_of(tmp_path, twins), plan_of(tmp_path, twins, select="twin/*"))
+    assert set(diff.removed) == {f"package/{cell}" for cell in ("cpu/fp32", "cpu/int8", "fast/int8")} | {
+        "build/fast/int8"
+    }
+    assert diff.added == ()
+    assert {"build/cpu/fp32", "convert/cpu/int8", "package/twin/fp32"} <= set(diff.same)
+
+
 def test_recipes_with_a_matrix_are_compared_cell_by_cell() -> None:
     old, new = load("a.yaml", text=with_matrix([2, 4], 256)), load("b.yaml", text=with_matrix([4, 8], 512))
     diff = compare(old, new, "cpu/fp32*")
