@@ -85,6 +85,9 @@ class Watcher:
     def tick(self, statuses: list[StepStatus]) -> None:
         """Nothing to draw."""
 
+    def note(self, text: str) -> None:
+        """Nothing to say."""
+
 
 def states(statuses: list[StepStatus]) -> dict[str, State]:
     return {status.step.id: status.state for status in statuses}

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +16,7 @@ from trtx.cli.options import (
     OutputFormat,
     OutputOption,
     ParallelOption,
+    RunnerOption,
     SetOption,
     TextFormat,
     UnsetOption,
@@ -29,16 +24,13 @@ from trtx.cli.options import (
     make_overrides,
 )
 from trtx.console import Console
-from trtx.errors import Interrupted, StepFailed, TrtxError, UsageProblem
+from trtx.errors import UsageProblem
 
 if TYPE_CHECKING:
+    from trtx.cli.driving import Outcome
     from trtx.cli.prepare import Ready, Request
-    from trtx.plan.deliver import Delivered
-    from trtx.plan.execute import Observer
-    from trtx.plan.record import RunRecord
     from trtx.plan.survey import StepStatus
 
-SCHEMA = "trtx.apply/v1"
 RunArgument = Annotated[
     str,
     typer.Argument(
@@ -46,31 +38,6 @@ RunArgument = Annotated[
         help="Recipe file; recipe.yaml:h100/fp8 or recipe.yaml:'*/fp8' selects cells. Or a file of `trtx plan -o`.",
     ),
 ]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended. `errors` by step id; `record` is None when there was nothing to run and nothing new to note."""
-
-    ready: Ready
-    statuses: list[StepStatus]
-    record: RunRecord | None
-    errors: dict[str, TrtxError]
-    seconds: float
-    busy: bool
-    delivered: tuple[Delivered, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        from trtx.cli.prepare import status_rows
-
-        return {
-            "schema": SCHEMA,
-            "run": self.record.id if self.record else None,
-            "recipe": self.ready.plan.recipe,
-            "status": status_rows(self.statuses),
-            "remotes": self.ready.remotes.to_json() if self.ready.remotes else [],
-            "packages": {entry.cell: str(entry.folder) for entry in self.delivered},
-        }
 
 
 def command(
@@ -84,7 +51,15 @@ def command(
     locked: LockedOption = False,
     max_parallel: ParallelOption = None,
     keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="After a failure, go on with steps that do not depend on it.")
+        bool,
+        typer.Option(
+            "--keep-going",
+            help="After a failure, go on with steps that do not depend on it. Jobs on a cluster always do.",
+        ),
+    ] = False,
+    runner: RunnerOption = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Leave when the jobs are submitted; `trtx attach` follows them later.")
     ] = False,
     out_dir: FolderOption = Path("out"),
     text_format: FormatOption = TextFormat.TEXT,
@@ -92,33 +67,66 @@ def command(
 ) -> None:
     """Run what is not in the cache and write the deployment folders to out/RECIPE/TARGET/VARIANT.
 
-    Stop it with Ctrl-C whenever you like: finished steps stay in the cache and the next apply continues.
+    Stop it with Ctrl-C whenever you like: finished steps stay in the cache and the next apply continues. Jobs on a
+    cluster go on by themselves: `trtx attach` follows them again, `trtx cancel` ends them.
     """
+    from trtx.cli.driving import deliver_packages, make_error, print_outcome
     from trtx.cli.github import annotated
     from trtx.cli.locking import check_lock, kept_lock
     from trtx.cli.prepare import Request
-    from trtx.plan.preflight import check_machine
 
     console: Console = context.obj
-    request = Request(recipe, make_overrides(settings, removals), until, offline, max_parallel, locked)
+    overrides = make_overrides(settings, removals)
+    request = Request(recipe, overrides, until, offline, max_parallel, locked, runner=runner)
     with annotated(console, text_format):
         ready = _make_ready(console, request)
         check_lock(ready)
-        check_machine(ready.plan, ready.statuses, ready.facts)
         with kept_lock(console, ready):
-            outcome = run_steps(console, ready, keep_going=keep_going)
+            outcome = _run(console, ready, keep_going=keep_going, detach=detach)
         if junit is not None:
             from trtx.cli.junit import write_junit
 
             write_junit(junit, ready.plan.name, outcome.statuses, outcome.errors)
-        if not outcome.errors:
-            outcome = _deliver(outcome, out_dir)
+        if not outcome.errors and not outcome.detached:
+            outcome = deliver_packages(outcome, out_dir)
         if output is OutputFormat.JSON and not outcome.errors:
             console.json(outcome.to_json())
         elif output is OutputFormat.TABLE:
-            _print_outcome(console, outcome, text_format)
+            print_outcome(console, outcome, text_format)
         if outcome.errors:
             raise make_error(console, outcome)
+
+
+def _run(console: Console, ready: Ready, *, keep_going: bool, detach: bool) -> Outcome:
+    """Run the plan, or follow the run whose jobs make just that."""
+    from trtx.cli.driving import adopt_run, run_steps
+    from trtx.plan.cluster import runs_on_cluster
+    from trtx.plan.preflight import check_machine
+    from trtx.plan.survey import OPEN
+
+    here = [status for status in ready.statuses if not runs_on_cluster(ready.plan, status.step)]
+    there = [status for status in ready.statuses if runs_on_cluster(ready.plan, status.step)]
+    check_machine(ready.plan, here, ready.facts)
+    if detach:
+        _refuse_to_detach(ready, there)
+    if any(status.state in OPEN for status in there):
+        from trtx.plan.cluster_adopt import find_adoptable
+
+        if record := find_adoptable(Path.cwd(), ready.plan, ready.statuses):
+            console.say(f"run {record.id} has jobs that make this: it is followed, and nothing is submitted twice")
+            return adopt_run(console, ready, record, detach=detach)
+    return run_steps(console, ready, keep_going=keep_going, detach=detach)
+
+
+def _refuse_to_detach(ready: Ready, there: list[StepStatus]) -> None:
+    if not there:
+        raise UsageProblem(
+            "--detach needs steps that run on a cluster",
+            why="steps of this machine end with the process that drives them",
+            fix="name a runner of type slurm in the recipe's targets, or with --runner",
+        )
+    if any(ready.plan.runners[status.step.runner]["type"] == "sim" for status in there):
+        raise UsageProblem("--detach cannot be used with a simulated cluster", why="it ends with this process")
 
 
 def _make_ready(console: Console, request: Request) -> Ready:
@@ -134,6 +142,7 @@ def _make_ready(console: Console, request: Request) -> Ready:
         "--until": request.until,
         "--max-parallel": request.max_parallel,
         "--locked": request.locked,
+        "--runner": request.runner,
     }
     if given := [name for name, value in changes.items() if value]:
         raise UsageProblem(
@@ -142,115 +151,3 @@ def _make_ready(console: Console, request: Request) -> Ready:
             fix=f"give {given[0]} to `trtx plan`",
         )
     return prepare_saved(console, Path(request.argument), offline=request.offline)
-
-
-def run_steps(console: Console, ready: Ready, *, keep_going: bool) -> Outcome:
-    """Run the plan as a new run; without anything to run, only a plan that is new here is put on record."""
-    from trtx.plan.execute import Execution
-    from trtx.plan.record import create_run
-    from trtx.plan.survey import OPEN
-    from trtx.runners.base import find_runner
-
-    began = time.monotonic()
-    if not any(status.state in OPEN for status in ready.statuses):
-        known = ready.plan == ready.previous
-        record = None if known else create_run(Path.cwd(), ready.plan)
-        return Outcome(ready, ready.statuses, record, {}, time.monotonic() - began, busy=False)
-    ready.store.prepare()
-    ready.store.clean_staging()
-    record = create_run(Path.cwd(), ready.plan)
-    runner = find_runner("local").make_runner(ready.plan.max_parallel)
-    with _observer(console, ready.statuses) as observer, _sigterm_as_interrupt():
-        execution = Execution(ready.plan, ready.store, runner, record, ready.environ, observer, keep_going=keep_going)
-        execution.remotes = ready.remotes
-        try:
-            execution.run(ready.statuses)
-        except KeyboardInterrupt:
-            record.add_event("stopped")
-            raise Interrupted(
-                "the run was stopped",
-                why="finished steps are in the cache",
-                fix="run the same `trtx apply` again to continue",
-            ) from None
-    for warning in execution.warnings:
-        console.warn(warning)
-    statuses = list(execution.statuses.values())
-    return Outcome(ready, statuses, record, execution.errors, time.monotonic() - began, busy=True)
-
-
-def _deliver(outcome: Outcome, out_dir: Path) -> Outcome:
-    """Put the packages in place."""
-    from trtx.plan.deliver import deliver
-    from trtx.plan.survey import State
-
-    remade = {status.step.id for status in outcome.statuses if status.state is State.DONE}
-    ready = outcome.ready
-    return replace(outcome, delivered=tuple(deliver(ready.plan, ready.store, out_dir, remade)))
-
-
-def make_error(console: Console, outcome: Outcome) -> TrtxError:
-    """One error for all failed steps; its exit code is theirs when they agree, else 1."""
-    assert outcome.record is not None  # noqa: S101  Steps that failed ran in a run.
-    (first, cause), *others = outcome.errors.items()
-    for step, error in others:
-        console.error(f"error: {step} failed: {error.what}")
-    kind = type(cause) if len({type(error) for error in outcome.errors.values()}) == 1 else StepFailed
-    log = outcome.record.log(first, outcome.record.attempts(first)[-1])
-    fix = f"{cause.fix}\n  log: {log}" if cause.fix else f"trtx logs {first}\n  log: {log}"
-    error = kind(f"{first} failed: {cause.what}", why=cause.why, fix=fix)
-    error.document = outcome.to_json() | {"error": error.to_json()}
-    return error
-
-
-@contextmanager
-def _observer(console: Console, statuses: list[StepStatus]) -> Iterator[Observer]:
-    from trtx.cli.display import LiveObserver, PlainObserver, make_live_table
-
-    if not console.interactive or console.verbosity < 0:
-        yield PlainObserver(console)
-        return
-    from rich.console import Console as RichConsole
-    from rich.live import Live
-
-    rich_console = RichConsole(file=console.err, no_color=not console.color)
-    with Live(make_live_table(statuses), console=rich_console, refresh_per_second=4, transient=True) as live:
-        yield LiveObserver(live)
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """A driver that is told to leave stops its children as with Ctrl-C."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _print_outcome(console: Console, outcome: Outcome, text_format: TextFormat) -> None:
-    from trtx.cli.display import format_duration, print_table
-
-    took = format_duration(outcome.seconds)
-    if outcome.errors:
-        what, style = f"{len(outcome.errors)} step{'s' * (len(outcome.errors) > 1)} failed, {took}", "error"
-    else:
-        done = "done" if outcome.busy else "nothing to run: every step is in the cache"
-        what, style = f"{done}, {took}", "ok"
-    folders = [f"{entry.cell}: {entry.folder}" for entry in outcome.delivered]
-    if text_format is TextFormat.GITHUB:
-        from trtx.cli.github import make_summary, publish_summary
-
-        publish_summary(
-            console, make_summary(f"trtx apply {outcome.ready.plan.recipe}", outcome.statuses, what, folders)
-        )
-        return
-    print_table(console, outcome.statuses)
-    console.say(what, style=style)
-    for line in folders:
-        console.say(f"  {line}")
-    if outcome.delivered:
-        console.say(f"next: trtx serve {outcome.delivered[0].engine}")

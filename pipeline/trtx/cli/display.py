@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from trtx.console import Console
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COLUMNS = ("step", "state", "time", "key", "reason")
+# Where a step has a job on a cluster.
+JOB_COLUMNS = ("step", "state", "job", "node", "time", "key", "reason")
 STYLES: dict[State, str] = {
     State.CACHED: "dim",
     State.NOT_NEEDED: "dim",
@@ -22,8 +24,10 @@ STYLES: dict[State, str] = {
     State.RUNNING: "cyan",
     State.PULLING: "cyan",
     State.SENDING: "cyan",
+    State.QUEUED: "magenta",
     State.FAILED: "bold red",
     State.BLOCKED: "yellow",
+    State.CANCELLED: "yellow",
     State.INTERRUPTED: "yellow",
 }
 # Without a terminal a long step says at most this often how far it is.
@@ -44,21 +48,32 @@ def format_duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def make_row(status: StepStatus) -> tuple[str, ...]:
-    return (
-        status.step.id,
-        status.state.value,
-        format_duration(status.duration_s),
-        status.step.key[:SHOWN_KEY],
-        status.reason,
-    )
+def make_row(status: StepStatus, columns: Sequence[str] = COLUMNS) -> tuple[str, ...]:
+    """The cells of a status in these columns; `progress` is the reason of a step that may run."""
+    cells = {
+        "step": status.step.id,
+        "state": status.state.value,
+        "job": status.job.id if status.job else "",
+        "node": status.job.node if status.job else "",
+        "time": format_duration(status.duration_s),
+        "key": status.step.key[:SHOWN_KEY],
+        "reason": status.reason,
+        "progress": status.reason,
+    }
+    return tuple(cells[name] for name in columns)
+
+
+def choose_columns(statuses: Iterable[StepStatus]) -> tuple[str, ...]:
+    """Columns of jobs only where there are some."""
+    return JOB_COLUMNS if any(status.job for status in statuses) else COLUMNS
 
 
 def print_table(console: Console, statuses: Iterable[StepStatus]) -> None:
     """The table of `plan`, `status` and the end of `apply`."""
     shown = list(statuses)
-    rows = [make_row(status) for status in shown]
-    console.table(COLUMNS, rows, styles=[STYLES.get(status.state) for status in shown], right=("time",))
+    columns = choose_columns(shown)
+    rows = [make_row(status, columns) for status in shown]
+    console.table(columns, rows, styles=[STYLES.get(status.state) for status in shown], right=("time",))
 
 
 class PlainObserver:
@@ -72,7 +87,7 @@ class PlainObserver:
     def changed(self, status: StepStatus) -> None:
         self._last[status.step.id] = time.monotonic()
         took = f" in {format_duration(status.duration_s)}" if status.state is State.DONE and status.duration_s else ""
-        is_plain = took or status.state is State.RUNNING
+        is_plain = took or (status.state is State.RUNNING and status.job is None)
         why = "" if is_plain else f": {status.reason}"
         self._say(f"{status.step.id} {status.state.value}{took}{why}")
 
@@ -83,6 +98,9 @@ class PlainObserver:
             if running and now - self._last.get(status.step.id, now) >= PLAIN_PROGRESS_S:
                 self._last[status.step.id] = now
                 self._say(f"{status.step.id} {status.reason} after {format_duration(status.duration_s)}")
+
+    def note(self, text: str) -> None:
+        self._say(f"note: {text}")
 
     def _say(self, text: str) -> None:
         self._console.say(f"[{time.monotonic() - self._began:7.1f} s] {text}")
@@ -100,6 +118,12 @@ class LiveObserver:
     def tick(self, statuses: list[StepStatus]) -> None:
         self._live.update(make_live_table(statuses))
 
+    def note(self, text: str) -> None:
+        """Above the table, where it stays."""
+        from rich.text import Text
+
+        self._live.console.print(Text(f"note: {text}", style="dim"))
+
 
 def make_live_table(statuses: list[StepStatus]) -> Table:
     """The table while steps run, without keys."""
@@ -107,9 +131,9 @@ def make_live_table(statuses: list[StepStatus]) -> Table:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for name in ("step", "state", "time", "progress"):
+    names = ["progress" if name == "reason" else name for name in choose_columns(statuses) if name != "key"]
+    for name in names:
         table.add_column(name, justify="right" if name == "time" else "left", no_wrap=name != "progress")
     for status in statuses:
-        row = (status.step.id, status.state.value, format_duration(status.duration_s), status.reason)
-        table.add_row(*(Text(cell) for cell in row), style=STYLES.get(status.state))
+        table.add_row(*(Text(cell) for cell in make_row(status, names)), style=STYLES.get(status.state))
     return table

@@ -93,7 +93,7 @@ def _pin_images(console: Console, prepared: Prepared) -> tuple[Prepared, list[st
 
 def _fetch(console: Console, prepared: Prepared) -> None:
     """Run the steps that fetch what the lock must tell of and does not yet. Raises the error of one that fails."""
-    from trtx.cli import apply, locking
+    from trtx.cli import driving, locking
     from trtx.plan.lock_make import is_told
     from trtx.plan.offline import check_locked_files, check_offline
     from trtx.plan.preflight import check_machine
@@ -107,9 +107,9 @@ def _fetch(console: Console, prepared: Prepared) -> None:
     check_offline(statuses, prepared.environ)
     plan = replace(prepared.plan, steps=tuple(status.step for status in statuses))
     check_machine(plan, statuses, prepared.facts)
-    outcome = apply.run_steps(console, replace(prepared, plan=plan, statuses=statuses), keep_going=True)
+    outcome = driving.run_steps(console, replace(prepared, plan=plan, statuses=statuses), keep_going=True)
     if outcome.errors:
-        raise apply.make_error(console, outcome)
+        raise driving.make_error(console, outcome)
 
 
 def _print_json(

@@ -19,7 +19,9 @@ import typer
 from trtx import __version__
 from trtx.cli import (
     apply,
+    attach,
     cache_group,
+    cancel,
     diff,
     doctor,
     init,
@@ -93,8 +95,10 @@ for _name, _module in {
     "lock": lock,
     "plan": plan,
     "apply": apply,
+    "attach": attach,
     "status": status,
     "logs": logs,
+    "cancel": cancel,
     "why": why,
     "diff": diff,
     "serve": serve,

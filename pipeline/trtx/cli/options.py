@@ -69,6 +69,10 @@ LockedOption = Annotated[
 ParallelOption = Annotated[
     Optional[int], typer.Option("--max-parallel", min=1, help="Steps at once (default 2).")  # noqa: UP045
 ]
+RunnerOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--runner", metavar="NAME", help="Run all cells there: local, sim, or a runner of recipe or site."),
+]
 RunOption = Annotated[Optional[str], typer.Option("--run", help="Id of a run; the latest when left out.")]  # noqa: UP045
 FolderOption = Annotated[Path, typer.Option("--out-dir", help="Where packages are put.")]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trtx.cache.store import Store
 from trtx.cli.options import StageName
 from trtx.console import Console
+from trtx.errors import UsageProblem, did_you_mean
 from trtx.files import sha256_file
 from trtx.hardware import support
 from trtx.plan.environment import FETCHING_STAGES
@@ -32,7 +33,7 @@ from trtx.recipe.checks import read_recipe
 from trtx.recipe.load import LoadedRecipe
 from trtx.recipe.overrides import NO_OVERRIDES, Overrides
 from trtx.recipe.problems import RecipeInvalid
-from trtx.recipe.runners import Runner
+from trtx.recipe.runners import ALWAYS, Runner
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Request:
     """What a verb was asked for: a recipe with an optional selection, and how to look at it.
 
     `offline` consults nothing but the lock and the cache. `locked` refuses a lock that would change; `upgrade` names
-    the pins of the lock that are looked up anew.
+    the pins of the lock that are looked up anew. `runner` is where all cells run in place of their own runners.
     """
 
     argument: str
@@ -50,6 +51,7 @@ class Request:
     max_parallel: int | None = None
     locked: bool = False
     upgrade: tuple[str, ...] = ()
+    runner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def prepare(console: Console, request: Request) -> Prepared:
     loaded = read_recipe(path, support, request.overrides, environ, site)
     for warning in loaded.warnings:
         console.say(warning.render(), style="warning")
+    check_runner(request.runner, loaded, site)
     cells = select_cells(loaded.cells(), glob)
     lock = read_lock(lock_path(path))
     sources = resolve_sources(cells, environ, without(lock, request.upgrade) if lock else None)
@@ -147,7 +150,15 @@ def check_models(loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSou
 
 def _options(request: Request, loaded: LoadedRecipe, site: Mapping[str, Runner]) -> Options:
     files = {str(path): sha256_file(path) for path in loaded.files}
-    return Options(request.until.value if request.until else None, request.max_parallel, files, site)
+    until = request.until.value if request.until else None
+    return Options(until, request.max_parallel, files, site, request.runner)
+
+
+def check_runner(name: str | None, loaded: LoadedRecipe, site: Mapping[str, Runner]) -> None:
+    """Raises UsageProblem when nobody knows the runner of `--runner`."""
+    known = {*ALWAYS, *loaded.recipe.runners, *site}
+    if name is not None and name not in known:
+        raise UsageProblem(f"there is no runner '{name}'", fix=did_you_mean(name, known))
 
 
 def status_rows(statuses: list[StepStatus]) -> list[dict[str, Any]]:
@@ -161,6 +172,8 @@ def status_rows(statuses: list[StepStatus]) -> list[dict[str, Any]]:
             "reason": status.reason,
             "duration_s": status.duration_s,
             "key": status.step.key,
+            "runner": status.step.runner,
+            "job": asdict(status.job) if status.job else None,
         }
         for status in statuses
     ]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from trtx.cache.store import Store
 from trtx.errors import StepFailed, TrtxError
+from trtx.plan.board import Board, Observer
+from trtx.plan.cluster import runs_on_cluster
 from trtx.plan.environment import fill_environment
 from trtx.plan.exchange import Claimed, Event, Exchange, Pulled
 from trtx.plan.record import RunRecord, describe_progress
@@ -20,29 +23,21 @@ from trtx.recipe.units import format_bytes
 from trtx.runners.base import Ended, Runner, Task
 from trtx.stages.job import ATTEMPT_VARIABLE, read_result
 
+if TYPE_CHECKING:
+    from trtx.plan.cluster_run import ClusterRun
+
 # How long a worker may take to leave after SIGTERM.
 GRACE_S = 10.0
 # How often observers hear from a driver that waits.
 TICK_S = 0.25
 
 
-class Observer(Protocol):
-    """Who shows progress to people."""
-
-    def changed(self, status: StepStatus) -> None:
-        """A step entered a state."""
-        ...
-
-    def tick(self, statuses: list[StepStatus]) -> None:
-        """Called several times a second while steps run."""
-        ...
-
-
 @dataclass
 class Execution:
     """One run of a plan in this process. `errors` by step id; `statuses` by step id in the plan's order.
 
-    `warnings` are what went wrong with remotes, which never fails a run.
+    `warnings` are what went wrong with remotes, which never fails a run. `cluster` has the steps that run elsewhere:
+    they are submitted when all steps of this machine are done, and followed to their end, or left alone with `detach`.
     """
 
     plan: Plan
@@ -56,31 +51,74 @@ class Execution:
     errors: dict[str, TrtxError] = field(default_factory=dict)
     remotes: Remotes | None = None
     warnings: list[str] = field(default_factory=list)
+    cluster: ClusterRun | None = None
+    detach: bool = False
+    board: Board = field(init=False, repr=False)
     _started: dict[str, tuple[float, int]] = field(default_factory=dict)
     _unsent: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     _exchange: Exchange = field(init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        self.board = Board(self.plan, self.record, self.observer, self.statuses, self.errors)
+
+    @property
+    def is_submitted(self) -> bool:
+        """Whether jobs are on a cluster that go on without this process."""
+        return self.cluster is not None and self.cluster.is_submitted
+
     def run(self, surveyed: list[StepStatus]) -> None:
         """Run every step that has to run.
 
-        Failures end up in `errors`; KeyboardInterrupt stops all children and passes on.
+        Failures end up in `errors`; KeyboardInterrupt stops all children and passes on. Jobs on a cluster go on.
         """
-        self.statuses = {status.step.id: status for status in surveyed}
+        self.board.load(surveyed)
         self._discard_corrupt()
+        with self._stopping():
+            self._run_here()
+            if self.cluster is not None and (not self.errors or self.keep_going):
+                self.cluster.submit(self.board, self.store)
+                self._follow()
+            self._finish_pushes()
+
+    def adopt(self, surveyed: list[StepStatus]) -> None:
+        """Follow the jobs of a run whose driver is gone."""
+        assert self.cluster is not None  # noqa: S101  Without jobs there is nothing to adopt.
+        self.board.load(surveyed)
+        with self._stopping():
+            self.cluster.adopt(self.board, self.store)
+            self._follow()
+            self._finish_pushes()
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
         self._exchange = Exchange(self.store, self.remotes)
         try:
-            while self._start_ready():
-                runs = bool(self._started)
-                for ended in self.runner.wait(TICK_S if runs else 0.0):
-                    self._settle(ended)
-                for event in self._exchange.collect(0.0 if runs else TICK_S):
-                    self._handle(event)
-                self.observer.tick(self._with_progress())
-            self._finish_pushes()
+            yield
         except BaseException:
             self._stop()
             raise
         self._exchange.close(interrupted=False)
+
+    def _run_here(self) -> None:
+        while self._start_ready():
+            runs = bool(self._started)
+            for ended in self.runner.wait(TICK_S if runs else 0.0):
+                self._settle(ended)
+            self._handle_events(0.0 if runs else TICK_S)
+
+    def _follow(self) -> None:
+        """Follow the jobs on clusters until all have ended."""
+        assert self.cluster is not None  # noqa: S101  See the callers.
+        while not self.detach and not self.cluster.is_over:
+            for step_id in self.cluster.look():
+                if manifest := self.statuses[step_id].manifest:
+                    self._exchange.push(step_id, manifest)
+            self._handle_events(TICK_S if not self.cluster.is_over else 0.0)
+
+    def _handle_events(self, timeout_s: float) -> None:
+        for event in self._exchange.collect(timeout_s):
+            self._handle(event)
+        self.observer.tick(self._with_progress())
 
     def _discard_corrupt(self) -> None:
         for status in self.statuses.values():
@@ -96,6 +134,8 @@ class Execution:
             if status.hit is not None and status.state is State.REMOTE:
                 if not self._is_measuring():
                     self._pull(step, status.hit)
+            elif runs_on_cluster(self.plan, step):
+                continue
             elif status.state in OPEN and self._inputs_ready(step) and self.runner.has_room(exclusive=step.exclusive):
                 if self._is_quiet_for(step) and self._exchange.may_start(step.id, step.key):
                     self._start(step)
@@ -115,7 +155,7 @@ class Execution:
         """Begin to take a step from the remote that has it."""
         self.record.add_event("pulling", step=step.id, key=step.key, remote=hit.remote.name)
         self._exchange.pull(step.id, hit)
-        self._enter(step.id, State.PULLING, f"from remote {hit.remote.name}")
+        self.board.enter(step.id, State.PULLING, f"from remote {hit.remote.name}")
 
     def _handle(self, event: Event) -> None:
         """Something happened with a remote."""
@@ -130,13 +170,13 @@ class Execution:
     def _settle_pull(self, event: Pulled) -> None:
         step, remote = self.plan.step(event.step), event.hit.remote
         if event.manifest is not None:
-            self.statuses[step.id] = replace(self.statuses[step.id], manifest=event.manifest)
+            self.board.note_manifest(step.id, event.manifest)
             self.record.add_event("pulled", step=step.id, key=step.key, remote=remote.name)
-            self._enter(step.id, State.DONE, f"taken from remote {remote.name} in this run")
+            self.board.enter(step.id, State.DONE, f"taken from remote {remote.name} in this run")
             return
         self.record.add_event("refused", entry=step.key, remote=remote.name, what=event.why)
         if event.error is not None:
-            self._fail(step.id, event.error, None)
+            self.board.fail(step.id, event.error)
             return
         if event.trouble and self.remotes is not None:
             self.remotes.skip(remote, event.why)
@@ -153,7 +193,7 @@ class Execution:
             hit = self.remotes.note(event.claim.offer)
             self.statuses[event.step] = replace(status, state=State.REMOTE, hit=hit)
         elif event.claim.owner and status.state is State.TO_RUN:
-            self._enter(event.step, State.WAITING, f"{event.claim.owner} is making it for the same remote")
+            self.board.enter(event.step, State.WAITING, f"{event.claim.owner} is making it for the same remote")
 
     def _survey_again(self, refused: Mapping[str, str]) -> None:
         """Decide anew what the steps that have not begun need: a remote did not keep what it offered."""
@@ -197,12 +237,7 @@ class Execution:
         self.record.add_event("started", step=step.id, key=step.key, attempt=attempt)
         self._started[step.id] = (time.time(), attempt)
         self.runner.start(task)
-        self._enter(step.id, State.RUNNING, "started")
-
-    def _enter(self, step_id: str, state: State, reason: str, duration_s: float | None = None) -> None:
-        status = replace(self.statuses[step_id], state=state, reason=reason, duration_s=duration_s)
-        self.statuses[step_id] = status
-        self.observer.changed(status)
+        self.board.enter(step.id, State.RUNNING, "started")
 
     def _settle(self, ended: Ended) -> None:
         """A task ended: its own result file decides, the exit code only explains a missing one."""
@@ -217,11 +252,11 @@ class Execution:
             error = result.failure.error()
         else:
             found = self.store.find(step.key)
-            self.statuses[step.id] = replace(self.statuses[step.id], manifest=found.manifest)
+            self.board.note_manifest(step.id, found.manifest)
             error = None if found.manifest else StepFailed(f"{step.id} finished, but its entry is not in the cache")
         if error is None:
             self.record.add_event("done", step=step.id, key=step.key, attempt=attempt, duration_s=duration_s)
-            self._enter(step.id, State.DONE, "made in this run", duration_s)
+            self.board.enter(step.id, State.DONE, "made in this run", duration_s)
             if found.manifest:
                 self._exchange.push(step.id, found.manifest)
             return
@@ -229,21 +264,7 @@ class Execution:
         self.record.add_event(
             "failed", step=step.id, key=step.key, attempt=attempt, duration_s=duration_s, what=error.what
         )
-        self._fail(step.id, error, duration_s)
-
-    def _fail(self, step_id: str, error: TrtxError, duration_s: float | None) -> None:
-        self.errors[step_id] = error
-        self._enter(step_id, State.FAILED, error.what, duration_s)
-        self._block_dependents(step_id)
-
-    def _block_dependents(self, failed: str) -> None:
-        blocked = {failed}
-        for step in self.plan.steps:
-            waits = self.statuses[step.id].state in (State.TO_RUN, State.WAITING)
-            if waits and blocked & {entry.step for entry in step.inputs.values()}:
-                blocked.add(step.id)
-                self.record.add_event("blocked", step=step.id, what=f"{failed} failed")
-                self._enter(step.id, State.BLOCKED, f"{failed} failed")
+        self.board.fail(step.id, error, duration_s)
 
     def _with_progress(self) -> list[StepStatus]:
         """The statuses with what running steps report."""
@@ -267,13 +288,15 @@ class Execution:
     def _stop(self) -> None:
         """End all children; what they were doing is repeated by the next apply."""
         self.runner.stop(GRACE_S)
+        if self.cluster is not None:
+            self.cluster.leave()
         for step_id in list(self._exchange.pulling):
             self.record.add_event("interrupted", step=step_id)
-            self._enter(step_id, State.INTERRUPTED, "stopped; `trtx apply` continues")
+            self.board.enter(step_id, State.INTERRUPTED, "stopped; `trtx apply` continues")
         self._exchange.close(interrupted=True)
         for step_id, (began, attempt) in self._started.items():
             self.record.add_event("interrupted", step=step_id, attempt=attempt)
-            self._enter(step_id, State.INTERRUPTED, "stopped; `trtx apply` continues", time.time() - began)
+            self.board.enter(step_id, State.INTERRUPTED, "stopped; `trtx apply` continues", time.time() - began)
         self._started.clear()
 
 

@@ -5,6 +5,10 @@
 .trtx/runs/<id>/events.jsonl                 what happened, append-only
 .trtx/runs/<id>/steps/<step>/job.json        what the worker is given
 .trtx/runs/<id>/steps/<step>/attempts/<n>/   log.txt, progress.json, result.json
+.trtx/runs/<id>/request.json                 the recipe and options of the command that began the run
+.trtx/runs/<id>/slurm/<runner>/              jobs on a cluster, see trtx.runners.slurm.folder, and beside them:
+.trtx/runs/<id>/slurm/<runner>/order.json    the groups that are submitted, written before the first is
+.trtx/runs/<id>/slurm/<runner>/settled.json  what became of all of them is in the events
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ from trtx.paths import runs_dir
 from trtx.plan.steps import Plan, Step, load_plan
 from trtx.processes import describe_this_process, is_gone
 from trtx.stages.job import JOB_NAME, PROGRESS_NAME, attempt_folder, dump_file
+
+ORDER_NAME = "order.json"
+SETTLED_NAME = "settled.json"
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,23 @@ class RunRecord:
             return None
         return progress
 
+    def submission_folder(self, runner: str) -> Path:
+        """Where a cluster's jobs of the run are kept."""
+        return self.folder / "slurm" / runner
+
+    def submissions(self) -> list[str]:
+        """Runners that jobs of the run were ordered from."""
+        return sorted(path.parent.name for path in self.folder.glob(f"slurm/*/{ORDER_NAME}"))
+
+    def is_settled(self, runner: str) -> bool:
+        """Whether the events say what became of every job that a runner was given."""
+        return (self.submission_folder(runner) / SETTLED_NAME).exists()
+
+    def settle(self, runner: str) -> None:
+        """Note that nothing of a runner's jobs is left to be followed."""
+        if not self.is_settled(runner):
+            write_json(self.submission_folder(runner) / SETTLED_NAME, {})
+
     def write_job(self, plan: Plan, step: Step) -> Path:
         """Write job.json exactly as planned; returns the step's folder."""
         folder = self.step_folder(step.id)
@@ -93,12 +117,49 @@ class RunRecord:
             return []
         return [json.loads(line) for line in lines[:-1] if line]
 
+    def write_request(self, request: Mapping[str, Any]) -> None:
+        """Keep the recipe and the options that the run was asked for with."""
+        write_json(self.folder / "request.json", request)
+
+    def request(self) -> dict[str, Any] | None:
+        """What the run was asked for; None when it was begun from a plan that was kept in a file."""
+        try:
+            request: dict[str, Any] = read_json(self.folder / "request.json")
+        except (OSError, ValueError):
+            return None
+        return request
+
+    def take_over(self) -> None:
+        """Become the process that drives the run; the one before leaves when it sees that."""
+        write_json(self.folder / "driver.json", describe_this_process())
+
+    def driver(self) -> dict[str, Any]:
+        """The note that names the process that drives the run; empty when it is not there."""
+        try:
+            note: dict[str, Any] = read_json(self.folder / "driver.json")
+        except (OSError, ValueError):
+            return {}
+        return note
+
     def is_driven(self) -> bool:
         """Whether the process that drives the run is still there (or on another host, where this cannot be known)."""
         try:
             return not is_gone(read_json(self.folder / "driver.json"))
         except (OSError, ValueError):
             return False
+
+    def has_ahead(self) -> bool:
+        """Whether something may still happen in the run: it is driven, or has jobs whose end is not on record."""
+        return self.is_driven() or any(not self.is_settled(name) for name in self.submissions())
+
+    def has_end(self, step_id: str, attempt: int) -> bool:
+        """Whether the attempt of a job is over, by its own word."""
+        return (self.attempt_folder(step_id, attempt) / "end.json").exists()
+
+    def is_driven_here(self) -> bool:
+        """Whether another process of this machine drives the run."""
+        note, me = self.driver(), describe_this_process()
+        return bool(note) and note["host"] == me["host"] and note != me and not is_gone(note)
 
 
 def describe_progress(progress: Mapping[str, Any]) -> str:
@@ -131,11 +192,15 @@ def find_run(project: Path, run_id: str | None = None) -> RunRecord:
     return RunRecord(runs_dir(project) / (run_id or names[-1]))
 
 
+def runs_newest_first(project: Path) -> list[RunRecord]:
+    """All runs of a project."""
+    folders = sorted((path.parent for path in runs_dir(project).glob("*/plan.json")), reverse=True)
+    return [RunRecord(folder) for folder in folders]
+
+
 def find_run_of(project: Path, step_id: str) -> RunRecord | None:
     """The latest run that started a step, if any: in later ones it was cached."""
-    folders = sorted((path.parent for path in runs_dir(project).glob("*/plan.json")), reverse=True)
-    records = (RunRecord(folder) for folder in folders)
-    return next((record for record in records if record.attempts(step_id)), None)
+    return next((record for record in runs_newest_first(project) if record.attempts(step_id)), None)
 
 
 def latest_run(project: Path) -> RunRecord | None:

@@ -21,7 +21,10 @@ from trtx.recipe.units import format_bytes
 
 
 class State(StrEnum):
-    """What a step is in. The first five are of a plan, the others of a run."""
+    """What a step is in. The first five are of a plan, the others of a run.
+
+    `queued`: a cluster has its job, which has not begun.
+    """
 
     CACHED = "cached"
     REMOTE = "remote"
@@ -29,11 +32,13 @@ class State(StrEnum):
     WAITING = "waiting"
     NOT_NEEDED = "not needed"
     PULLING = "pulling"
+    QUEUED = "queued"
     RUNNING = "running"
     SENDING = "sending"
     DONE = "done"
     FAILED = "failed"
     BLOCKED = "blocked"
+    CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
 
 
@@ -42,10 +47,22 @@ OPEN = frozenset({State.REMOTE, State.TO_RUN, State.WAITING})
 
 
 @dataclass(frozen=True)
+class JobFacts:
+    """The job of a step on a cluster. `start` is when Slurm expects it to begin, `slurm` what Slurm calls its state."""
+
+    runner: str
+    id: str
+    node: str = ""
+    attempt: int = 0
+    start: str = ""
+    slurm: str = ""
+
+
+@dataclass(frozen=True)
 class StepStatus:
     """A step's state and the reason in one line. `duration_s` is how long it took, or takes so far.
 
-    `hit` is the remote's entry of a step that is taken from there.
+    `hit` is the remote's entry of a step that is taken from there, `job` that of a step on a cluster.
     """
 
     step: Step
@@ -55,6 +72,7 @@ class StepStatus:
     manifest: Manifest | None = None
     corrupt: bool = False
     hit: Hit | None = None
+    job: JobFacts | None = None
 
 
 def survey(plan: Plan, store: Store, previous: Plan | None = None, remotes: Remotes | None = None) -> list[StepStatus]:
@@ -143,14 +161,56 @@ def _list_some(texts: list[str]) -> str:
     return f"{', '.join(texts[:2])}{more}"
 
 
-def overlay(statuses: list[StepStatus], record: RunRecord) -> list[StepStatus]:
-    """The statuses with what a run's events say: running, failed, interrupted, done."""
+# Events that say how a step on a cluster ended.
+ENDS = frozenset({"done", "failed", "blocked", "cancelled"})
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """What a step's job is doing, by the job's own files and by Slurm's word. `state` is None when it ended well."""
+
+    state: State | None
+    reason: str
+    facts: JobFacts
+    duration_s: float | None = None
+
+
+def overlay(
+    statuses: list[StepStatus], record: RunRecord, jobs: Mapping[str, JobStatus] | None = None
+) -> list[StepStatus]:
+    """The statuses with what a run's events say: running, failed, interrupted, done.
+
+    `jobs` are those of steps on clusters, by step; they count until an event says how the step ended.
+    """
     last: dict[str, dict[str, Any]] = {}
-    for event in record.events():
-        if "step" in event:
-            last[event["step"]] = {**last.get(event["step"], {}), **event}
+    for line in record.events():
+        if "step" in line:
+            last[line["step"]] = {**last.get(line["step"], {}), **line}
     driven = record.is_driven()
-    return [_overlay_one(status, last.get(status.step.id), driven, record) for status in statuses]
+    shown = []
+    for status in statuses:
+        event, job = last.get(status.step.id), (jobs or {}).get(status.step.id)
+        if job is not None:
+            shown.append(_overlay_job(status, event, job))
+        else:
+            shown.append(_overlay_one(status, event, driven, record))
+    return shown
+
+
+def _overlay_job(status: StepStatus, event: Mapping[str, Any] | None, job: JobStatus) -> StepStatus:
+    """A step on a cluster: its recorded end, else what its job is doing."""
+    status = replace(status, job=job.facts)
+    if event is not None and event["event"] in ENDS:
+        if status.manifest is not None:
+            return _overlay_made(status, event)
+        state = State.INTERRUPTED if event["event"] == "done" else State(event["event"])
+        reason = "was made, and is not in the cache any more" if event["event"] == "done" else event.get("what", "")
+        return replace(status, state=state, reason=reason, duration_s=event.get("duration_s"))
+    if job.state is not None:
+        return replace(status, state=job.state, reason=job.reason, duration_s=job.duration_s)
+    if status.manifest is not None:
+        return replace(status, state=State.DONE, reason="made in this run", duration_s=job.duration_s)
+    return replace(status, state=State.RUNNING, reason="it ended well; its entry is not in the cache yet")
 
 
 def _overlay_one(status: StepStatus, event: Mapping[str, Any] | None, driven: bool, record: RunRecord) -> StepStatus:
