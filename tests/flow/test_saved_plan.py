@@ -12,6 +12,8 @@ import yaml
 from support.checkpoints import make_llama
 from support.project import Project
 
+from trtx.plan.saved import seal
+
 RECIPE = {
     "schema": "trtx/v1",
     "name": "small",
@@ -37,7 +39,7 @@ def planned(project: Project) -> Project:
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     body = json.loads(path.read_bytes())
     change(body)
-    path.write_text(json.dumps(body))
+    path.write_text(json.dumps(seal(body)))
 
 
 def refusal(project: Project, *arguments: object) -> str:
@@ -54,13 +56,42 @@ def test_a_saved_plan_is_applied_as_it_is(planned: Project) -> None:
     assert [(row["step"], row["state"]) for row in done["status"]] == [("download/model", "done")]
     assert done["status"][0]["key"] == kept["steps"][0]["key"]
     executed = json.loads((planned.folder / ".trtx" / "runs" / done["run"] / "plan.json").read_bytes())
-    assert executed == kept
+    assert seal(executed) == kept
 
 
 def test_what_plan_prints_as_json_can_be_applied_too(planned: Project) -> None:
     done = planned.trtx("plan", "recipe.yaml", "--until", "download", "-o", "json")
     (planned.folder / "printed.json").write_text(done.stdout)
     assert planned.json("apply", "printed.json")["status"][0]["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda body: body["steps"].pop(),
+        lambda body: body["steps"].append(body["steps"][0]),
+        lambda body: body["steps"][0].update(key="0" * 64),
+        lambda body: body["steps"][0].update(id="../elsewhere"),
+        lambda body: body["steps"][0].update(argv=[]),
+        lambda body: body["steps"][0].update(stage="unknown"),
+        lambda body: body["steps"][0]["params"].update(identity="another"),
+        lambda body: body.update(cache_dir="elsewhere"),
+        lambda body: body.update(max_parallel="many"),
+        lambda body: body.update(added=1),
+        lambda body: body.pop("digest"),
+    ],
+)
+def test_a_plan_that_was_edited_is_refused(planned: Project, edit: Callable[[dict[str, Any]], None]) -> None:
+    body = json.loads((planned.folder / "plan.json").read_bytes())
+    edit(body)
+    (planned.folder / "plan.json").write_text(json.dumps(body))
+    assert "plan.json is not a whole plan" in refusal(planned)
+
+
+def test_a_plan_that_was_formatted_anew_is_the_same_plan(planned: Project) -> None:
+    path = planned.folder / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()), sort_keys=True, separators=(",", ":")))
+    assert planned.json("apply", "plan.json")["status"][0]["state"] == "done"
 
 
 def test_a_plan_can_be_applied_where_its_recipe_is_not(planned: Project) -> None:

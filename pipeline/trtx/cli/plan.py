@@ -61,7 +61,7 @@ def command(
     from trtx.cli.github import annotated
     from trtx.cli.locking import check_lock
     from trtx.cli.prepare import Request, prepare, status_rows
-    from trtx.plan.saved import SUFFIX, save_plan
+    from trtx.plan.saved import SUFFIX, save_plan, seal
     from trtx.plan.survey import OPEN
 
     console: Console = context.obj
@@ -77,7 +77,7 @@ def command(
     to_do = [status for status in prepared.statuses if status.state in OPEN]
     if as_json:
         remotes = prepared.remotes.to_json() if prepared.remotes else []
-        console.json({**prepared.plan.to_json(), "status": status_rows(prepared.statuses), "remotes": remotes})
+        console.json({**seal(prepared.plan.to_json()), "status": status_rows(prepared.statuses), "remotes": remotes})
     else:
         _print(
             console,

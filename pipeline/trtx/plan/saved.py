@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trtx.errors import UsageProblem
-from trtx.files import disk_errors, sha256_file, write_text
+from trtx.files import canonical_json, disk_errors, sha256_bytes, sha256_file, write_text
 from trtx.models.sources.base import Kind, Request, find_source
 from trtx.plan.environment import FETCHING_STAGES
 from trtx.plan.facts import Facts
@@ -19,6 +19,8 @@ from trtx.plan.steps import SCHEMA, Plan, Step, load_plan
 from trtx.stages.params import PARAMS
 
 SUFFIX = ".json"
+# What stands beside the content of a plan: `trtx plan -o json` adds how things stand.
+BESIDE = ("digest", "status", "remotes")
 # A hub commit names its content: it cannot give other bytes.
 IMMUTABLE = "hf://"
 # Sources that can be asked without a network.
@@ -33,7 +35,19 @@ def is_saved_plan(argument: str) -> bool:
 def save_plan(path: Path, plan: Plan) -> None:
     """Write a plan for `open_plan`. Raises EnvironmentProblem when that is not possible."""
     with disk_errors(path):
-        write_text(path, json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(seal(plan.to_json()), indent=1, ensure_ascii=False) + "\n")
+
+
+def seal(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan as JSON with the SHA-256 of its content: it is run exactly as it was planned, or not at all.
+
+    It finds what was edited, cut or merged, and keeps nobody out who means to deceive.
+    """
+    return {**body, "digest": _digest(body)}
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return sha256_bytes(canonical_json({name: value for name, value in body.items() if name not in BESIDE}))
 
 
 def open_plan(path: Path) -> Plan:
@@ -53,10 +67,16 @@ def open_plan(path: Path) -> Plan:
         why = f"its schema is {found}, and this trtx reads {SCHEMA}" if found else "it has no schema"
         raise UsageProblem(f"{path} is not a plan", why=why, fix="`trtx plan RECIPE -o plan.json` writes one")
     try:
-        return load_plan(body)
+        plan = load_plan(body)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        why = f"it was cut or edited ({type(error).__name__}: {error})"
-        raise UsageProblem(f"{path} is not a whole plan", why=why, fix="make it again with `trtx plan`") from error
+        raise _not_whole(path, f"it was cut or edited ({type(error).__name__}: {error})") from error
+    if body.get("digest") != _digest(body):
+        raise _not_whole(path, "it was edited: its digest is not that of its content")
+    return plan
+
+
+def _not_whole(path: Path, why: str) -> UsageProblem:
+    return UsageProblem(f"{path} is not a whole plan", why=why, fix="make it again with `trtx plan`")
 
 
 def refuse_moved(plan: Plan, facts: Facts, environ: Mapping[str, str]) -> None:
