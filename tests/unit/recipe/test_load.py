@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,16 @@ def test_utf16_is_named(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(recipe().encode("utf-16"))
     assert "looks like UTF-16" in refused(path)
+
+
+def test_a_file_without_end_is_refused_before_it_fills_the_memory() -> None:
+    assert "/dev/zero:1:1: error: the file is larger than 1 MiB" in refused(Path("/dev/zero"))
+
+
+def test_a_name_that_cannot_be_written_in_plans_and_locks_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.yaml")
+    path.write_text(recipe())
+    assert "is not UTF-8" in refused(path) and "rename it" in refused(path)
 
 
 def test_a_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
