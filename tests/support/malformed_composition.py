@@ -162,6 +162,16 @@ VARIABLE_CASES = (
     case("a wrong reference in an unused variable", variables("{a: '«${vars.b}'}"), ("no variable vars.b",)),
     case("an unused variable", recipe(extra="vars: {«a: 1}\n"), ("used nowhere", "${vars.a}"), warns=True),
     case(
+        "a token by variable",
+        recipe(model="model: {source: «'https://${vars.token}@h/m'}\n", extra="vars: {token: hunter2}\n"),
+        ("holds credentials",),
+    ),
+    case(
+        "a signed address",
+        recipe(model="model: {source: «'https://h/m?X-Amz-Signature=hunter2'}\n"),
+        ("holds credentials",),
+    ),
+    case(
         "a password by variable",
         recipe(model="model: {source: «'s3://${vars.login}@b/m'}\n", extra="vars: {login: key:hunter2}\n"),
         ("holds credentials",),
@@ -351,6 +361,7 @@ OPTION_CASES = (
     option("an index of a mapping", "engine«[0]=5", says=("engine is not a list",)),
     option("an index beyond the end", "targets.cpu.quantization«[3]=fp32", says=("has 0 items", "[0] adds one")),
     option("extends from the command line", "«extends=base.yaml", says=("extends cannot be changed",)),
+    option("a schema from the command line", "«schema=trtx/v0", says=("schema cannot be changed", "language")),
     option("a set variable that nothing uses", "vars.«batch=5", says=("used nowhere",)),
     option("a set value that this version lacks", "engine.dtype=«float16", says=("float16 is not available",)),
     option("a set value that does not fit", "engine.limits.max_num_tokens=«4", says=("less than max_batch_size 8",)),

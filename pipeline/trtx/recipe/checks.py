@@ -10,7 +10,7 @@ from typing import Protocol
 
 from trtx.errors import did_you_mean
 from trtx.recipe import problems
-from trtx.recipe.check_runners import check_runners
+from trtx.recipe.check_runners import check_points, check_runners
 from trtx.recipe.load import LoadedRecipe, load_recipe
 from trtx.recipe.overrides import NO_OVERRIDES, Overrides
 from trtx.recipe.problems import Problem, RecipeInvalid
@@ -25,6 +25,11 @@ NEEDS_CALIBRATION = frozenset({"fp8", "int8_sq", "int4_awq", "w4a8_awq", "int4_g
 MOVING_TAGS = frozenset({"latest", "main", "master", "edge", "nightly", "stable"})
 # Held-out text is cut into windows of calibration.max_length tokens, or this many; trtx.quant.perplexity has the same.
 MAX_WINDOW = 128
+# A name and a password; a name alone at a web server, which is a token; a signed address.
+CREDENTIALS = re.compile(
+    r"//[^/]*:[^/]*@|^https?://[^/?#]*@|[?&](?:[^=&]*(?:token|secret|passw|signature|credential|api_?key)[^=&]*|sig)=",
+    re.IGNORECASE,
+)
 
 
 class Device(Protocol):
@@ -75,7 +80,7 @@ def read_recipe(
 
 def check_recipe(loaded: LoadedRecipe, hardware: Hardware, site: Mapping[str, Runner] = NO_RUNNERS) -> list[Problem]:
     """All problems and warnings of a recipe that only several fields together show, each once."""
-    found = list(_check_use(loaded))
+    found = [*_check_use(loaded), *check_points(loaded)]
     for point in loaded.points:
         found += [
             *_check_sources(point),
@@ -118,7 +123,7 @@ def _check_sources(loaded: LoadedRecipe) -> Iterator[Problem]:
     for name, variant in loaded.recipe.quantization.items():
         urls.append((("quantization", name, "calibration", "dataset"), variant.calibration.dataset))
     for path, url in urls:
-        if re.search(r"//[^/]*:[^/]*@", url):
+        if CREDENTIALS.search(url):
             fix = "remove them; credentials are read from the environment, such as HF_TOKEN or AWS_PROFILE"
             # Without the source line: it would print the secret.
             yield replace(loaded.problem(path, f"{dotted(path)} holds credentials", fix=fix), source="")

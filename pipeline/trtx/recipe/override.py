@@ -14,6 +14,12 @@ from trtx.recipe.problems import Mark, Path, Place, Source
 from trtx.recipe.setting import BadPath, Step, read_path, settle
 from trtx.recipe.tree import Tree, Unreadable, read_value
 
+# What only a file can say, and why.
+FIXED = {
+    "extends": "files are read and merged before options are looked at",
+    "schema": "it says which language the file is written in",
+}
+
 
 def override(tree: Tree, overrides: Overrides) -> Tree:
     """The tree with all changes made; what is wrong with one of them is in its problems."""
@@ -77,6 +83,6 @@ def _read(tree: Tree, source: Source, start: Mark, text: str, path: Path) -> Tre
 
 
 def _check_changeable(steps: Sequence[Step]) -> None:
-    if steps[0].part == "extends":
-        why = "files are read and merged before options are looked at"
-        raise BadPath("extends cannot be changed", steps[0].col, steps[0].width, why=why, fix="change the file")
+    first = steps[0]
+    if why := FIXED.get(str(first.part)):
+        raise BadPath(f"{first.part} cannot be changed", first.col, first.width, why=why, fix="change the file")
