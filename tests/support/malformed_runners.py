@@ -49,5 +49,5 @@ RUNNER_CASES = (
     case(
         "a file for docker", cluster("container: {runtime: docker, image: «/images/trtx.sif}"), ("docker cannot run",)
     ),
-    case("a device of no catalogue", cluster("gpus: {h1000: «h100}"), ("no device 'h1000'", "'h100'")),
+    case("a device of no catalogue", cluster("gpus: {«h1000: h100}"), ("no device 'h1000'", "'h100'")),
 )

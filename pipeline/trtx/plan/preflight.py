@@ -15,6 +15,7 @@ from trtx.models.layout import make_layout
 from trtx.plan.facts import ABSENT, Facts
 from trtx.plan.make import make_format, resolve_dtype
 from trtx.plan.resolve import PinnedSources
+from trtx.plan.resources import HERE, Placement
 from trtx.plan.steps import Plan
 from trtx.plan.survey import State, StepStatus
 from trtx.recipe.cells import Cell
@@ -34,8 +35,12 @@ MIN_FREE_BYTES = 512 << 20
 
 
 def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts) -> None:
-    """Raises EnvironmentProblem for the first thing that is missing; says nothing when no step has to run."""
-    stages = {status.step.stage for status in statuses if status.state in (State.TO_RUN, State.WAITING)}
+    """Raises EnvironmentProblem for the first thing that is missing; says nothing when no step has to run here.
+
+    What jobs of a cluster need is there, and not looked for.
+    """
+    to_run = [status.step for status in statuses if status.state in (State.TO_RUN, State.WAITING)]
+    stages = {step.stage for step in to_run if step.resources is None}
     if not stages:
         return
     for name, users in NEEDED.items():
@@ -46,8 +51,11 @@ def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts) -> N
                 fix="install the engine packages: pip install 'trtx[engine]'",
             )
     if stages & {"build", "benchmark"}:
-        for name in plan.gpus:
-            check_can_build(facts.host, find_gpu(name))
+        # What is measured here is built here.
+        here = {step.params["arch"] for step in plan.steps if step.stage == "build" and step.resources is None}
+        for device in map(find_gpu, plan.gpus):
+            if device.arch in here:
+                check_can_build(facts.host, device)
     if "build" in stages and facts.compiler == ABSENT:
         raise EnvironmentProblem(
             "there is no C++ compiler",
@@ -62,10 +70,13 @@ def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts) -> N
         )
 
 
-def check_fit(loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSources, facts: Facts) -> None:
+def check_fit(
+    loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSources, facts: Facts, placement: Placement = HERE
+) -> None:
     """Refuse an engine that its model's layers do not allow, or its device's memory cannot hold.
 
-    A CPU's memory is this machine's. Raises RecipeInvalid with the place in the recipe that says so.
+    A CPU's memory is this machine's, or what its job asks for; a job that asks for none is not checked. Raises
+    RecipeInvalid with the place in the recipe that says so.
     """
     for cell in cells:
         recipe, shape, point = cell.recipe, sources.model_of(cell).shape, loaded.point_of(cell)
@@ -88,10 +99,10 @@ def check_fit(loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSource
             tensor=target.parallelism.tensor,
             pipeline=target.parallelism.pipeline,
         )
-        memory = facts.host.memory_bytes if gpu.memory_bytes is None else gpu.memory_bytes
-        misfit = find_misfit(
-            compute_need(shape, setup), setup, memory, "this machine" if gpu.kind == "cpu" else gpu.name
-        )
+        memory, holder = gpu.memory_bytes, gpu.name
+        if memory is None:
+            memory, holder = placement.memory_of(cell, facts.host.memory_bytes)
+        misfit = find_misfit(compute_need(shape, setup), setup, memory, holder)
         if misfit is not None:
             place = origin(point, cell.target, *misfit.setting) if misfit.setting else ("targets", cell.target, "gpu")
             point.refuse(place, f"{cell.name}: {misfit.what}", why=misfit.why, fix=misfit.fix)

@@ -1,7 +1,7 @@
 """Where each step runs, and what its job asks for: recipe and site → settings of runners, and each step's resources.
 
-Nothing of this enters a key. Settings are JSON, so that a plan is complete in a file; `slurm_options` and `resources`
-read them back.
+Nothing of this enters a key, and without a cluster nothing of Slurm is imported. Settings are JSON, so that a plan is
+complete in a file; `slurm_options` and `resources` read them back.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtx.hardware.gpus import GPUS, find_gpu
 from trtx.hardware.gpus import Gpu as Device
@@ -17,8 +17,9 @@ from trtx.plan.environment import FETCHING_STAGES, MEASURING_STAGES
 from trtx.plan.steps import Step
 from trtx.recipe.cells import Cell
 from trtx.recipe.runners import ALWAYS, LocalRunner, Needs, Runner, SimRunner, SlurmRunner, find_runner
-from trtx.runners.slurm.groups import resources_from_json
-from trtx.runners.slurm.options import Container, Gpu, GpuDialect, Mount, Resources, SlurmOptions
+
+if TYPE_CHECKING:
+    from trtx.runners.slurm.options import Gpu, GpuDialect, Mount, Resources, SlurmOptions
 
 LOCAL = "local"
 SIM = "sim"
@@ -45,6 +46,18 @@ class Placement:
     def find(self, cell: Cell, name: str) -> Runner:
         """The settings of a runner, the recipe's over the site's. A name that nobody has is this machine."""
         return find_runner(name, cell.recipe.runners, self.site) or ALWAYS[LOCAL]
+
+    def memory_of(self, cell: Cell, here_bytes: int) -> tuple[int, str]:
+        """Memory in bytes that an engine for CPUs is measured in, and whose it is; 0 where nobody says."""
+        runner = self.find(cell, self.name_of(cell))
+        if not isinstance(runner, SlurmRunner):
+            return here_bytes, "this machine"
+        job = cell.recipe.targets[cell.target].job
+        return job.memory or runner.stages.benchmark.memory or runner.memory or 0, "its job"
+
+
+# Where steps run when neither the site nor the command line says anything.
+HERE = Placement({})
 
 
 def place_steps(
@@ -91,6 +104,8 @@ def _place(step: Step, name: str, runner: Cluster, cell: Cell, python: str) -> S
 
 def make_resources(step: Step, runner: Cluster, cell: Cell) -> Resources:
     """What the job of a step asks for: what its target says, else its stage's needs, else the runner's."""
+    from trtx.runners.slurm.options import Resources
+
     job = cell.recipe.targets[cell.target].job
     stage = getattr(runner.stages, step.stage) if isinstance(runner, SlurmRunner) else Needs()
     levels: tuple[Needs, ...] = (job, stage, runner) if step.cell is not None else (stage, runner)
@@ -111,6 +126,8 @@ def make_resources(step: Step, runner: Cluster, cell: Cell) -> Resources:
 
 def _choose_gpu(runner: Cluster, cell: Cell) -> Gpu | None:
     """The GPUs that a target's job says, else its own device, once for every rank; None for a CPU."""
+    from trtx.runners.slurm.options import Gpu
+
     target = cell.recipe.targets[cell.target]
     if target.job.gpus is not None:
         kind, _, number = target.job.gpus.rpartition(":")
@@ -145,6 +162,8 @@ def common_product(device: Device) -> str | None:
 
 def make_settings(runner: Cluster, python: str) -> dict[str, Any]:
     """The settings of one runner as a plan holds them: `type`, `options` of Slurm, `throttle`, `submit_from`, `sim`."""
+    from trtx.runners.slurm.options import SlurmOptions
+
     common = {"type": runner.type, "throttle": runner.throttle, "submit_from": None, "sim": None}
     if isinstance(runner, SimRunner):
         options = asdict(SlurmOptions(partition=runner.partition, python=python))
@@ -153,6 +172,8 @@ def make_settings(runner: Cluster, python: str) -> dict[str, Any]:
 
 
 def _make_options(runner: SlurmRunner, python: str) -> dict[str, Any]:
+    from trtx.runners.slurm.options import SlurmOptions
+
     same = {item.name for item in fields(SlurmOptions)} & set(SlurmRunner.model_fields)
     options = {name: getattr(runner, name) for name in same}
     container = runner.container
@@ -174,6 +195,8 @@ def _make_options(runner: SlurmRunner, python: str) -> dict[str, Any]:
 
 
 def _mount(text: str) -> Mount:
+    from trtx.runners.slurm.options import Mount
+
     source, target, *mode = text.split(":")
     return Mount(source, target, bool(mode))
 
@@ -195,6 +218,8 @@ def slurm_options(settings: Mapping[str, Any], dialect: GpuDialect = "gres") -> 
 
     Raises UsageProblem when they cannot be used together, such as an image without a runtime.
     """
+    from trtx.runners.slurm.options import Container, Mount, SlurmOptions
+
     options = dict(settings["options"])
     container = options["container"]
     options["container"] = Container(
@@ -207,6 +232,8 @@ def slurm_options(settings: Mapping[str, Any], dialect: GpuDialect = "gres") -> 
 
 def resources(body: Mapping[str, Any]) -> Resources:
     """The resources of a step."""
+    from trtx.runners.slurm.groups import resources_from_json
+
     return resources_from_json(body)
 
 

@@ -152,8 +152,8 @@ def _describe_runner(tree: Tree, detail: Any) -> Problem:
 def check_site(tree: Tree, site: Site) -> Iterator[Problem]:
     """Problems that several settings of a runner show together."""
     for name, runner in site.runners.items():
-        for path, what, why, fix in runner_problems(runner, GPUS):
-            yield tree.problem_at(("runners", name, *path), what, why=why, fix=fix)
+        for path, what, why, fix, at_key in runner_problems(runner, GPUS):
+            yield tree.problem_at(("runners", name, *path), what, why=why, fix=fix, at_key=at_key)
 
 
 def _fields_at(path: Path) -> list[str]:

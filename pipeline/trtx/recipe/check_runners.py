@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from trtx.errors import did_you_mean
 from trtx.recipe.load import LoadedRecipe
@@ -11,20 +12,23 @@ from trtx.recipe.problems import Path, Problem
 from trtx.recipe.runners import ALWAYS, Container, LocalRunner, Runner, SlurmRunner, find_runner
 
 
+class Wrong(NamedTuple):
+    """What is wrong with a runner, at a path inside it; `at_key` when the key there is wrong and not its value."""
+
+    path: Path
+    what: str
+    why: str = ""
+    fix: str = ""
+    at_key: bool = False
+
+
 def check_runners(loaded: LoadedRecipe, devices: Collection[str], site: Mapping[str, Runner]) -> Iterator[Problem]:
     """Problems of runners that several settings together show, or a setting and the site's configuration."""
     recipe = loaded.recipe
-    for name, runner in recipe.runners.items():
+    for name in recipe.runners:
         whole = find_runner(name, recipe.runners, site)
-        for path, what, why, fix in runner_problems(runner if whole is None else whole, devices):
-            yield loaded.problem(("runners", name, *path), what, why=why, fix=fix)
-        first = loaded.points[0].recipe.runners.get(name)
-        if first is not None and first != runner:
-            what, fix = (
-                f"the matrix gives the runner '{name}' several settings",
-                "make a runner of each, and vary targets",
-            )
-            yield loaded.problem(("runners", name), what, fix=fix, at_key=True)
+        for path, what, why, fix, at_key in runner_problems(whole, devices):
+            yield loaded.problem(("runners", name, *path), what, why=why, fix=fix, at_key=at_key)
     for name, target in recipe.targets.items():
         found = find_runner(target.runner, recipe.runners, site)
         if found is None:
@@ -39,24 +43,35 @@ def check_runners(loaded: LoadedRecipe, devices: Collection[str], site: Mapping[
             yield replace(problem, severity="warning")
 
 
-def runner_problems(runner: Runner, devices: Collection[str]) -> Iterator[tuple[Path, str, str, str]]:
-    """What is wrong with one runner in itself: a path inside it, what, why and fix."""
+def check_points(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """A plan has one runner of a name, so all points of a matrix must say the same of it."""
+    first, *others = loaded.points
+    for name, runner in first.recipe.runners.items():
+        if any(other.recipe.runners.get(name) != runner for other in others):
+            what = f"the matrix gives the runner '{name}' several settings"
+            fix = "write a runner for each, and vary `targets.NAME.runner`"
+            yield loaded.problem(("runners", name), what, fix=fix, at_key=True)
+
+
+def runner_problems(runner: Runner | None, devices: Collection[str]) -> Iterator[Wrong]:
+    """What is wrong with one runner in itself."""
     if not isinstance(runner, SlurmRunner):
         return
     yield from _container_problems(runner.container)
     for name in runner.gpus:
         if name not in devices:
-            yield ("gpus", name), f"there is no device '{name}' in the catalogue", "", did_you_mean(name, devices)
+            what, fix = f"there is no device '{name}' in the catalogue", did_you_mean(name, devices)
+            yield Wrong(("gpus", name), what, fix=fix, at_key=True)
 
 
-def _container_problems(container: Container) -> Iterator[tuple[Path, str, str, str]]:
+def _container_problems(container: Container) -> Iterator[Wrong]:
     if container.runtime == "none":
         for key in ("image", "mounts"):
             if getattr(container, key) is not None:
                 what, why = f"container.{key} has no effect", "the container runtime is none"
-                yield ("container", key), what, why, "set container.runtime, or remove it"
+                yield Wrong(("container", key), what, why, "set container.runtime, or remove it")
     elif container.image is None:
-        yield ("container",), "the container has no image", "", "add `image: registry/name@sha256:…`"
+        yield Wrong(("container",), "the container has no image", fix="add `image: registry/name@sha256:…`")
     elif container.runtime == "docker" and container.image.startswith("/"):
         what = f"docker cannot run the file {container.image}"
-        yield ("container", "image"), what, "", "name an image: registry/name@sha256:…"
+        yield Wrong(("container", "image"), what, fix="name an image: registry/name@sha256:…")
