@@ -23,6 +23,7 @@ from trtx.plan.preflight import check_fit
 from trtx.plan.record import latest_plan
 from trtx.plan.remotes import Remotes, open_remotes
 from trtx.plan.resolve import PinnedSources, resolve_sources
+from trtx.plan.resources import Placement
 from trtx.plan.saved import open_plan, refuse_moved
 from trtx.plan.site import site_runners
 from trtx.plan.steps import Plan, split_selection
@@ -99,7 +100,7 @@ def prepare(console: Console, request: Request) -> Prepared:
     sources = resolve_sources(cells, environ, without(lock, request.upgrade) if lock else None)
     check_models(loaded, cells, sources)
     facts = gather_facts(environ, sources.generators())
-    check_fit(loaded, cells, sources, facts)
+    check_fit(loaded, cells, sources, facts, Placement(site, request.runner))
     plan = make_plan(cells, path, sources, facts, _options(request, loaded, site))
     store = Store(facts.cache_dir)
     previous = latest_plan(Path.cwd())
