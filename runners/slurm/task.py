@@ -141,7 +141,10 @@ class TaskRun:
         self._tell(claim, "started")
         beating = threading.Thread(target=self._beat, args=(claim, folder), daemon=True)
         beating.start()
-        end = self._prepare(claim) or self._work(claim, folder)
+        try:
+            end = self._prepare(claim) or self._work(claim, folder)
+        except TrtxError as error:  # Such as a program that is not there: the step cannot begin.
+            end = self._end("failed", exit_code=error.exit_code, what=error.render().removeprefix("error: "))
         self._ended.set()
         beating.join()
         write_end(folder, end)

@@ -98,7 +98,7 @@ def _known_cause(end: End) -> Cause | None:
 def _decide_end(attempt: Attempt, end: End, watch: Watch, now: float, timing: Timing) -> Verdict | None:
     """The task said how it ended; Slurm is asked only for the reason of what came from outside."""
     own = {
-        "failed": (Cause.FAILED, f"the step failed with {_describe_code(end)}"),
+        "failed": (Cause.FAILED, end.what or f"the step failed with {_describe_code(end)}"),
         "refused": (Cause.WRONG_GPU, end.what),
         "blocked": (Cause.DEPENDENCY, end.what),
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 from support.slurm import Cluster, wait_until
 from support.slurm_runs import Run
 
+from trtx.runners.slurm.groups import Group
 from trtx.runners.slurm.options import Resources
 from trtx.runners.slurm.outcome import Outcome, Retried, TaskState
 from trtx.runners.slurm.runner import SlurmRunner
@@ -54,6 +55,16 @@ def test_a_step_that_fails_ends_so_at_once_and_stops_only_what_needs_it(cluster:
     }
     assert run.outcomes(runner)["bad"].ended.exit_code == 3
     wait_until(lambda: not cluster.jobs(), "Slurm dropped what can never start")
+    tell(run, runner)
+
+
+def test_a_step_whose_program_is_not_there_says_so_at_once(cluster: Cluster, run: Run, tell: Tell) -> None:
+    task = dataclasses.replace(run.task("build", 0), argv=("/no/such/program",))
+    runner = run.runner(cluster)
+    runner.submit([Group("build", (task,), Resources(cpus=1))])
+    run.follow(runner)
+    assert (only(runner).state, only(runner).cause, only(runner).exit_code) == (TaskState.FAILED, Cause.FAILED, 6)
+    assert only(runner).what.startswith("cannot start /no/such/program")
     tell(run, runner)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +35,8 @@ def login(cluster: Cluster, tmp_path: Path) -> Iterator[SshShell]:
         outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
         yield SshShell(ssh, LocalShell(outside))
         subprocess.run([*ssh.argv, "-O", "exit", host], capture_output=True, check=False)
+        with contextlib.suppress(OSError):
+            Path(tempfile.gettempdir(), f"trtx-ssh-{os.getuid()}").rmdir()
 
 
 def remote_runner(run: Run, login: SshShell, there: Path) -> SlurmRunner:

@@ -12,6 +12,7 @@ from support.slurm import Cluster, wait_until
 from support.slurm_runs import Run
 
 from trtx.errors import UsageProblem
+from trtx.runners.slurm.commands import LocalShell
 from trtx.runners.slurm.groups import Group, SlurmTask
 from trtx.runners.slurm.options import Container, Gpu, Mount, Resources, SlurmOptions
 from trtx.runners.slurm.outcome import TaskState
@@ -164,8 +165,6 @@ def test_a_script_can_be_submitted_by_hand_and_the_run_knows_it(cluster: Cluster
 
 def test_the_user_s_own_settings_of_sbatch_change_nothing(cluster: Cluster, run: Run) -> None:
     environ = {**cluster.environ, "SBATCH_PARTITION": "cpu", "SLURM_JOB_ID": "77", "SQUEUE_FORMAT": "%i", "SECRET": "x"}
-    from trtx.runners.slurm.commands import LocalShell
-
     task = run.task("build", 0)
     script = "import os; assert 'SECRET' not in os.environ; assert os.environ['SLURM_JOB_PARTITION'] == 'gpu'"
     task = dataclasses.replace(task, argv=(sys.executable, "-c", script))
@@ -173,3 +172,15 @@ def test_the_user_s_own_settings_of_sbatch_change_nothing(cluster: Cluster, run:
     runner.submit([Group("build", (task,), Resources(cpus=1))])
     run.follow(runner)
     assert [item.state for item in runner.outcomes()] == [TaskState.DONE]
+
+
+def test_secrets_reach_the_step_by_name_and_stand_in_no_file(cluster: Cluster, run: Run) -> None:
+    script = "import os; assert os.environ['HF_TOKEN'] == 'hf_secret'; assert os.environ['GREETING'] == 'hello'"
+    task = dataclasses.replace(run.task("build", 0), argv=(sys.executable, "-c", script), inherit=("HF_TOKEN",))
+    runner = run.runner(LocalShell({**cluster.environ, "HF_TOKEN": "hf_secret"}))
+    runner.submit([Group("build", (task,), Resources(cpus=1))])
+    run.follow(runner)
+    assert [item.state for item in runner.outcomes()] == [TaskState.DONE]
+    files = [path for path in run.folder.rglob("*") if path.is_file()]
+    assert len(files) > 8
+    assert not [path for path in files if b"hf_secret" in path.read_bytes()]
