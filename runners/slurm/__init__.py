@@ -10,5 +10,11 @@ instruction and another adopts the run.
     states            Slurm's states and reasons → what they mean here, and what is retried
     attempts, task    claim, heartbeat and end of an attempt; `task` is the program that runs on the node
     folder, submit    state of a submission on disk; submitting exactly once
-    truth, runner     what came of each task; the runner
+    dependencies, retries, rounds  what waits for what; what is submitted again, and with what changed
+    listener, budget  asking Slurm about everything at once, seldom
+    truth, tracked, outcome, runner  what came of each task; the runner
+    gpu, probe        whether the GPU is the one asked for; how this cluster is asked for one
+    rank, node        ranks over several nodes; small questions to a node
+    remote            commands through ssh, files through rsync
+    sim, simulation   a cluster inside this process
 """
