@@ -7,6 +7,7 @@ A verb is a module with one function `command`; whatever is slow to import is im
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import os
 import sys
@@ -81,11 +82,21 @@ def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def run_command(*args: Any, **kwargs: Any) -> Any:
         try:
-            return command(*args, **kwargs)
+            result = command(*args, **kwargs)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return result
         except KeyboardInterrupt:
             raise Interrupted("stopped") from None
+        except BrokenPipeError:  # `trtx … | head`: nobody reads on, and that is fine. click would leave with 1.
+            _silence_stdout()
 
     return run_command
+
+
+def _silence_stdout() -> None:
+    """What is left to print goes nowhere: also what Python prints when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 for _name, _module in {
@@ -142,9 +153,6 @@ def main(arguments: list[str]) -> int:
             traceback.print_exception(error)
         console.error(error.render())
         failure = error
-    except BrokenPipeError:  # `trtx … | head`: nobody reads on, and that is fine.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:  # noqa: BLE001  The last resort: no user meets a traceback without asking for it.
         if verbose:
             traceback.print_exc()
@@ -155,10 +163,17 @@ def main(arguments: list[str]) -> int:
         )
         console.error(failure.render())
     if wants_json(arguments):
-        console.json(failure.document or {"schema": ERROR_SCHEMA, "error": failure.to_json()})
+        try:
+            console.json(failure.document or {"schema": ERROR_SCHEMA, "error": failure.to_json()})
+        except OSError:  # stdout is what failed, or nobody reads it; the message is on stderr.
+            _silence_stdout()
     return failure.exit_code
 
 
 def run() -> None:
     """Entry point of the console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # JSON, YAML and Markdown are UTF-8 whatever the locale. Bytes of file names that are not become \udcxx, which
+        # JSON reads as what Python had.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     sys.exit(main(sys.argv[1:]))

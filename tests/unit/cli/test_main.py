@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,11 +74,32 @@ def test_ctrl_c_leaves_with_130(plan_raises: Any, capsys: pytest.CaptureFixture[
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
-    script = "import sys; from trtx.cli.main import run; sys.argv = ['trtx', 'schema']; run()"
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    argv = [sys.executable, "-m", "trtx.cli", "schema"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
-        assert b"Traceback" not in process.stderr.read()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["schema"], ["plan", "none.yaml", "-o", "json"]])
+def test_results_that_cannot_be_written_are_one_error(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        argv = [sys.executable, "-m", "trtx.cli", *arguments]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode in (1, 2)
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_json_is_utf8_whatever_the_locale_and_holds_any_file_name(encoding: str) -> None:
+    name = b"n\xc3\xa9-\xff.yaml"
+    argv = [sys.executable.encode(), b"-m", b"trtx.cli", b"plan", name, b"-o", b"json"]
+    environ = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+    done = subprocess.run(argv, capture_output=True, check=False, env=environ)
+    assert done.returncode == 2
+    what = json.loads(done.stdout.decode())["error"]["what"]
+    assert "né-\udcff.yaml" in what
 
 
 @pytest.mark.parametrize(
