@@ -53,7 +53,7 @@ def fast_cluster(shared_fast_cluster: Cluster) -> Iterator[Cluster]:
 def shared_fast_cluster() -> Iterator[Cluster]:
     """A cluster whose controller lives ten times as fast: limits, requeues and failures take seconds."""
     if not FAKETIME.exists():
-        pytest.skip("libfaketime is missing: run tests/slurm/install")
+        pytest.skip("libfaketime is missing: run tests/install")
     extra = (
         "PreemptType=preempt/partition_prio",
         "PreemptMode=REQUEUE",

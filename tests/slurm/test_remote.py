@@ -28,7 +28,7 @@ Tell = Callable[[Run, SlurmRunner], None]
 @pytest.fixture
 def login(cluster: Cluster, tmp_path: Path) -> Iterator[SshShell]:
     if not all(shutil.which(name, path="/usr/sbin:/usr/bin") for name in ("sshd", "ssh-keygen", "rsync")):
-        pytest.skip("sshd or rsync is missing: run tests/slurm/install")
+        pytest.skip("sshd or rsync is missing: run tests/install")
     environ = {"SLURM_CONF": cluster.environ["SLURM_CONF"]}
     with login_node(tmp_path / "sshd", environ) as (host, port, words):
         ssh = Ssh(host, port, words)

@@ -35,7 +35,7 @@ def missing_programs() -> str:
     if os.geteuid() != 0:
         return "a private Slurm cluster needs root (slurmd refuses other users)"
     absent = [name for name in ("sbatch", "slurmctld", "slurmd", "munged") if not shutil.which(name, path=SBIN)]
-    return f"{', '.join(absent)} cannot be found: run tests/slurm/install" if absent else ""
+    return f"{', '.join(absent)} cannot be found: run tests/install" if absent else ""
 
 
 def wait_until(check: Callable[[], object], what: str, *, seconds: float = 30.0, pause_s: float = 0.02) -> None:
