@@ -157,6 +157,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             errno.EDQUOT: ("your quota is used up", "free some space or point TRTX_CACHE_DIR elsewhere"),
             errno.EROFS: ("the file system is read-only", "choose a writable folder"),
             errno.EACCES: ("permission denied", "choose a folder you may write to"),
+            errno.EPERM: ("it belongs to another user", "ask its owner, or choose a folder of your own"),
+            errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
             errno.EISDIR: ("a folder has that name", "choose another name"),
             errno.ENOTDIR: ("a part of that path is a file", "choose another folder"),
         }

@@ -20,6 +20,7 @@ from trtx.cache.manifest import Manifest
 from trtx.cache.signing import Keyring, load_signer, make_key_file
 from trtx.cache.store import Store
 from trtx.errors import EnvironmentProblem, TrtxError, UsageProblem, VerificationFailed
+from trtx.files import sha256_bytes
 
 Members = list[tuple[tarfile.TarInfo, bytes]]
 
@@ -88,6 +89,30 @@ def test_a_file_that_changed_is_not_exported(tmp_path: Path, store: Store) -> No
     with pytest.raises(VerificationFailed, match="recorded SHA-256"):
         export(store, tmp_path / "cache.tar", sent)
     assert sorted(tmp_path.glob("*cache.tar*")) == []
+
+
+def test_programs_stay_executable(tmp_path: Path, store: Store, other_store: Store) -> None:
+    sent = make_entry(store, files={"run.sh": b"#!/bin/sh\n", "copy.txt": b"#!/bin/sh\n"})
+    (store.output(sent.key) / "run.sh").chmod(0o555)
+    bring(export(store, tmp_path / "cache.tar", sent), other_store)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in other_store.output(sent.key).iterdir()}
+    assert modes == {"run.sh": 0o555, "copy.txt": 0o444}
+
+
+def test_what_the_disk_made_of_a_file_does_not_become_an_entry(
+    tmp_path: Path, store: Store, other_store: Store
+) -> None:
+    path = export(store, tmp_path / "cache.tar", make_entry(store, files={"a": b"first", "b": b"second"}))
+
+    def tamper(done: int, total: int) -> None:
+        if done == total:
+            [content] = (other_store.root / "tmp").glob(f"*/work/{sha256_bytes(b'first')}")
+            content.write_bytes(b"worst")
+
+    with pytest.raises(VerificationFailed) as caught:
+        import_entries(path, other_store, None, tamper)
+    assert "on the disk" in caught.value.why
+    assert_empty(other_store)
 
 
 def test_an_interrupted_export_leaves_no_file(tmp_path: Path, store: Store) -> None:

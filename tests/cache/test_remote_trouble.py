@@ -101,6 +101,23 @@ def test_a_line_that_flips_bits_is_noticed(proxied: Proxy, s3_place: Place, stor
     assert other_store.find(sent.key).manifest is None
 
 
+def test_what_the_disk_made_of_a_file_does_not_become_an_entry(place: Place, store: Store, other_store: Store) -> None:
+    sent = make_entry(store, files={"a": b"first", "b": b"second"})
+    remote = writable(place.url, place.endpoint)
+    push(remote, sent, store)
+    offer = remote.find(sent.key)
+    assert offer is not None
+
+    def tamper(done: int, total: int) -> None:
+        if done == total:
+            [written] = (other_store.root / "tmp").glob("*/output/a")
+            written.write_bytes(b"worst")
+
+    with pytest.raises(EntryRefused, match="on the disk"):
+        remote.pull(offer, other_store, tamper, threading.Event())
+    assert other_store.find(sent.key).manifest is None
+
+
 @contextmanager
 def portal() -> Iterator[str]:
     """A server that answers everything with the same page, as the login pages of some networks do."""

@@ -35,7 +35,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EPERM])
 def test_each_disk_error_says_why_and_what_to_do(tmp_path: Path, number: int) -> None:
     with pytest.raises(EnvironmentProblem) as caught, files.disk_errors(tmp_path):
         raise OSError(number, os.strerror(number))

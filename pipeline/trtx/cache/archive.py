@@ -2,7 +2,7 @@
 
 A tar archive, gzip-compressed where its name ends in .gz or .tgz. The same entries give the same bytes.
 
-    trtx-export.json      what is in it: the manifests of all entries and their signatures
+    trtx-export.json      what is in it: the manifests of all entries, their signatures, which files are executable
     files/<sha256>        every content once, in the order in which the manifests name them
 
 Names in the archive say nothing about paths; those stand in the manifests and are checked like those of any foreign
@@ -22,12 +22,12 @@ import uuid
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from trtx.cache.foreign import EntryRefused, plain, read_foreign_manifest
+from trtx.cache.foreign import EntryRefused, expect_files, plain, read_foreign_manifest
 from trtx.cache.manifest import Manifest
 from trtx.cache.remote import Progress, manifest_digest
 from trtx.cache.signing import Keyring, Signer
@@ -48,18 +48,23 @@ SPARE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Bundle:
-    """The index of an archive: its entries, and the JSON of each one's signatures by key."""
+    """The index of an archive: its entries, and by key the JSON of each one's signatures and its executable files."""
 
     manifests: tuple[Manifest, ...]
     signatures: dict[str, Any]
+    executables: dict[str, frozenset[str]]
 
     def contents(self) -> dict[str, int]:
         """SHA-256 → size of every content, in the order of the archive."""
-        return {record.sha256: record.size for manifest in self.manifests for record in manifest.files}
+        return _contents(self.manifests)
 
     @property
     def total_bytes(self) -> int:
         return sum(self.contents().values())
+
+
+def _contents(manifests: Iterable[Manifest]) -> dict[str, int]:
+    return {record.sha256: record.size for manifest in manifests for record in manifest.files}
 
 
 def export_entries(
@@ -67,32 +72,53 @@ def export_entries(
 ) -> None:
     """Write entries to an archive, which appears whole or not at all.
 
-    Raises VerificationFailed when a file is not what its manifest says, EnvironmentProblem for a full disk.
+    Raises VerificationFailed when a file is not what its manifest says, UsageProblem for a target that cannot be a
+    file, EnvironmentProblem for a full disk.
     """
+    _check_target(target)
     ordered = tuple(sorted(manifests, key=lambda manifest: manifest.key))
     sources = {
         record.sha256: store.output(manifest.key) / record.path for manifest in ordered for record in manifest.files
     }
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    total, done = sum({r.sha256: r.size for m in ordered for r in m.files}.values()), 0
+    contents = _contents(ordered)
+    total, done = sum(contents.values()), 0
     try:
         with disk_errors(target), _open_for_writing(temporary, target.name) as stream:
-            _write_member(stream, INDEX, _index_text(ordered, signer))
-            for sha256, size in Bundle(ordered, {}).contents().items():
+            _write_member(stream, INDEX, _index_text(store, ordered, signer))
+            for sha256, size in contents.items():
                 for count in _write_file(stream, sources[sha256], sha256, size):
                     done += count
                     progress(done, total)
             stream.write(bytes(2 * BLOCK))  # The end of a tar archive.
-        temporary.replace(target)
+        with disk_errors(target):
+            temporary.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def _index_text(manifests: Iterable[Manifest], signer: Signer | None) -> bytes:
+def _check_target(target: Path) -> None:
+    """Raises UsageProblem, before anything is packed, and before a device would be replaced by a file."""
+    with disk_errors(target):
+        if not target.name or target.is_dir():
+            why = "it is a folder"
+        elif not target.parent.is_dir():
+            why = f"there is no folder {target.parent}"
+        else:
+            why = "it is no plain file" if target.exists() and not target.is_file() else ""
+    if why:
+        raise UsageProblem(f"cannot write an archive to {target}", why=why, fix="name a file, such as cache.tar.gz")
+
+
+def _index_text(store: Store, manifests: Iterable[Manifest], signer: Signer | None) -> bytes:
     rows = []
     for manifest in manifests:
         signatures = [signer.sign(manifest_digest(manifest)).to_json()] if signer else []
-        rows.append({"key": manifest.key, "manifest": manifest.dump(), "signatures": signatures})
+        root = store.output(manifest.key)
+        executables = [record.path for record in manifest.files if os.access(root / record.path, os.X_OK)]
+        row = {"key": manifest.key, "manifest": manifest.dump(), "signatures": signatures, "executables": executables}
+        rows.append(row)
     text = json.dumps({"schema": SCHEMA, "entries": rows}, indent=1, sort_keys=True, ensure_ascii=False).encode()
     if len(text) > MAX_INDEX_BYTES or len(rows) > MAX_ENTRIES:
         raise UsageProblem("these are too many entries for one archive", fix="export them in several parts")
@@ -170,9 +196,7 @@ def _open_for_reading(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise UsageProblem(f"cannot read {path}", why=error.strerror or "") from error
     with raw:
-        packed = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-        raw.seek(0)
-        if not packed:
+        if not raw.peek(len(GZIP_MAGIC)).startswith(GZIP_MAGIC):  # Without seeking: it may be a pipe.
             yield raw
             return
         with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked, io.BufferedReader(unpacked, CHUNK_BYTES) as stream:
@@ -214,17 +238,24 @@ def _read_index(stream: IO[bytes], path: Path) -> Bundle:
     _read_exactly(stream, _padding(size))
     try:
         body = json.loads(text)
-        schema, rows = body["schema"], [(row["key"], row["manifest"], row["signatures"]) for row in body["entries"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        schema, rows = body["schema"], [_read_row(row) for row in body["entries"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise EntryRefused("its list of entries cannot be read") from None
     if schema != SCHEMA:
         raise EntryRefused(f"its schema is {plain(schema)}, not {SCHEMA}")
     if len(rows) > MAX_ENTRIES:
         raise EntryRefused(f"it has more than {MAX_ENTRIES} entries")
-    if any(not isinstance(key, str) or not isinstance(said, str) for key, said, _ in rows):
-        raise EntryRefused("its list of entries cannot be read")
-    manifests = tuple(read_foreign_manifest(said.encode(errors="replace"), key) for key, said, _ in rows)
-    return Bundle(manifests, {key: signatures for key, _, signatures in rows})
+    manifests = tuple(read_foreign_manifest(said.encode(errors="replace"), key) for key, said, _, _ in rows)
+    executables = {key: names for key, _, _, names in rows}
+    return Bundle(manifests, {key: signatures for key, _, signatures, _ in rows}, executables)
+
+
+def _read_row(row: dict[str, Any]) -> tuple[str, str, Any, frozenset[str]]:
+    """Key, text of the manifest, signatures and executable files. Raises KeyError, TypeError, AttributeError."""
+    key, said, names = row["key"], row["manifest"], row.get("executables", [])
+    if not isinstance(key, str) or not isinstance(said, str) or not isinstance(names, list):
+        raise TypeError
+    return key, said, row["signatures"], frozenset(map(str, names))
 
 
 def _check(bundle: Bundle, keyring: Keyring | None) -> None:
@@ -265,10 +296,10 @@ def _import(
         staged = []
         for manifest in bundle.manifests:
             folder = stack.enter_context(store.stage(manifest.key))
-            _place(manifest, contents, folder / "output", uses)
+            _place(manifest, contents, folder / "output", uses, bundle.executables[manifest.key])
             staged.append((folder, manifest))
         known = {manifest.key for manifest in bundle.manifests if store.find(manifest.key).manifest is not None}
-        published = [store.publish(folder, manifest) for folder, manifest in staged]
+        published = [store.publish(folder, manifest, expect_files(manifest)) for folder, manifest in staged]
     return published, [manifest for manifest in published if manifest.key not in known]
 
 
@@ -293,7 +324,7 @@ def _extract(bundle: Bundle, stream: IO[bytes], contents: Path, progress: Progre
         raise EntryRefused("it has members that its list does not name")
 
 
-def _place(manifest: Manifest, contents: Path, output: Path, uses: Counter[str]) -> None:
+def _place(manifest: Manifest, contents: Path, output: Path, uses: Counter[str], executables: frozenset[str]) -> None:
     """Put an entry's files in place: the last use of a content takes it, others copy it."""
     for record in manifest.files:
         target = output / record.path
@@ -304,3 +335,5 @@ def _place(manifest: Manifest, contents: Path, output: Path, uses: Counter[str])
                 shutil.copyfile(contents / record.sha256, target)
             else:
                 (contents / record.sha256).rename(target)
+            if record.path in executables:
+                target.chmod(0o755)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from trtx.cache.manifest import FileRecord, Manifest, ManifestCorrupt, load_manifest
@@ -84,6 +85,20 @@ def check_records(records: tuple[FileRecord, ...]) -> None:
         above = next((str(parent) for parent in PurePosixPath(path).parents if str(parent) in paths), None)
         if above:
             raise EntryRefused(f"{above} is both a file and a folder")
+
+
+def expect_files(manifest: Manifest) -> Callable[[tuple[FileRecord, ...]], None]:
+    """A check for Store.publish: what lies on the disk is what the manifest declares. It raises EntryRefused.
+
+    A file system that takes two of its names for one, or that changes what was written, would else have the last word.
+    """
+
+    def check(found: tuple[FileRecord, ...]) -> None:
+        if different := set(manifest.files) ^ set(found):
+            path = min(record.path for record in different)
+            raise EntryRefused(f"{path!r} is on the disk not what was written there")
+
+    return check
 
 
 def _path_fault(path: object) -> str | None:

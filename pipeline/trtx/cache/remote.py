@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 
 from trtx.cache.background import DaemonPool
 from trtx.cache.blobs import Blobs, open_blobs
-from trtx.cache.foreign import MAX_MANIFEST_BYTES, SHA256, EntryRefused, plain, read_foreign_manifest
+from trtx.cache.foreign import MAX_MANIFEST_BYTES, SHA256, EntryRefused, expect_files, plain, read_foreign_manifest
 from trtx.cache.manifest import FileRecord, Manifest
 from trtx.cache.signing import Keyring
 from trtx.cache.store import Store
@@ -166,7 +166,7 @@ class Remote:
                 self._fetch_file(record, chunks, offer.chunk_bytes, target, advance)
                 if record.path in offer.executables:
                     target.chmod(0o755)
-            return store.publish(staged, manifest)
+            return store.publish(staged, manifest, expect_files(manifest))
 
     def _fetch_file(
         self,
