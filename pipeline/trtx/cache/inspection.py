@@ -31,9 +31,9 @@ class Inspection:
 
 
 def identity_of(entry: Path) -> Identity | None:
-    """Tells an entry's folder from every other folder that was ever in its place."""
+    """Tells what is in an entry's place from everything that was ever there; links are not followed."""
     try:
-        info = entry.stat()
+        info = entry.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
     return (info.st_ino, info.st_mtime_ns)

@@ -31,11 +31,14 @@ def make_movable(folder: Path) -> None:
 
 
 def remove_tree(root: Path) -> None:
-    """Delete a folder, write-protected or not; links are not followed, files that vanish meanwhile are no error."""
+    """Delete a folder, write-protected or not; links are not followed.
+
+    What vanishes meanwhile, or belongs to another user of the cache, is no error.
+    """
     if root.is_symlink():
         root.unlink(missing_ok=True)
         return
     for folder, _, _ in os.walk(root):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             Path(folder).chmod(0o755)
     shutil.rmtree(root, ignore_errors=True)

@@ -190,7 +190,7 @@ class Store:
                 try:
                     entry.rename(target)
                 except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                         raise
                 else:
                     os.fchmod(descriptor, 0o555)  # By descriptor: the name may already be another's entry.
@@ -214,7 +214,7 @@ class Store:
 
         `identity` (of Found) says which one was found corrupt, else it is looked at here. Between looking and moving
         somebody else may put a good one in its place: what was moved is checked where nobody else touches it, and put
-        back when it is good.
+        back when it is good. Raises EnvironmentProblem when it cannot be moved.
         """
         if identity is None:
             found = self.find(key)
@@ -225,8 +225,9 @@ class Store:
         try:
             if identity_of(source) != identity:
                 return None
-            make_movable(source)
-            source.rename(suspect)
+            with disk_errors(source):
+                make_movable(source)
+                source.rename(suspect)
         except FileNotFoundError:
             return None
         if identity_of(suspect) != identity or self._is_intact(suspect, key):

@@ -11,6 +11,7 @@ from trtx.cache.digests import hash_files
 from trtx.cache.inspection import Inspection, inspect
 from trtx.cache.memo import settle
 from trtx.cache.store import Store, describe_digest
+from trtx.errors import EnvironmentProblem
 
 # Told the bytes read so far, and the bytes there are to read.
 Progress = Callable[[int, int], None]
@@ -18,7 +19,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Checked:
-    """An entry after all of it was read. `quarantined` is where a corrupt one was moved to."""
+    """An entry after all of it was read. `quarantined` is where a corrupt one was moved to, if it could be."""
 
     key: str
     step: str
@@ -65,7 +66,10 @@ def _conclude(store: Store, key: str, found: Inspection, fault: str | None) -> C
         return Checked(key, step, size)
     if store.identity(key) != found.identity:  # Removed or published anew while it was read.
         return None
-    moved = store.quarantine(key, found.identity)
+    try:
+        moved = store.quarantine(key, found.identity)
+    except EnvironmentProblem:  # A cache that is only read can be checked, too.
+        return Checked(key, step, size, fault)
     if moved is None and (now := store.find(key)).fault is None:  # Likewise, or a read failed only once.
         return Checked(key, step, size) if now.identity == found.identity else None
     return Checked(key, step, size, fault, moved)

@@ -199,13 +199,13 @@ def verify(context: typer.Context, keys: KeysArgument = None, output: OutputOpti
             }
         )
     elif corrupt:
-        rows = [(entry.key[:SHOWN_KEY], entry.step, entry.fault or "", str(entry.quarantined)) for entry in corrupt]
+        rows = [(entry.key[:SHOWN_KEY], entry.step, entry.fault or "", _moved_to(entry)) for entry in corrupt]
         console.table(("key", "step", "fault", "moved to"), rows, styles=["error"] * len(rows))
     if corrupt:
         error = VerificationFailed(
             f"{len(corrupt)} of {len(checked)} entries are corrupt",
             why=f"the first: {corrupt[0].step or corrupt[0].key}: {corrupt[0].fault}",
-            fix="they were moved away; the next `trtx apply` that needs them makes them anew; check disk and memory",
+            fix=f"{_describe_moves(corrupt)}; check disk and memory",
         )
         if output is not OutputFormat.JSON:
             raise error
@@ -213,6 +213,16 @@ def verify(context: typer.Context, keys: KeysArgument = None, output: OutputOpti
         raise typer.Exit(error.exit_code)
     rate = f", {format_bytes(total / seconds)}/s" if seconds > 0 else ""
     console.say(f"{len(checked)} entries are intact: {format_bytes(total)} in {seconds:.1f} s{rate}", style="ok")
+
+
+def _moved_to(entry: Checked) -> str:
+    return str(entry.quarantined or "(could not be moved)")
+
+
+def _describe_moves(corrupt: list[Checked]) -> str:
+    if all(entry.quarantined for entry in corrupt):
+        return "they were moved away; the next `trtx apply` that needs them makes them anew"
+    return "not all could be moved away: run this where the cache can be written"
 
 
 def _describe_corrupt(entry: Checked) -> dict[str, Any]:

@@ -56,6 +56,19 @@ def test_an_entry_is_read_only(store: Store) -> None:
         assert not stat.S_IMODE(path.stat().st_mode) & 0o222, path
 
 
+@pytest.mark.parametrize("kind", ["file", "broken link"])
+def test_what_is_no_folder_does_not_stand_in_the_way_of_an_entry(store: Store, kind: str) -> None:
+    store.entry(KEY).parent.mkdir()
+    if kind == "file":
+        store.entry(KEY).write_text("x")
+    else:
+        store.entry(KEY).symlink_to("nowhere")
+    assert store.find(KEY).fault
+    publish(store)
+    assert store.find(KEY).manifest is not None
+    assert len(list((store.root / "quarantine").iterdir())) == 1
+
+
 def test_an_absent_key_is_neither_found_nor_faulty(store: Store) -> None:
     found = store.find("cd" * 32)
     assert found.manifest is None
@@ -132,9 +145,7 @@ def test_an_unchanged_file_is_not_read_twice(store: Store, monkeypatch: pytest.M
     assert read == []
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "7", '{"engine.json": 5}', '{"engine.json": [1]}', "[" * 100_000]
-)
+@pytest.mark.parametrize("text", ["{", "7", '{"engine.json": 5}', '{"engine.json": [1]}', "[" * 100_000])
 def test_a_memo_that_says_nonsense_only_costs_reading_again(store: Store, text: str) -> None:
     publish(store)
     store.memo.path(KEY).write_text(text)
