@@ -140,16 +140,22 @@ def _release(entry: Candidate, holders: dict[Inode, int]) -> int:
     return freed
 
 
+def require_deletable(store: Store, chosen: PruneList) -> None:
+    """Raise EnvironmentProblem unless everything that was chosen may be deleted: see trtx.cache.layout.require_tag."""
+    require_tag(store.root, *{store.entry(entry.row.key).parent for entry in chosen.doomed})
+
+
 def prune(store: Store, chosen: PruneList, locks: Iterable[Path] = ()) -> PruneList:
     """Delete what was chosen, except what came into use, was pinned or used again since; returns what was deleted.
 
     Raises EnvironmentProblem, before anything is deleted, when the folder is not marked as a cache.
     """
-    require_tag(store.root)
+    require_deletable(store, chosen)
     keep = keys_to_keep(store, locks)
     deleted, kept = [], dict(chosen.kept)
     for entry in chosen.doomed:
         key = entry.row.key
+        keep |= keys_in_use(store)  # Deleting takes a while, and jobs begin meanwhile.
         if key in keep or is_pinned(store, key):
             kept[key] = keep.get(key, "pinned")
         elif (store.memo.last_use(key) or entry.used) > entry.used:

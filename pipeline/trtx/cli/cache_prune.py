@@ -53,6 +53,8 @@ def prune(
     all_locks = _check_locks(locks or []) + _project_locks(Path.cwd())
     keep = pruning.keys_to_keep(store, all_locks) | _keys_of_live_runs(Path.cwd())
     chosen = pruning.list_prunable(pruning.measure(store), keep, max_bytes=max_bytes, unused_s=unused_s)
+    if chosen.doomed:
+        pruning.require_deletable(store, chosen)
     if not dry_run and chosen.doomed:
         _confirm(console, chosen, sure=yes, output=output)
         chosen = pruning.prune(store, chosen, all_locks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from pathlib import Path
@@ -107,6 +108,21 @@ def test_a_corrupt_entry_is_told_moved_away_and_exit_code_8(store: Store, trtx: 
     assert trtx.json("verify")["entries"] == 2
 
 
+def test_a_corrupt_entry_of_a_cache_that_is_only_read_is_told(
+    store: Store, trtx: Trtx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrupt(store.output(key_of(1)) / "a.bin")
+
+    def refuse(path: Path, _target: Path) -> Path:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    [told] = trtx.json("verify", code=8)["corrupt"]
+    assert (told["key"], told["quarantined"]) == (key_of(1), None)
+    trtx("verify", code=8)
+    assert "could not be moved" in trtx.err
+
+
 def test_a_dry_run_deletes_nothing_and_tells_what_the_run_then_deletes(store: Store, trtx: Trtx) -> None:
     planned = trtx.json("prune", "--older-than", "10d", "--dry-run")
     assert [entry["step"] for entry in planned["deleted"]] == ["build/cpu/fp32", "build/cpu/int8"]
@@ -114,6 +130,14 @@ def test_a_dry_run_deletes_nothing_and_tells_what_the_run_then_deletes(store: St
     done = trtx.json("prune", "--older-than", "10d", "--yes")
     assert done == planned | {"dry_run": False}
     assert store.keys() == [key_of(2)]
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(store: Store, trtx: Trtx) -> None:
+    (store.root / "CACHEDIR.TAG").unlink()
+    for sure in ("--dry-run", "--yes"):
+        trtx("prune", "--max-size", "0B", sure, code=6)
+        assert "nothing is deleted" in trtx.err
+    assert len(store.keys()) == 3
 
 
 def test_pruning_to_a_size_is_told_to_people(store: Store, trtx: Trtx) -> None:
