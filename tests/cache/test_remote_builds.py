@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from support.fleet import Machine, MakeMachine, leaf, remotes_of
-from support.remotes import Place, closed_port, make_store, proxy
+from support.remotes import Place, closed_port, make_entry, make_store, proxy, push
 from support.steps import InlineRunner, Watcher, install_stage, states, write_output
 
-from trtx.cache.remote import blob_name, entry_name
+from trtx.cache.remote import RemoteSpec, blob_name, entry_name
 from trtx.cache.remote_lease import Leases, Turn
 from trtx.cache.remote_push import WritableRemote
 from trtx.cache.signing import make_key_file
@@ -23,6 +23,7 @@ from trtx.errors import StepFailed
 from trtx.plan import execute
 from trtx.plan.execute import Execution
 from trtx.plan.record import create_run
+from trtx.plan.remotes import Remotes
 from trtx.plan.survey import State, overlay, survey
 from trtx.stages.base import StepContext
 
@@ -168,6 +169,23 @@ def test_status_shows_what_a_run_took(machines: MakeMachine) -> None:
     shown = overlay(survey(two.plan, two.store), execution.record)
     reasons = {status.step.id: status.reason for status in shown}
     assert reasons[leaf(two.plan)] == "taken from remote shared in this run"
+
+
+def test_an_answer_that_nobody_foresaw_skips_the_remote_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("odd")
+
+    sent = make_entry(store)
+    remotes = [WritableRemote(RemoteSpec(name, f"file://{tmp_path / name}", True)) for name in ("good", "odd")]
+    for remote in remotes:
+        push(remote, sent, store)
+    monkeypatch.setattr(remotes[1], "_read_offer", fail)
+    asked = Remotes(remotes)
+    assert asked.find([sent.key])[sent.key].remote is remotes[0]
+    assert asked.skipped == {"odd": "ZeroDivisionError: odd"}
+    assert Leases(remotes[1]).claim(sent.key).turn is Turn.UNKNOWN
 
 
 def make_machine(tmp_path: Path, remotes: str, monkeypatch: pytest.MonkeyPatch) -> Machine:

@@ -85,7 +85,7 @@ class Leases:
                 if turn is Turn.OURS:
                     self._forget(key)
                 return Claim(Turn.MADE, offer=offer)
-        except RemoteTrouble:
+        except Exception:  # noqa: BLE001  Without an answer the run would wait for ever.
             return Claim(Turn.UNKNOWN)
         if turn is Turn.OURS:
             self._hold(key)

@@ -77,6 +77,9 @@ class Remotes:
             except RemoteTrouble as error:
                 self.skipped[remote.name] = str(error)
                 continue
+            except Exception as error:  # noqa: BLE001  What a remote says never fails a build.
+                self.skipped[remote.name] = f"{type(error).__name__}: {error}"
+                continue
             self._asked[remote.name].update(new)
             self._offers[remote.name].update(offers)
             self.refused.update({(remote.name, key): why for key, why in refused.items()})
