@@ -29,7 +29,6 @@ LOG_NAME = "log.txt"
 LOG_TAIL_BYTES = 64 << 10
 # Larger partial outputs are weights and engines, which tell nothing that the log does not.
 MAX_PARTIAL_BYTES = 4 << 20
-SCRATCH = "@SCRATCH@"
 # Variables whose values are written down. All others are passed on by name, from wherever repro.sh is run.
 SAFE_VARIABLES = frozenset(
     {
@@ -57,7 +56,18 @@ SAFE_VARIABLES = frozenset(
 )
 # Set by a runner for one attempt; they mean nothing in another.
 ATTEMPT_ONLY = frozenset({ATTEMPT_VARIABLE, PARENT_VARIABLE})
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH|PROXY", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH|PROXY|COOKIE|WEBHOOK|DSN|_PWD$|(^|_)(PAT|PEM)(_|$)", re.IGNORECASE
+)
+# As in postgres://user:password@host.
+SECRET_IN_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
+# Shorter ones are too common in other words.
+MIN_SECRET = 6
+# What repro.sh does with the job: the cache is one in the scratch folder.
+MOVE_JOB = (
+    "import json, sys; job = json.load(open(sys.argv[1])); job['cache_dir'] = sys.argv[2] + '/cache'; "
+    "json.dump(job, open(sys.argv[2] + '/job.json', 'w'))"
+)
 SHELL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -104,8 +114,7 @@ class Evidence:
                 (folder / LOG_NAME).write_text(self._without_secrets(log))
             text = "".join(traceback.format_exception(cause))
             (folder / "error.txt").write_text(self._without_secrets(text))
-            job = self._job.model_copy(update={"cache_dir": f"{SCRATCH}/cache"})
-            (folder / "job.json.in").write_text(dump_file(job))
+            (folder / "job.json.in").write_text(dump_file(self._job))
             (folder / "repro.sh").write_text(make_repro(self._job, self._environ))
             (folder / "repro.sh").chmod(0o755)
             told = {name: self._without_secrets(value) for name, value in failure.model_dump().items()}
@@ -127,9 +136,12 @@ class Evidence:
 
     def _without_secrets(self, text: str) -> str:
         for name, value in self._environ.items():
-            if len(value) >= 6 and name not in SAFE_VARIABLES and SECRET_NAME.search(name):
-                text = text.replace(value, f"[{name}]")
-        return text
+            if name in SAFE_VARIABLES or not SECRET_NAME.search(name):
+                continue
+            for part in (value, *value.splitlines()):  # Of a key in PEM, logs may show single lines.
+                if len(part) >= MIN_SECRET:
+                    text = text.replace(part, f"[{name}]")
+        return SECRET_IN_URL.sub("[credentials]", text)
 
 
 def make_repro(job: Job, environ: Mapping[str, str]) -> str:
@@ -144,7 +156,8 @@ def make_repro(job: Job, environ: Mapping[str, str]) -> str:
         place = f'"$scratch/cache/entries/{entry.key[:2]}'
         lines += [f'mkdir -p {place}"', f'ln -sfn {shlex.quote(str(store.entry(entry.key)))} {place}/{entry.key}"']
     # ${X+…} is nothing where X is not set, else one word.
-    words = [*map(shlex.quote, safe), *(f'${{{name}+"{name}=${name}"}}' for name in other), shlex.quote(sys.executable)]
+    python = shlex.quote(sys.executable)
+    words = [*map(shlex.quote, safe), *(f'${{{name}+"{name}=${name}"}}' for name in other), python]
     environment = " \\\n  ".join(words)
     passed = " ".join(other) or "(none)"
     return f"""#!/bin/sh
@@ -158,8 +171,9 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 scratch=${{1:-$(mktemp -d)}}
 mkdir -p "$scratch"
+scratch=$(cd "$scratch" && pwd)
 {chr(10).join(lines)}
-sed "s|{SCRATCH}|$scratch|" "$here/job.json.in" > "$scratch/job.json"
+{python} -c {shlex.quote(MOVE_JOB)} "$here/job.json.in" "$scratch"
 cd "$scratch"
 echo "in $scratch" >&2
 exec env -i \\

@@ -38,7 +38,8 @@ def run_worker(job: Path, body: str, environ: dict[str, str] | None = None) -> t
 
 @pytest.fixture
 def environ() -> dict[str, str]:
-    return {**os.environ, "HF_TOKEN": "hf_verysecret", "OMP_NUM_THREADS": "2", "TRTX_ATTEMPT": "1"}
+    secrets = {"HF_TOKEN": "hf_verysecret", "GITHUB_PAT": "hunter2-a", "SIGNING_PEM": "-----\nhunter2-b\n-----"}
+    return {**os.environ, **secrets, "OMP_NUM_THREADS": "2", "TRTX_ATTEMPT": "1"}
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def failed(tmp_path: Path, plan: Plan, environ: dict[str, str]) -> Path:
     job = write_job(tmp_path, plan, STEP)
     log = attempt_folder(job.parent, 1) / "log.txt"
     log.parent.mkdir(parents=True)
-    log.write_text("x" * 100_000 + "using hf_verysecret\n")
+    log.write_text("x" * 100_000 + "using hf_verysecret, hunter2-a, hunter2-b and postgres://me:hunter2-c@db/x\n")
     code, output = run_worker(job, FAIL, environ)
     assert code == 1
     [folder] = list_failures(Path(plan.cache_dir))
@@ -72,18 +73,21 @@ def test_a_failure_keeps_how_it_failed_its_log_and_its_small_output(failed: Path
 def test_no_secret_is_written_down(failed: Path) -> None:
     for path in failed.rglob("*"):
         assert not path.is_file() or "hf_verysecret" not in path.read_text(), path
+        assert not path.is_file() or "hunter2" not in path.read_text(), path
     assert "[HF_TOKEN]" in (failed / "log.txt").read_text()
+    assert "postgres://[credentials]@db/x" in (failed / "log.txt").read_text()
     assert "${HF_TOKEN+" in (failed / "repro.sh").read_text()
 
 
+@pytest.mark.parametrize("name", ["scratch", "a & b|c \u00fc"])
 def test_repro_runs_the_same_step_again_in_a_scratch_folder(
-    failed: Path, plan: Plan, tmp_path: Path, environ: dict[str, str]
+    failed: Path, plan: Plan, tmp_path: Path, environ: dict[str, str], name: str
 ) -> None:
     # The real stage meets an input that holds no model: what counts is that it ran, with the inputs of the cache.
     done = subprocess.run(
-        [str(failed / "repro.sh"), str(tmp_path / "scratch")], env=environ, capture_output=True, text=True, check=False
+        [str(failed / "repro.sh"), name], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
     )
-    scratch = tmp_path / "scratch"
+    scratch = tmp_path / name
     result = read_result(attempt_folder(scratch, 1))
     assert result is not None, done.stderr
     assert result.key == plan.step(STEP).key
