@@ -13,6 +13,8 @@ from trtx.cache.manifest import Manifest
 from trtx.cache.remote import blob_name
 from trtx.cache.store import Store
 from trtx.cli.main import main
+from trtx.plan.lock import SCHEMA as LOCK_SCHEMA
+from trtx.plan.lock import Lock, write_lock
 
 
 class Trtx:
@@ -93,7 +95,9 @@ def test_a_lock_names_what_to_carry(
     tmp_path: Path, trtx: Trtx, share: Place, store: Store, other_store: Store, entries: list[Manifest]
 ) -> None:
     lock = tmp_path / "recipe.lock.yaml"
-    lock.write_text(f"entries:\n  build/cpu: {entries[0].key}\n  model: {'ab' * 32}\n")
+    models = {"demo://m": {"identity": "x", "files": {"w": {"bytes": 1, "sha256": "cd" * 32}}}}
+    steps = {"build/cpu": entries[0].key, "download/model": "ab" * 32}
+    write_lock(lock, Lock.model_validate({"schema": LOCK_SCHEMA, "entries": steps, "models": models}))
     assert trtx.at(store).json("push", "--lock", lock)["remotes"]["share"]["sent"] == [entries[0].key]
     pulled = trtx.at(other_store).json("pull", "--lock", lock)
     assert pulled["pulled"] == {entries[0].key: "share"}
@@ -221,6 +225,8 @@ def test_keys_sign_what_is_pushed_and_exported(
     trusting, doubting = make_store(tmp_path / "trusting"), make_store(tmp_path / "doubting")
     trtx.at(trusting)("import", file, "--trust", "signed")
     trtx("pull", entries[0].key)
+    trtx.site(site.format(folder=tmp_path, key=public) + signing)  # This site's own key need not be named.
+    trtx.at(make_store(tmp_path / "own"))("import", file, "--trust", "signed")
     trtx.site(site.format(folder=tmp_path, key=public))
     trtx.at(doubting)("import", file, "--trust", "signed", code=8)
     assert "not signed by a trusted key" in trtx.err

@@ -137,7 +137,7 @@ def pull(
     missing = [key for key in wanted if key not in done and key not in refused]
     for note in remotes.notes():
         console.warn(note)
-    console.say(f"{len(pulled)} entries taken, {len(cached)} were in the cache, {len(missing)} are on no remote")
+    console.say(f"{len(pulled)} entries taken, {len(cached)} were in the cache, {len(missing)} were not found")
     error: TrtxError | None = None
     if refused:
         key, why = next(iter(refused.items()))
@@ -214,13 +214,14 @@ def import_archive(
 ) -> None:
     """Bring the entries of an archive into the cache, after all of it was verified; or none of them."""
     from trtx.cache.archive import import_entries
-    from trtx.plan.remotes import make_keyring
+    from trtx.plan.remotes import make_keyring, make_signer
     from trtx.plan.site import load_site
 
     console: Console = context.obj
     store = open_store()
     store.prepare()
-    keyring = make_keyring(load_site(os.environ)) if trust is Trust.SIGNED else None
+    site = load_site(os.environ)
+    keyring = make_keyring(site, make_signer(site, os.environ)) if trust is Trust.SIGNED else None
     entries, new = import_entries(file, store, keyring, _progress(console, file.name))
     if output is OutputFormat.JSON:
         body = {"keys": [manifest.key for manifest in entries], "new": [manifest.key for manifest in new]}
@@ -289,14 +290,14 @@ def _keys_of_recipe(console: Console, recipe: str | None) -> list[str]:
 
 
 def _keys_of_locks(locks: list[Path] | None) -> list[str]:
-    from trtx.cache.prune import read_lock_keys
+    from trtx.plan.lock import read_lock
 
     keys: set[str] = set()
     for path in locks or []:
-        try:
-            keys |= read_lock_keys(path)
-        except OSError as error:
-            raise UsageProblem(f"cannot read the lock {path}", why=error.strerror or "") from error
+        lock = read_lock(path)
+        if lock is None:
+            raise UsageProblem(f"there is no lock {path}", fix="check --lock")
+        keys.update(lock.entries.values())
     return sorted(keys)
 
 
