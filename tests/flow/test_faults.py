@@ -108,7 +108,7 @@ def test_ctrl_c_stops_the_children_and_says_how_to_go_on(project) -> None:
             driver.send_signal(signal.SIGINT)
             _, errors = driver.communicate(timeout=30)
     assert driver.returncode == 130
-    assert "run the same `trtx apply` again to continue" in errors
+    assert "run the same command again to continue" in errors
     assert "Traceback" not in errors
     assert workers and not any(Path(f"/proc/{pid}").exists() for pid in workers)
     shown = {row["step"]: row["state"] for row in project.json("status")["status"]}

@@ -306,6 +306,13 @@ def test_a_base_image_is_pinned_by_digest_and_stays_until_it_is_upgraded(on_hub:
         assert steps_of(body) <= {"package/cpu/fp32"}
 
 
+def test_an_unknown_pin_is_refused_where_there_is_no_lock_yet(on_hub: Project) -> None:
+    done = on_hub.trtx("lock", "recipe.yaml", "--upgrade", "modle")
+    assert done.returncode == 2 and "did you mean 'model'?" in done.stderr
+    assert not lock_file(on_hub).exists()
+    assert on_hub.trtx("lock", "recipe.yaml", "--upgrade", "model").returncode == 0
+
+
 def test_an_unknown_pin_is_refused_with_those_there_are(on_hub: Project) -> None:
     assert on_hub.trtx("lock", "recipe.yaml").returncode == 0
     done = on_hub.trtx("lock", "recipe.yaml", "--upgrade", "modle")

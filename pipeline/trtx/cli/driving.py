@@ -147,7 +147,7 @@ def _interruptions(execution: Execution) -> Iterator[None]:
         raise Interrupted(
             "the run was stopped",
             why="finished steps are in the cache",
-            fix="run the same `trtx apply` again to continue",
+            fix="run the same command again to continue",
         ) from None
 
 
