@@ -40,6 +40,13 @@ def test_plan_prints_a_summary_and_adds_it_to_the_file_that_github_names(small: 
     assert summary.read_text() == "# before\n" + done.stdout
 
 
+def test_the_folder_of_the_summary_is_made(small: Project) -> None:
+    summary = small.folder / "not" / "there" / "summary.md"
+    done = small.trtx("plan", "recipe.yaml", "--format", "github", GITHUB_STEP_SUMMARY=str(summary))
+    assert done.returncode == 0, done.stderr
+    assert summary.read_text() == done.stdout
+
+
 def test_without_the_variable_the_summary_is_only_printed(small: Project) -> None:
     done = small.trtx("plan", "recipe.yaml", "--format", "github", GITHUB_STEP_SUMMARY="")
     assert "## trtx plan recipe.yaml" in done.stdout

@@ -64,8 +64,11 @@ def publish_summary(console: Console, markdown: str, environ: Mapping[str, str] 
     """
     print(markdown, file=console.out, flush=True)
     if name := environ.get(SUMMARY_VARIABLE):
-        with disk_errors(Path(name)), Path(name).open("a", encoding="utf-8") as stream:
-            stream.write(markdown + "\n")
+        path = Path(name)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(markdown + "\n")
 
 
 def make_summary(title: str, statuses: Iterable[StepStatus], outcome: str, lines: Iterable[str] = ()) -> str:
