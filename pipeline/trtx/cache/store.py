@@ -265,7 +265,14 @@ class Store:
         return True
 
     def clean_staging(self) -> int:
-        """Delete trash, and staging folders whose process on this host is gone; returns how many folders."""
+        """Delete trash, and staging folders whose process on this host is gone; returns how many folders.
+
+        Nothing where nothing may be deleted: what is called `tmp` there may be anybody's.
+        """
+        try:
+            require_tag(self.root)
+        except EnvironmentProblem:
+            return 0
         gone = [folder for folder in sorted((self.root / "tmp").glob("*")) if _is_abandoned(folder)]
         for folder in gone:
             remove_tree(folder)
@@ -313,7 +320,8 @@ def _is_abandoned(folder: Path) -> bool:
         return is_gone(read_json(folder / OWNER))
     except (OSError, ValueError, KeyError, TypeError):
         with contextlib.suppress(FileNotFoundError):
-            return time.time() - folder.stat().st_mtime > UNOWNED_AGE_S
+            # Not mtime: a suspect entry that is looked at here keeps the one it was published with.
+            return time.time() - folder.stat().st_ctime > UNOWNED_AGE_S
         return False
 
 

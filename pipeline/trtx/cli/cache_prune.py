@@ -41,6 +41,8 @@ def prune(
 ) -> None:
     """Delete entries by age and size, but never what a pin or a lock names or a running job uses.
 
+    What killed processes left half-made goes, too.
+
     Locks beside the recipes of the runs recorded in this folder count without being named.
     """
     from trtx.cache import prune as pruning
@@ -55,9 +57,11 @@ def prune(
     chosen = pruning.list_prunable(pruning.measure(store), keep, max_bytes=max_bytes, unused_s=unused_s)
     if chosen.doomed:
         pruning.require_deletable(store, chosen)
-    if not dry_run and chosen.doomed:
-        _confirm(console, chosen, sure=yes, output=output)
-        chosen = pruning.prune(store, chosen, all_locks)
+        if not dry_run:
+            _confirm(console, chosen, sure=yes, output=output)
+            chosen = pruning.prune(store, chosen, all_locks)
+    elif not dry_run:
+        store.clean_staging()
     _print_outcome(console, chosen, all_locks, dry_run=dry_run, output=output)
 
 

@@ -56,6 +56,21 @@ def test_an_entry_is_read_only(store: Store) -> None:
         assert not stat.S_IMODE(path.stat().st_mode) & 0o222, path
 
 
+@pytest.mark.parametrize("mark", ["CACHEDIR.TAG", "layout"])
+def test_what_is_called_tmp_elsewhere_is_not_cleaned(store: Store, mark: str) -> None:
+    (store.root / "tmp" / "trash-1").mkdir()
+    (store.root / mark).unlink()
+    assert store.clean_staging() == 0
+    assert (store.root / "tmp" / "trash-1").exists()
+
+
+def test_an_old_entry_that_is_looked_at_as_a_suspect_is_no_leftover(store: Store) -> None:
+    suspect = store.root / "tmp" / "suspect-1"
+    suspect.mkdir()
+    os.utime(suspect, (1, 1))
+    assert store.clean_staging() == 0
+
+
 @pytest.mark.parametrize("kind", ["file", "broken link"])
 def test_what_is_no_folder_does_not_stand_in_the_way_of_an_entry(store: Store, kind: str) -> None:
     store.entry(KEY).parent.mkdir()

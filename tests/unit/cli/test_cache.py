@@ -140,6 +140,14 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(store: Store, trtx: Trtx) -
     assert len(store.keys()) == 3
 
 
+def test_pruning_takes_away_what_killed_processes_left_even_when_no_entry_goes(store: Store, trtx: Trtx) -> None:
+    (store.root / "tmp" / "trash-1").mkdir()
+    trtx("prune", "--max-size", "1GB", "--dry-run")
+    assert (store.root / "tmp" / "trash-1").exists()
+    trtx("prune", "--max-size", "1GB")
+    assert list((store.root / "tmp").iterdir()) == []
+
+
 def test_pruning_to_a_size_is_told_to_people(store: Store, trtx: Trtx) -> None:
     trtx("prune", "--max-size", "1B", "--dry-run")
     assert "over the size" in trtx.err
