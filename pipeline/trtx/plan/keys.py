@@ -23,6 +23,7 @@ FACTORS = ("schema", "stage", "code", "params", "inputs", "toolchain", "machine"
 # two lists are all there is, and that moving what stands here moves no key.
 EXCLUDED: Mapping[str, str] = {
     "step.id": "a name for people; two steps of one key are one step",
+    "step.also": "names for people, of the other cells that a step serves",
     "step.cell": "the first of the engines that a step serves; a package, which carries the name, has it in its params",
     "step.argv": "how a worker is started; what its code does is the factor `code`",
     "step.environment": "numbers of threads and switches that keep steps off the network",

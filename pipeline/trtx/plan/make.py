@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from trtx.hardware.gpus import Gpu, find_gpu
@@ -56,7 +56,8 @@ def make_plan(cells: Sequence[Cell], path: Path, sources: PinnedSources, facts: 
     for cell in cells:
         planner.add_cell(cell, options.until)
     placement = Placement(options.site_runners, options.runner)
-    steps, runners = place_steps(tuple(planner.steps.values()), planner.users, placement, facts.python)
+    made = tuple(replace(step, also=tuple(planner.also.get(step.id, ()))) for step in planner.steps.values())
+    steps, runners = place_steps(made, planner.users, placement, facts.python)
     return Plan(
         name=cells[0].recipe.name,
         recipe=str(path),
@@ -107,13 +108,17 @@ def _short_name(url: str) -> str:
 
 @dataclass
 class _Planner:
-    """Adds steps in order; a step whose key exists already is not added twice. `users` are the cells of each step."""
+    """Adds steps in order; a step whose key exists already is not added twice.
+
+    `users` are the cells of each step, `also` what it would be called for the others of them; both by its id.
+    """
 
     sources: PinnedSources
     facts: Facts
     threads: int
     steps: dict[str, Step] = field(default_factory=dict)
     users: dict[str, list[Cell]] = field(default_factory=dict)
+    also: dict[str, dict[str, None]] = field(default_factory=dict)
     _by_key: dict[str, Step] = field(default_factory=dict)
 
     def add_cell(self, cell: Cell, until: str | None) -> None:
@@ -283,7 +288,10 @@ class _Planner:
         )
         key = make_key(factors)
         if key in self._by_key:
-            return self._by_key[key]
+            known = self._by_key[key]
+            if name not in self.steps:
+                self.also.setdefault(known.id, {})[name] = None
+            return known
         exclusive = params.stage in MEASURING_STAGES  # They have the machine to themselves.
         alone = exclusive or params.stage in ("download", "dataset")
         environment, inherit = make_environment(params.stage, self.facts.host.num_cpus if alone else self.threads)

@@ -20,7 +20,8 @@ class Step:
     `environment` is set, `inherit` names variables passed on from the driver's environment (secrets stay
     references). `cell` is the target/variant it serves, None for steps shared by several. `expected` are the SHA-256
     digests of its files by path, where a lock has them. `resources` are what its job asks for, the fields of
-    trtx.runners.slurm.options.Resources; None for a step of this machine.
+    trtx.runners.slurm.options.Resources; None for a step of this machine. `also` are the ids that it would have for the
+    other cells that it serves.
     """
 
     id: str
@@ -38,6 +39,12 @@ class Step:
     # Not compared: a plan is the same when a lock has learned what its files are.
     expected: dict[str, str] = field(default_factory=dict, compare=False)
     resources: dict[str, Any] | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its id, and what it is called for the other cells that it serves."""
+        return (self.id, *self.also)
 
     def job(self, plan: Plan) -> Job:
         """The content of the step's job.json."""
@@ -74,11 +81,15 @@ class Plan:
     runners: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def step(self, step_id: str) -> Step:
-        """The step of an id. Raises UsageProblem with the nearest id for an unknown one."""
+        """The step of an id, or of what another cell calls it. Raises UsageProblem with the nearest for an unknown one."""
         for step in self.steps:
             if step.id == step_id:
                 return step
-        raise UsageProblem(f"there is no step '{step_id}'", fix=did_you_mean(step_id, [step.id for step in self.steps]))
+        for step in self.steps:
+            if step_id in step.also:
+                return step
+        names = [name for step in self.steps for name in step.names]
+        raise UsageProblem(f"there is no step '{step_id}'", fix=did_you_mean(step_id, names))
 
     def leaves(self) -> list[Step]:
         """Steps no other step takes as input: what the plan is for."""
@@ -125,6 +136,7 @@ def load_plan(body: Mapping[str, Any]) -> Plan:
                     "inputs": {name: Input(**entry) for name, entry in step["inputs"].items()},
                     "argv": tuple(step["argv"]),
                     "inherit": tuple(step["inherit"]),
+                    "also": tuple(step["also"]),
                 }
             )
             for step in body["steps"]

@@ -159,11 +159,13 @@ def _runs_because_of(plan: Plan, statuses: Sequence[StepStatus], step: Step) -> 
 
 def choose_steps(plan: Plan, word: str) -> list[Step]:
     """The steps that an id or a glob names. Raises UsageProblem with the nearest id for an unknown one."""
-    chosen = [step for step in plan.steps if step.id == word] or [
-        step for step in plan.steps if fnmatch.fnmatchcase(step.id, word)
-    ]
+    chosen = (
+        [step for step in plan.steps if step.id == word]
+        or [step for step in plan.steps if word in step.also]
+        or [step for step in plan.steps if any(fnmatch.fnmatchcase(name, word) for name in step.names)]
+    )
     if not chosen:
-        fix = did_you_mean(word, [step.id for step in plan.steps])
+        fix = did_you_mean(word, [name for step in plan.steps for name in step.names])
         raise UsageProblem(f"there is no step '{word}'", why=f"{plan.recipe} has no step of this name", fix=fix)
     return chosen
 

@@ -13,6 +13,7 @@ from trtx.errors import UsageProblem
 from trtx.files import canonical_json, sha256_bytes
 from trtx.plan.make import Options
 from trtx.plan.steps import load_plan, split_selection
+from trtx.plan.why import choose_steps
 
 
 def moved(tmp_path: Path, changes: dict[str, Any] | None = None, **world: Any) -> set[str]:
@@ -49,6 +50,17 @@ def test_targets_share_one_checkpoint_and_one_conversion(tmp_path: Path) -> None
     plan = plan_of(tmp_path)
     assert plan.step("build/fast/int8").inputs["checkpoint"].step == "calibrate/int8"
     assert plan.step("benchmark/fast/int8").inputs["weights"].step == "convert/cpu/int8"
+
+
+def test_a_shared_step_is_found_by_the_name_that_each_of_its_cells_has_for_it(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    shared = plan.step("convert/cpu/int8")
+    assert plan.step("convert/fast/int8") == shared
+    assert shared.names == ("convert/cpu/int8", "convert/fast/int8")
+    assert [step.id for step in choose_steps(plan, "convert/fast/*")] == ["convert/cpu/int8"]
+    with pytest.raises(UsageProblem) as caught:
+        plan.step("convert/fest/int8")
+    assert caught.value.fix == "did you mean 'convert/fast/int8'?"
 
 
 def test_a_step_comes_after_its_inputs(tmp_path: Path) -> None:
