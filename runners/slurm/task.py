@@ -25,6 +25,7 @@ from trtx.runners.slurm.attempts import (
     Attempt,
     Claim,
     End,
+    History,
     attempt_folder,
     is_superseded,
     read_beat,
@@ -200,7 +201,7 @@ class TaskRun:
         while True:
             histories = {step: read_history(folder) for step, folder in needs.items()}
             missing = [step for step, history in histories.items() if history.done is None]
-            unclear = [step for step in missing if not _ended_badly(histories[step].attempts)]
+            unclear = [step for step in missing if not _ended_badly(histories[step])]
             if not missing or not unclear or time.monotonic() > deadline:
                 return missing
             if self._stop.over.wait(self._timing["files_s"]):
@@ -246,8 +247,11 @@ class TaskRun:
         return {**self._environ, **own, "TRTX_ATTEMPT": str(claim.attempt), "TRTX_PARENT_PID": str(os.getpid())}
 
 
-def _ended_badly(attempts: tuple[Attempt, ...]) -> bool:
-    return bool(attempts) and attempts[-1].end is not None and not attempts[-1].ended_well
+def _ended_badly(history: History) -> bool:
+    """Whether a step's last attempt failed, or it was taken back and will not be made."""
+    given_up = bool(history.claims) and history.claims[-1].kind == "revoke" and not history.claims[-1].retried
+    last = history.attempts[-1] if history.attempts else None
+    return given_up or (last is not None and last.end is not None and not last.ended_well)
 
 
 def _why_unwanted(claim: Claim, earlier: tuple[Claim, ...]) -> str:
