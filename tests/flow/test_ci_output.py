@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -145,3 +146,33 @@ def test_a_problem_in_an_option_is_an_annotation_without_a_file(small: Project) 
     done = small.trtx("plan", "recipe.yaml", "--set", "engine.dtype=float33", "--format", "github")
     assert done.returncode == 2
     assert "::error title=--set::engine.dtype cannot be " in done.stderr
+
+
+def test_a_run_that_cannot_begin_is_an_error_in_the_report_of_no_earlier_run(small: Project) -> None:
+    (small.folder / "report.xml").write_text("an earlier run's")
+    done = small.trtx("apply", "recipe.yaml:gpu/*", "--junit", "report.xml")
+    assert done.returncode == 2
+    suite = ElementTree.parse(small.folder / "report.xml").getroot()[0]
+    assert [suite.get(name) for name in ("tests", "errors", "failures")] == ["1", "1", "0"]
+    error = suite[0].find("error")
+    assert error is not None and error.get("message") == "no cell of the recipe matches 'gpu/*'"
+
+
+@pytest.mark.parametrize("verb", [("plan",), ("apply", "--until", "download")])
+def test_with_json_on_stdout_the_summary_goes_to_its_file_alone(small: Project, verb: tuple[str, ...]) -> None:
+    name, *options = verb
+    body = small.json(name, "recipe.yaml", *options, "--format", "github", GITHUB_STEP_SUMMARY="summary.md")
+    assert body["schema"] == f"trtx.{name}/v1"
+    assert (small.folder / "summary.md").read_text().startswith(f"## trtx {name} recipe.yaml")
+
+
+def test_a_recipe_from_a_pipe_is_applied_and_gets_no_lock(small: Project) -> None:
+    text = (small.folder / "recipe.yaml").read_text()
+    for verb, code in (("apply", 0), ("lock", 2)):
+        command = [*small.argv(verb, "/dev/stdin"), *(("--until", "download") if verb == "apply" else ())]
+        done = subprocess.run(
+            command, cwd=small.folder, env=dict(small.environ), input=text, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+    assert not Path("/dev/stdin.lock.yaml").exists()

@@ -70,29 +70,31 @@ def command(
     Stop it with Ctrl-C whenever you like: finished steps stay in the cache and the next apply continues. Jobs on a
     cluster go on by themselves: `trtx attach` follows them again, `trtx cancel` ends them.
     """
-    from trtx.cli.driving import deliver_packages, make_error, print_outcome
+    from trtx.cli.driving import deliver_packages, make_error, print_outcome, publish_outcome
     from trtx.cli.github import annotated
+    from trtx.cli.junit import reporting, write_junit
     from trtx.cli.locking import check_lock, kept_lock
     from trtx.cli.prepare import Request
 
     console: Console = context.obj
     overrides = make_overrides(settings, removals)
     request = Request(recipe, overrides, until, offline, max_parallel, locked, runner=runner)
-    with annotated(console, text_format):
+    with annotated(console, text_format), reporting(junit):
         ready = _make_ready(console, request)
         check_lock(ready)
         with kept_lock(console, ready):
             outcome = _run(console, ready, keep_going=keep_going, detach=detach)
         if junit is not None:
-            from trtx.cli.junit import write_junit
-
             write_junit(junit, ready.plan.name, outcome.statuses, outcome.errors)
         if not outcome.errors and not outcome.detached:
             outcome = deliver_packages(outcome, out_dir)
-        if output is OutputFormat.JSON and not outcome.errors:
+        as_json = output is OutputFormat.JSON
+        if as_json and not outcome.errors:
             console.json(outcome.to_json())
-        elif output is OutputFormat.TABLE:
-            print_outcome(console, outcome, text_format)
+        if text_format is TextFormat.GITHUB:
+            publish_outcome(console, outcome, printed=not as_json)
+        elif not as_json:
+            print_outcome(console, outcome)
         if outcome.errors:
             raise make_error(console, outcome)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from trtx.cli.options import TextFormat
 from trtx.console import Console
 from trtx.errors import Interrupted, StepFailed, TrtxError
 
@@ -226,34 +225,41 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def print_outcome(console: Console, outcome: Outcome, text_format: TextFormat = TextFormat.TEXT) -> None:
+def print_outcome(console: Console, outcome: Outcome) -> None:
     """The steps, one line on the whole, and what to do next."""
-    from trtx.cli.display import format_duration, print_table
+    from trtx.cli.display import print_table
 
-    took = format_duration(outcome.seconds)
-    if outcome.errors:
-        what, style = f"{len(outcome.errors)} step{'s' * (len(outcome.errors) > 1)} failed, {took}", "error"
-    elif outcome.detached:
-        what, style = f"submitted, {took}; {_count_jobs(outcome)}", "ok"
-    else:
-        done = "done" if outcome.busy else "nothing to run: every step is in the cache"
-        what, style = f"{done}, {took}", "ok"
-    folders = [f"{entry.cell}: {entry.folder}" for entry in outcome.delivered]
-    if text_format is TextFormat.GITHUB:
-        from trtx.cli.github import make_summary, publish_summary
-
-        publish_summary(
-            console, make_summary(f"trtx apply {outcome.ready.plan.recipe}", outcome.statuses, what, folders)
-        )
-        return
     print_table(console, outcome.statuses)
+    what, style = _describe(outcome)
     console.say(what, style=style)
-    for line in folders:
-        console.say(f"  {line}")
+    for entry in outcome.delivered:
+        console.say(f"  {entry.cell}: {entry.folder}")
     if outcome.detached:
         console.say("next: trtx status --watch, trtx logs -f STEP, trtx attach, trtx cancel")
     if outcome.delivered:
         console.say(f"next: trtx serve {outcome.delivered[0].engine}")
+
+
+def publish_outcome(console: Console, outcome: Outcome, *, printed: bool) -> None:
+    """The same for GitHub; `printed`: on stdout as well."""
+    from trtx.cli.github import make_summary, publish_summary
+
+    folders = [f"{entry.cell}: {entry.folder}" for entry in outcome.delivered]
+    title = f"trtx apply {outcome.ready.plan.recipe}"
+    publish_summary(console, make_summary(title, outcome.statuses, _describe(outcome)[0], folders), printed=printed)
+
+
+def _describe(outcome: Outcome) -> tuple[str, str]:
+    """The whole in one line, and its style."""
+    from trtx.cli.display import format_duration
+
+    took = format_duration(outcome.seconds)
+    if outcome.errors:
+        return f"{len(outcome.errors)} step{'s' * (len(outcome.errors) > 1)} failed, {took}", "error"
+    if outcome.detached:
+        return f"submitted, {took}; {_count_jobs(outcome)}", "ok"
+    done = "done" if outcome.busy else "nothing to run: every step is in the cache"
+    return f"{done}, {took}", "ok"
 
 
 def _count_jobs(outcome: Outcome) -> str:

@@ -57,12 +57,15 @@ def annotate_error(error: TrtxError) -> str:
     return _command("error", text, title="trtx")
 
 
-def publish_summary(console: Console, markdown: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Print a summary on stdout, and append it to the file that GitHub shows, when it names one.
+def publish_summary(
+    console: Console, markdown: str, *, printed: bool = True, environ: Mapping[str, str] = os.environ
+) -> None:
+    """Append a summary to the file that GitHub shows, when it names one; `printed`: on stdout as well.
 
     Raises EnvironmentProblem when that file cannot be written.
     """
-    print(markdown, file=console.out, flush=True)
+    if printed:
+        print(markdown, file=console.out, flush=True)
     if name := environ.get(SUMMARY_VARIABLE):
         path = Path(name)
         with disk_errors(path):

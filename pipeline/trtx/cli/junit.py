@@ -6,18 +6,46 @@ Format: https://github.com/testmoapp/junitxml, the common ground of what CI syst
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtx.errors import TrtxError
-from trtx.files import write_text
+from trtx.files import disk_errors, write_text
 
 if TYPE_CHECKING:
     from trtx.plan.survey import StepStatus
 
 # What XML 1.0 cannot hold (https://www.w3.org/TR/xml/#charsets).
 ILLEGAL = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@contextmanager
+def reporting(path: Path | None) -> Iterator[None]:
+    """Before anything ran, an error is reported too: a file of an earlier run would speak for this one."""
+    if path is not None:
+        with disk_errors(path):
+            path.unlink(missing_ok=True)
+    try:
+        yield
+    except TrtxError as error:
+        if path is not None and not path.exists():
+            write_text(path, _make_failed("trtx", error))
+        raise
+
+
+def _make_failed(name: str, error: TrtxError) -> str:
+    """A report in which the run itself failed."""
+    from xml.etree import ElementTree
+
+    counts = {"tests": "1", "failures": "0", "errors": "1", "skipped": "0", "time": "0.000"}
+    root = ElementTree.Element("testsuites")
+    suite = ElementTree.SubElement(root, "testsuite", {"name": name, **counts})
+    case = ElementTree.SubElement(suite, "testcase", classname=name, name="apply", time="0.000")
+    ElementTree.SubElement(case, "error", message=_clean(error.what)).text = _clean(error.render())
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def write_junit(path: Path, recipe: str, statuses: Sequence[StepStatus], errors: Mapping[str, TrtxError]) -> None:

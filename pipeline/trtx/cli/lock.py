@@ -9,7 +9,7 @@ import typer
 
 from trtx.cli.options import OutputFormat, OutputOption, RecipeArgument, StageName
 from trtx.console import Console
-from trtx.errors import EnvironmentProblem, LockOutOfDate
+from trtx.errors import EnvironmentProblem, LockOutOfDate, UsageProblem
 
 if TYPE_CHECKING:
     from trtx.cli.prepare import Prepared
@@ -44,8 +44,13 @@ def command(
     from trtx.plan.lock import write_lock
     from trtx.plan.lock_changes import compare_locks
     from trtx.plan.offline import check_locked_files
+    from trtx.plan.steps import split_selection
 
     console: Console = context.obj
+    if (source := split_selection(recipe)[0]).exists() and not source.is_file():
+        raise UsageProblem(
+            f"{source} is not a file, so a lock has no place beside it", fix="write the recipe to a file"
+        )
     request = Request(recipe, until=StageName.DATASET, upgrade=tuple(upgrade or ()))
     prepared, warnings = _pin_images(console, prepare(console, request))
     path = locking.lock_of(prepared)

@@ -74,6 +74,11 @@ def is_overridden(prepared: Prepared) -> bool:
     return prepared.request.overrides != NO_OVERRIDES
 
 
+def is_piped(prepared: Prepared) -> bool:
+    """Whether the recipe is from a pipe, which has no place beside it."""
+    return not prepared.loaded.path.is_file()
+
+
 def lock_of(prepared: Prepared) -> Path:
     """The file of a recipe's lock."""
     return lock_path(split_selection(prepared.request.argument)[0])
@@ -109,9 +114,14 @@ def make_current_lock(prepared: Prepared) -> Lock:
 def kept_lock(console: Console, ready: Ready) -> Iterator[None]:
     """Bring the lock up to date when what is done here is over, also where it failed: with all that is known then.
 
-    A plan that was kept in a file, --locked, --set and --unset leave the lock as it is.
+    A plan that was kept in a file, --locked, --set and --unset leave the lock as it is, and a recipe from a pipe has none.
     """
-    if not isinstance(ready, Prepared) or ready.request.locked or is_overridden(ready):
+    if (
+        not isinstance(ready, Prepared)
+        or ready.request.locked
+        or is_overridden(ready)
+        or not ready.loaded.path.is_file()
+    ):
         yield
         return
     try:

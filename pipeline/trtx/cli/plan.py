@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from trtx.cli.options import (
     OutputFormat,
     ParallelOption,
     RecipeArgument,
+    RunnerOption,
     SetOption,
     TextFormat,
     UnsetOption,
@@ -52,12 +54,17 @@ def command(
     detailed_exitcode: Annotated[
         bool, typer.Option("--detailed-exitcode", help="Leave with 5 when something would run.")
     ] = False,
+    runner: RunnerOption = None,
+    scripts: Annotated[
+        bool, typer.Option("--scripts", help="Print the batch scripts on stdout, as they would be submitted.")
+    ] = False,
 ) -> None:
     """Show every step with its state, its key and the reason, and run nothing.
 
     `trtx plan RECIPE -o plan.json` keeps the plan: `trtx apply plan.json` runs exactly that, or refuses when the
     recipe, a source or a tool changed since.
     """
+    from trtx.cli.display import print_table
     from trtx.cli.github import annotated
     from trtx.cli.locking import check_lock
     from trtx.cli.prepare import Request, prepare, status_rows
@@ -70,45 +77,39 @@ def command(
         raise UsageProblem(f"-o cannot be '{output}'", fix="give table, json, or a file that ends in .json")
     overrides = make_overrides(settings, removals)
     with annotated(console, text_format):
-        prepared = prepare(console, Request(recipe, overrides, until, offline, max_parallel, locked))
+        prepared = prepare(console, Request(recipe, overrides, until, offline, max_parallel, locked, runner=runner))
         check_lock(prepared)
         if to_file:
             save_plan(Path(output), prepared.plan)
     to_do = [status for status in prepared.statuses if status.state in OPEN]
     if as_json:
         remotes = prepared.remotes.to_json() if prepared.remotes else []
-        console.json({**seal(prepared.plan.to_json()), "status": status_rows(prepared.statuses), "remotes": remotes})
-    else:
-        _print(
-            console,
-            prepared,
-            text_format,
-            next_argument=spell(output) if to_file else spell(recipe, overrides),
-            num_to_do=len(to_do),
-        )
-        if to_file:
-            console.say(f"wrote {output}")
+        body = {**seal(prepared.plan.to_json()), "status": status_rows(prepared.statuses), "remotes": remotes}
+        console.json({**body, "scripts": describe_scripts(prepared)} if scripts else body)
+    if text_format is TextFormat.GITHUB:
+        from trtx.cli.github import make_summary, publish_summary
+
+        title, outcome = f"trtx plan {prepared.plan.recipe}", _describe(prepared, len(to_do))
+        publish_summary(console, make_summary(title, prepared.statuses, outcome), printed=not as_json)
+    elif not as_json:
+        print_table(console, prepared.statuses)
+        console.say(_describe(prepared, len(to_do)))
+        if to_do:
+            there = f" --runner {shlex.quote(runner)}" if runner and not to_file else ""
+            console.say(f"next: trtx apply {spell(output) if to_file else spell(recipe, overrides)}{there}")
+        if scripts:
+            print_scripts(console, prepared)
+    if to_file:
+        console.say(f"wrote {output}")
     if detailed_exitcode and to_do:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
-def _print(
-    console: Console, prepared: Prepared, text_format: TextFormat, *, next_argument: str, num_to_do: int
-) -> None:
-    from trtx.cli.display import print_table
+def _describe(prepared: Prepared, num_to_do: int) -> str:
+    """How much there is to do, in one line."""
     from trtx.plan.survey import State
 
     cached = sum(status.state is State.CACHED for status in prepared.statuses)
     remote = sum(status.state is State.REMOTE for status in prepared.statuses)
     outcome = f"{num_to_do - remote} of {len(prepared.statuses)} steps to run, {cached} cached"
-    if remote:
-        outcome += f", {remote} to take from remotes"
-    if text_format is TextFormat.GITHUB:
-        from trtx.cli.github import make_summary, publish_summary
-
-        publish_summary(console, make_summary(f"trtx plan {prepared.plan.recipe}", prepared.statuses, outcome))
-        return
-    print_table(console, prepared.statuses)
-    console.say(outcome)
-    if num_to_do:
-        console.say(f"next: trtx apply {next_argument}")
+    return outcome + (f", {remote} to take from remotes" if remote else "")

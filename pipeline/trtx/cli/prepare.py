@@ -151,7 +151,8 @@ def check_models(loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSou
 
 
 def _options(request: Request, loaded: LoadedRecipe, site: Mapping[str, Runner]) -> Options:
-    files = {str(path): sha256_file(path) for path in loaded.files}
+    # A pipe cannot be read twice.
+    files = {str(path): sha256_file(path) for path in loaded.files if path.is_file()}
     until = request.until.value if request.until else None
     return Options(until, request.max_parallel, files, site, request.runner)
 

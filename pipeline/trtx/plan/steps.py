@@ -81,7 +81,10 @@ class Plan:
     runners: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def step(self, step_id: str) -> Step:
-        """The step of an id, or of what another cell calls it. Raises UsageProblem with the nearest for an unknown one."""
+        """The step of an id, or of what another cell calls it.
+
+        Raises UsageProblem with the nearest id for an unknown one.
+        """
         for step in self.steps:
             if step.id == step_id:
                 return step
