@@ -114,7 +114,7 @@ def make_current_lock(prepared: Prepared) -> Lock:
 def kept_lock(console: Console, ready: Ready) -> Iterator[None]:
     """Bring the lock up to date when what is done here is over, also where it failed: with all that is known then.
 
-    A plan that was kept in a file, --locked, --set and --unset leave the lock as it is, and a recipe from a pipe has none.
+    A plan that was kept in a file, --locked, --set and --unset leave the lock as it is; a recipe from a pipe has none.
     """
     if (
         not isinstance(ready, Prepared)

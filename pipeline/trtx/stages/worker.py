@@ -86,6 +86,8 @@ def follow_parent() -> None:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # Once is enough: a scheduler says it again at the time limit, and the result has to be written all the same.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt  # Not an Exception: no library between here and run_job swallows it.
 
 

@@ -183,3 +183,18 @@ def test_a_killed_worker_leaves_no_result_and_no_entry(slow_worker: Any, plan: P
     store = Store(Path(plan.cache_dir))
     assert store.find(plan.step("download/model").key).manifest is None
     assert store.clean_staging() == 1
+
+
+def test_a_second_signal_does_not_stop_the_end_of_a_step_that_was_told_to_stop() -> None:
+    program = (
+        "import os, signal, time\n"
+        "from trtx.stages import worker\n"
+        "signal.signal(signal.SIGTERM, worker._interrupt)\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)\n"
+        "except KeyboardInterrupt:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('result written')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "result written\n")
