@@ -6,11 +6,9 @@ Jobs run the real worker with stages that only keep count, except where a test s
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from support.checkpoints import make_llama
+from support.engines import raw_tokenizer
 from support.light_worker import LightSteps
 from support.project import Project, make_project
 from support.slurm import Cluster, missing_programs, wait_until
@@ -46,8 +45,10 @@ def shared_cluster() -> Iterator[Cluster]:
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small model and some texts."""
     folder = tmp_path_factory.mktemp("fetched")
-    make_llama(folder / "model")
-    (folder / "model" / "tokenizer.json").write_text("{}")
+    tokenizer = raw_tokenizer()
+    make_llama(folder / "model", vocab_size=tokenizer.get_vocab_size())
+    tokenizer.save(str(folder / "model/tokenizer.json"))
+    (folder / "model/tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     (folder / "texts.txt").write_text("\n\n".join(f"text number {number}" for number in range(64)))
     return folder
 
@@ -100,7 +101,7 @@ def write_recipe(project: Project, fetched: Path, steps: LightSteps | None, **ch
     runner: dict[str, Any] = {"type": "slurm", "cpus": 1, "memory": "100MiB", "time": "10min"}
     if steps is not None:
         runner |= {"python": str(steps.python), "environment": dict(steps.environment)}
-    texts = {"dataset": f"file://{fetched}/texts.txt", "samples": 4, "heldout": 2}
+    texts = {"dataset": f"file://{fetched}/texts.txt", "samples": 4, "heldout": 2, "max_length": 8}
     recipe = {
         "schema": "trtx/v1",
         "name": "small",
@@ -246,7 +247,7 @@ def test_cancel_ends_the_jobs_of_a_run_and_no_others(site: Site) -> None:
     assert set(cancelled["cancelled"]) == {"calibrate/fp32", "convert/a100/fp32", *(f"build/{n}/fp32" for n in TARGETS)}
     assert driver.returncode == 130, errors
     assert "it was cancelled" in errors
-    assert {row["state"] for step, row in site.rows().items() if "job" in row and row["job"]} <= {"cancelled", "blocked"}
+    assert {row["state"] for row in site.rows().values() if row["job"]} <= {"cancelled", "blocked"}
     wait_until(lambda: site.cluster.jobs() == [other], "its jobs are gone, another's is not")
     (site.steps.folder / "hold" / "calibrate.fp32").unlink()
     assert site.project.trtx("apply", "recipe.yaml", "--until", "build").returncode == 0
@@ -323,3 +324,48 @@ def test_status_shows_why_jobs_wait_and_is_watched_to_the_end(site: Site) -> Non
         errors = site.ends(watching)
     assert "build/b200/fp32 done" in errors
     assert errors.rstrip().endswith("ended")
+
+
+def test_the_scripts_of_the_plan_are_those_that_are_submitted(site: Site) -> None:
+    assert site.project.trtx("apply", "recipe.yaml", "--until", "dataset").returncode == 0
+    planned = {item["group"]: item["text"] for item in site.project.json("plan", "recipe.yaml", "--scripts")["scripts"]}
+    printed = site.project.trtx("plan", "recipe.yaml", "--scripts").stdout
+    assert site.project.trtx("apply", "recipe.yaml").returncode == 0
+    submitted = {
+        path.parents[2].name: path.read_text()
+        for path in site.project.folder.glob(".trtx/runs/*/slurm/cluster/groups/*/rounds/1/job.sh")
+    }
+    assert submitted == planned
+    assert printed == "".join(planned.values())
+
+
+def test_jobs_that_slurm_refuses_are_a_usage_error_and_what_it_took_is_cancelled(site: Site, fetched: Path) -> None:
+    stages = {"build": {"partition": "nowhere"}}
+    runner = {"type": "slurm", "python": str(site.steps.python), "environment": dict(site.steps.environment)}
+    site.steps.hold("calibrate/fp32")
+    write_recipe(site.project, fetched, None, runners={"cluster": {**runner, "stages": stages}})
+    done = site.project.trtx("apply", "recipe.yaml")
+    assert done.returncode == 2
+    assert "Slurm refuses the jobs of build" in done.stderr
+    wait_until(lambda: not site.cluster.jobs(), "what was taken is cancelled")
+
+
+def test_real_steps_run_on_the_cluster(site: Site, fetched: Path) -> None:
+    write_recipe(site.project, fetched, None)
+    done = site.project.json("apply", "recipe.yaml", "--until", "convert")
+    rows = {row["step"]: row for row in done["status"]}
+    assert rows["convert/a100/fp32"]["state"] == "done"
+    assert rows["convert/a100/fp32"]["job"]["node"]
+
+
+def test_a_simulated_cluster_needs_no_slurm(site: Site, fetched: Path) -> None:
+    write_recipe(site.project, fetched, None)
+    done = site.project.json("apply", "recipe.yaml", "--runner", "sim", "--until", "convert", PATH="/usr/bin:/bin")
+    rows = {row["step"]: row for row in done["status"]}
+    assert rows["convert/a100/fp32"]["state"] == "done"
+    assert rows["convert/a100/fp32"]["runner"] == "sim"
+    assert rows["convert/a100/fp32"]["job"]["node"].startswith("sim-")
+    refused = site.project.trtx("apply", "recipe.yaml", "--runner", "sim", "--detach")
+    assert "it ends with this process" in refused.stderr
+    unknown = site.project.trtx("apply", "recipe.yaml", "--runner", "clutser")
+    assert "did you mean 'cluster'?" in unknown.stderr

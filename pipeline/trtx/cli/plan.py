@@ -85,7 +85,11 @@ def command(
     if as_json:
         remotes = prepared.remotes.to_json() if prepared.remotes else []
         body = {**seal(prepared.plan.to_json()), "status": status_rows(prepared.statuses), "remotes": remotes}
-        console.json({**body, "scripts": describe_scripts(prepared)} if scripts else body)
+        if scripts:
+            from trtx.cli.scripts import describe_scripts
+
+            body["scripts"] = describe_scripts(prepared)
+        console.json(body)
     if text_format is TextFormat.GITHUB:
         from trtx.cli.github import make_summary, publish_summary
 
@@ -98,6 +102,8 @@ def command(
             there = f" --runner {shlex.quote(runner)}" if runner and not to_file else ""
             console.say(f"next: trtx apply {spell(output) if to_file else spell(recipe, overrides)}{there}")
         if scripts:
+            from trtx.cli.scripts import print_scripts
+
             print_scripts(console, prepared)
     if to_file:
         console.say(f"wrote {output}")
