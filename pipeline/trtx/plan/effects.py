@@ -41,6 +41,9 @@ def _none(reason: str) -> Effect:
     return Effect(reason=reason)
 
 
+# A measurement belongs to this machine, or on a cluster to the target, which is one kind of machine.
+MEASURED = Effect({"benchmark": ("machine.cpu", "machine.cpus", "machine.target")})
+
 EFFECTS: Mapping[str, Effect] = {
     "schema": _none(ONE_VALUE),
     "name": _becomes(package="name"),
@@ -81,7 +84,7 @@ EFFECTS: Mapping[str, Effect] = {
     "targets.*.parallelism.tensor": _becomes(convert="tensor"),
     "targets.*.parallelism.pipeline": _becomes(convert="pipeline"),
     "targets.*.quantization": _none(CELLS),
-    "targets.*.runner": _none(RUNNER),
+    "targets.*.runner": MEASURED,
     "targets.*.job.partition": _none(RUNNER),
     "targets.*.job.time": _none(RUNNER),
     "targets.*.job.memory": _none(RUNNER),
@@ -110,7 +113,7 @@ EFFECTS: Mapping[str, Effect] = {
     "package.emit": _becomes(package="emit"),
     "serving.api": _none(ONE_VALUE),
     "serving.port": _becomes(package="port"),
-    "runners.*.type": _none(RUNNER),
+    "runners.*.type": MEASURED,
     "runners.*.account": _none(RUNNER),
     "runners.*.partition": _none(RUNNER),
     "runners.*.qos": _none(RUNNER),

@@ -58,7 +58,11 @@ TOOLS: Mapping[str, tuple[Kind, str]] = {
 }
 BASE_IMAGE = ("package", "base")
 LOCKED = ", with the digest that the lock has"
-MACHINE: Mapping[str, str] = {"cpu": "model of the processor", "cpus": "processors this process may use"}
+MACHINE: Mapping[str, str] = {
+    "cpu": "model of the processor",
+    "cpus": "processors this process may use",
+    "target": "the kind of machine that the cluster has for this target",
+}
 
 
 class Origins:

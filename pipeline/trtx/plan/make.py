@@ -52,10 +52,10 @@ class Options:
 
 def make_plan(cells: Sequence[Cell], path: Path, sources: PinnedSources, facts: Facts, options: Options) -> Plan:
     """Expand cells, of which there is at least one, into steps; `path` is the recipe they are from."""
-    planner = _Planner(sources, facts, _threads(facts, options, len(cells)))
+    placement = Placement(options.site_runners, options.runner)
+    planner = _Planner(sources, facts, _threads(facts, options, len(cells)), placement)
     for cell in cells:
         planner.add_cell(cell, options.until)
-    placement = Placement(options.site_runners, options.runner)
     made = tuple(replace(step, also=tuple(planner.also.get(step.id, ()))) for step in planner.steps.values())
     steps, runners = place_steps(made, planner.users, placement, facts.python)
     return Plan(
@@ -116,6 +116,7 @@ class _Planner:
     sources: PinnedSources
     facts: Facts
     threads: int
+    placement: Placement
     steps: dict[str, Step] = field(default_factory=dict)
     users: dict[str, list[Cell]] = field(default_factory=dict)
     also: dict[str, dict[str, None]] = field(default_factory=dict)
@@ -238,7 +239,7 @@ class _Planner:
             params,
             {"engine": made["build"], "weights": made["convert"]},
             witnesses=self._witnesses(made),
-            machine=self.facts.machine(),
+            machine=self.placement.describe_machine(cell, self.facts.machine()),
             cell=cell,
         )
 

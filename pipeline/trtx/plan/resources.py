@@ -47,6 +47,11 @@ class Placement:
         """The settings of a runner, the recipe's over the site's. A name that nobody has is this machine."""
         return find_runner(name, cell.recipe.runners, self.site) or ALWAYS[LOCAL]
 
+    def describe_machine(self, cell: Cell, here: Mapping[str, str]) -> dict[str, str]:
+        """What a measurement belongs to: `here`, or on a cluster the target, which is one kind of machine."""
+        runner = self.find(cell, self.name_of(cell))
+        return {"target": cell.target} if isinstance(runner, SlurmRunner) else dict(here)
+
     def memory_of(self, cell: Cell, here_bytes: int) -> tuple[int, str]:
         """Memory in bytes that an engine for CPUs is measured in, and whose it is; 0 where nobody says."""
         runner = self.find(cell, self.name_of(cell))

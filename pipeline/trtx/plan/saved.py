@@ -115,8 +115,9 @@ def _moved_tools(step: Step, facts: Facts) -> Iterator[str]:
         if now.get(name) != version:
             yield f"{name}: {_short(version)} → {_short(now.get(name, 'absent'))}"
     for name, value in step.factors["machine"].items():
-        if machine.get(name) != value:
-            yield f"the machine's {name}: {value} → {machine.get(name)}"
+        # A measurement on a cluster is not of this machine.
+        if name in machine and machine[name] != value:
+            yield f"the machine's {name}: {value} → {machine[name]}"
     # A cluster has an interpreter of its own, which may be at another place.
     if step.resources is None and step.argv[0] != facts.python:
         yield f"the Python that runs steps: {step.argv[0]} → {facts.python}"

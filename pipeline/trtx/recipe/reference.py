@@ -138,14 +138,24 @@ class _Page:
     def table(self, section: Section) -> str:
         # What kind a thing is comes first.
         keys = dict(sorted(section.node["properties"].items(), key=lambda item: item[0] != "type"))
-        reasons = {self.effect_of((*section.path, key)) for key in keys}
-        shared = next(iter(reasons))[1] if len(reasons) == 1 else ""
-        rows = [self.row(section, key, node, tells_effect=not shared) for key, node in keys.items()]
+        shared = self.shared_reason(section, keys)
+        rows = [
+            self.row(section, key, node, tells_effect=self.effect_of((*section.path, key)) != ((), shared))
+            for key, node in keys.items()
+        ]
         body = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
         notes = [f"{NOT_YET} {REFUSED}"] if NOT_YET in body else []
         if shared and shared not in QUIET:
-            notes.append(f"A change here redoes nothing: {shared}.")
+            which = "else here" if "*Redoes " in body else "here"
+            notes.append(f"A change of anything {which} redoes nothing: {shared}.")
         return "\n\n".join([f"| key | value | default | |\n|---|---|---|---|\n{body}", *notes])
+
+    def shared_reason(self, section: Section, keys: Iterable[str]) -> str:
+        """Why most settings of a section redo nothing, when that is one reason: it is said once, below the table."""
+        effects = [self.effect_of((*section.path, key)) for key in keys]
+        reasons = {reason for stages, reason in effects if not stages}
+        is_most = sum(not stages for stages, _ in effects) * 2 > len(effects)
+        return next(iter(reasons)) if len(reasons) == 1 and is_most else ""
 
     def row(self, section: Section, key: str, node: dict[str, Any], *, tells_effect: bool) -> tuple[str, str, str, str]:
         path = (*section.path, key)

@@ -103,9 +103,21 @@ def test_a_runner_for_all_cells_takes_the_place_of_their_own(tmp_path: Path) -> 
     assert runners_of(plan_of(tmp_path, on_cluster(), options=Options(runner="local"))) == runners_of(plan_of(tmp_path))
 
 
-def test_runners_and_jobs_move_no_key(tmp_path: Path) -> None:
+def test_runners_and_jobs_move_no_key_of_an_engine(tmp_path: Path) -> None:
     job = {"gpus": "h100:1", "cpus": 8, "time": "1h"}
-    assert keys(plan_of(tmp_path, on_cluster({"cpus": 4}, targets__cpu__job=job))) == keys(plan_of(tmp_path))
+    there = keys(plan_of(tmp_path, on_cluster({"cpus": 4}, targets__cpu__job=job)))
+    assert there == keys(plan_of(tmp_path, on_cluster({"cpus": 2})))
+    here = keys(plan_of(tmp_path))
+    assert {name.split("/")[0] for name in here if here[name] != there[name]} == {"benchmark", "package"}
+
+
+def test_a_measurement_on_a_cluster_belongs_to_its_target_and_one_of_this_machine_to_its_processor(
+    tmp_path: Path,
+) -> None:
+    facts = make_facts(tmp_path)
+    there, here = plan_of(tmp_path, on_cluster()), plan_of(tmp_path)
+    assert there.step("benchmark/fast/int8").factors["machine"] == {"target": "fast"}
+    assert here.step("benchmark/fast/int8").factors["machine"] == facts.machine()
 
 
 def test_a_plan_with_jobs_survives_json(tmp_path: Path) -> None:
