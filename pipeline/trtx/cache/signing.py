@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DOMAIN = b"trtx entry signature v1\0"
 PREFIX = "ed25519:"
 PUBLIC_BYTES = 32
+# More than these are not looked at.
+MAX_SIGNATURES = 100
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,13 @@ class Keyring:
         self._keys = {sha256_bytes(decode_public_key(text)): (name, text) for name, text in keys.items()}
 
     def signer_of(self, digest: str, signatures: Any) -> tuple[str | None, str]:
-        """The name of a trusted key that signed a manifest's digest; else None and why not.
+        """The name of a trusted key that signed a manifest's digest; else None and why not. One good signature suffices.
 
         `signatures` is the JSON value that came with the entry; it may be anything.
         """
         rows = signatures if isinstance(signatures, list) else []
-        reason = "it is not signed"
-        for row in rows[:100]:
+        reason, bad = "it is not signed", ""
+        for row in rows[:MAX_SIGNATURES]:
             known = self._keys.get(str(row.get("key"))) if isinstance(row, dict) else None
             if known is None:
                 reason = "it is not signed by a trusted key"
@@ -81,10 +83,11 @@ class Keyring:
             try:
                 value = base64.b64decode(str(row.get("ed25519")), validate=True)
                 _load_public(known[1]).verify(value, DOMAIN + digest.encode())
-            except (InvalidSignature, ValueError):  # No base64, or not even ASCII.
-                return None, f"its signature by '{known[0]}' does not verify"
+            except (InvalidSignature, ValueError):  # No base64, or not even ASCII. Another one may still be good.
+                bad = f"its signature by '{known[0]}' does not verify"
+                continue
             return known[0], ""
-        return None, reason
+        return None, bad or reason
 
 
 def decode_public_key(text: str) -> bytes:

@@ -46,6 +46,18 @@ def test_a_false_signature_does_not_verify(key: tuple[Signer, str], value: str) 
     assert "by 'ci' does not verify" in why
 
 
+def test_one_good_signature_suffices_whatever_stands_before_it(key: tuple[Signer, str], tmp_path: Path) -> None:
+    signer, public = key
+    other_public = make_key_file(tmp_path / "other.pem")
+    other = load_signer(tmp_path / "other.pem", None, "other.pem")
+    good = signer.sign(DIGEST).to_json()
+    bad = [good | {"ed25519": "AAAA"}, other.sign("cd" * 32).to_json()]
+    keyring = Keyring({"ci": public, "other": other_public})
+    assert keyring.signer_of(DIGEST, [*bad, good]) == ("ci", "")
+    stranger = {"key": "00" * 32, "ed25519": "AAAA"}
+    assert "does not verify" in keyring.signer_of(DIGEST, [*bad, stranger])[1]
+
+
 def test_a_signature_is_for_one_digest(key: tuple[Signer, str]) -> None:
     signer, public = key
     assert Keyring({"ci": public}).signer_of("cd" * 32, [signer.sign(DIGEST).to_json()])[0] is None
