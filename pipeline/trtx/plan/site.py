@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 REMOTES_VARIABLE = "TRTX_CACHE_REMOTES"
 CONFIG_VARIABLE = "TRTX_CONFIG"
 
-# Variables that a CI service sets for jobs of proposed changes, and values that mean something else ("*": any value
-# but the listed ones counts; else only values that begin so). Sources: the services' references of their variables.
+# Variables that a CI service sets for jobs of proposed changes, and how the value begins that says so; "false" never
+# does. Sources: the services' references of their variables.
 PULL_REQUEST_VARIABLES: tuple[tuple[str, str], ...] = (
     ("GITHUB_EVENT_NAME", "pull_request"),
+    ("GITHUB_HEAD_REF", ""),  # GitHub, Gitea and Forgejo set it for pull requests only.
     ("CI_PIPELINE_SOURCE", "merge_request_event"),
     ("CI_PIPELINE_SOURCE", "external_pull_request_event"),
     ("CI_MERGE_REQUEST_ID", ""),
@@ -39,12 +40,19 @@ PULL_REQUEST_VARIABLES: tuple[tuple[str, str], ...] = (
     ("CI_EXTERNAL_PULL_REQUEST_IID", ""),
     ("BITBUCKET_PR_ID", ""),
     ("SYSTEM_PULLREQUEST_PULLREQUESTID", ""),
+    ("BUILD_REASON", "PullRequest"),
     ("BUILDKITE_PULL_REQUEST", ""),
     ("CIRCLE_PULL_REQUEST", ""),
     ("DRONE_PULL_REQUEST", ""),
     ("TRAVIS_PULL_REQUEST", ""),
     ("APPVEYOR_PULL_REQUEST_NUMBER", ""),
     ("CHANGE_ID", ""),  # Jenkins multibranch
+    ("CODEBUILD_WEBHOOK_EVENT", "PULL_REQUEST"),
+    ("CODEBUILD_SOURCE_VERSION", "pr/"),
+    ("CI_PIPELINE_EVENT", "pull_request"),  # Woodpecker
+    ("CIRRUS_PR", ""),
+    ("SEMAPHORE_GIT_PR_NUMBER", ""),
+    ("PULL_NUMBER", ""),  # Prow
 )
 
 

@@ -164,6 +164,16 @@ def test_a_wrong_variable_is_a_usage_problem(text: str, what: str) -> None:
         {"BUILDKITE_PULL_REQUEST": "12"},
         {"SYSTEM_PULLREQUEST_PULLREQUESTID": "3"},
         {"CHANGE_ID": "PR-1"},
+        {"GITHUB_HEAD_REF": "feature"},
+        {"BUILD_REASON": "PullRequest"},
+        {"CODEBUILD_WEBHOOK_EVENT": "PULL_REQUEST_CREATED"},
+        {"CODEBUILD_WEBHOOK_EVENT": "PULL_REQUEST_UPDATED"},
+        {"CODEBUILD_SOURCE_VERSION": "pr/12"},
+        {"CI_PIPELINE_EVENT": "pull_request"},
+        {"CI_PIPELINE_EVENT": "pull_request_closed"},
+        {"CIRRUS_PR": "12"},
+        {"SEMAPHORE_GIT_PR_NUMBER": "12"},
+        {"PULL_NUMBER": "12"},
     ],
 )
 def test_jobs_of_pull_requests_only_read(tmp_path: Path, variables: dict[str, str]) -> None:
@@ -182,7 +192,17 @@ def test_jobs_of_pull_requests_only_read(tmp_path: Path, variables: dict[str, st
 
 @pytest.mark.parametrize(
     "variables",
-    [{}, {"GITHUB_EVENT_NAME": "push"}, {"BUILDKITE_PULL_REQUEST": "false"}, {"CI_PIPELINE_SOURCE": "push"}],
+    [
+        {},
+        {"GITHUB_EVENT_NAME": "push"},
+        {"GITHUB_HEAD_REF": ""},
+        {"BUILDKITE_PULL_REQUEST": "false"},
+        {"CI_PIPELINE_SOURCE": "push"},
+        {"BUILD_REASON": "IndividualCI"},
+        {"CODEBUILD_WEBHOOK_EVENT": "PUSH"},
+        {"CODEBUILD_SOURCE_VERSION": "refs/heads/main"},
+        {"CI_PIPELINE_EVENT": "push"},
+    ],
 )
 def test_other_jobs_may_write(variables: dict[str, str]) -> None:
     assert pull_request_variable(variables) is None
