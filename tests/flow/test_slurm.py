@@ -22,6 +22,8 @@ from support.light_worker import LightSteps
 from support.project import Project, make_project
 from support.slurm import Cluster, missing_programs, wait_until
 
+from trtx.files import write_json
+
 TARGETS = ("a100", "b200", "h100")
 STAGES = ("calibrate", "convert", "build", "benchmark", "package")
 # Builds and benchmarks ask for other GPUs on each target: those are three arrays, the others one.
@@ -218,6 +220,37 @@ def test_ctrl_c_leaves_the_jobs_and_says_how_to_find_them_again(site: Site) -> N
     assert site.steps.counts() == dict.fromkeys(
         [f"{step} {what}" for step in ("calibrate/fp32", "convert/a100/fp32") for what in ("start", "finish")], 1
     )
+
+
+def test_a_driver_whose_run_was_taken_over_from_another_machine_leaves(site: Site) -> None:
+    held = site.steps.hold("calibrate/fp32")
+    with site.start("apply", "recipe.yaml", "--until", "convert") as driver:
+        wait_until(lambda: site.steps.counts()["calibrate/fp32 start"], "a job runs")
+        note = next(site.project.folder.glob(".trtx/runs/*/driver.json"))
+        other = json.loads(note.read_bytes()) | {"host": "login2", "pid": 7}
+        write_json(note, other)
+        errors = site.ends(driver)
+    assert driver.returncode == 130
+    assert "process 7 on login2" in errors
+    assert not (site.project.folder / "out").exists()
+    held.unlink()
+    # Whether a process of another machine lives cannot be known: attaching takes the run over from it.
+    assert site.project.trtx("attach").returncode == 0
+    assert site.steps.counts()["convert/a100/fp32 finish"] == 1
+
+
+def test_status_without_an_answer_of_slurm_shows_what_the_jobs_wrote(site: Site) -> None:
+    held = site.steps.hold("calibrate/fp32")
+    assert site.project.trtx("apply", "recipe.yaml", "--until", "convert", "--detach").returncode == 0
+    wait_until(lambda: site.steps.counts()["calibrate/fp32 start"], "a job runs")
+    squeue = site.steps.folder / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'squeue: error: Unable to contact slurm controller' >&2\nexit 1\n")
+    squeue.chmod(0o755)
+    shown = site.project.trtx("status", PATH=f"{squeue.parent}:{site.project.environ['PATH']}")
+    held.unlink()
+    assert shown.returncode == 0
+    assert "Slurm gave no answer: Unable to contact slurm controller" in shown.stderr
+    assert "calibrate/fp32     running" in shown.stderr
 
 
 def test_a_second_apply_does_not_make_what_a_run_is_making(site: Site) -> None:

@@ -60,16 +60,17 @@ class Outcome:
 
 def run_steps(console: Console, ready: Ready, *, keep_going: bool, detach: bool = False) -> Outcome:
     """Run the plan as a new run; without anything to run, only a plan that is new here is put on record."""
-    from trtx.plan.execute import Execution
     from trtx.plan.record import create_run
     from trtx.plan.survey import OPEN
-    from trtx.runners.base import find_runner
 
     began = time.monotonic()
     if not any(status.state in OPEN for status in ready.statuses):
         known = ready.plan == ready.previous
         record = None if known else create_run(Path.cwd(), ready.plan)
         return Outcome(ready, ready.statuses, record, {}, time.monotonic() - began, busy=False)
+    from trtx.plan.execute import Execution
+    from trtx.runners.base import find_runner
+
     ready.store.prepare()
     ready.store.clean_staging()
     record = create_run(Path.cwd(), ready.plan)

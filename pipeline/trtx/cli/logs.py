@@ -114,8 +114,11 @@ def _print_logs(record: RunRecord, logs: Sequence[Log], *, follow: bool, alone: 
         for log in logs:
             _print_new(record, log, "" if alone else f"{log.step.ljust(width)} | ")
         if not (follow and going):
-            return
+            break
         time.sleep(FOLLOW_S)
+    for log in logs:
+        if log.rest:
+            print(f"{log.step.ljust(width)} | {log.rest.decode(errors='replace')}", flush=True)
 
 
 def _is_over(record: RunRecord, log: Log, *, goes_on: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from trtx.plan.cluster_open import Cluster, open_cluster
 from trtx.plan.record import RunRecord, describe_progress
@@ -11,6 +12,8 @@ from trtx.plan.survey import JobFacts, JobStatus, State
 from trtx.runners.slurm.outcome import TaskState, TaskStatus
 from trtx.runners.slurm.visit import Visit
 
+# Whoever looks sees what the jobs wrote after this long, when Slurm does not answer.
+PATIENCE_S = 5.0
 STATES = {
     TaskState.WAITING: State.QUEUED,
     TaskState.RUNNING: State.RUNNING,
@@ -57,7 +60,8 @@ class ClusterView:
 def make_visit(cluster: Cluster, record: RunRecord) -> Visit:
     """A look at the jobs that a run has on a cluster."""
     folder = record.submission_folder(cluster.name)
-    return Visit(folder, cluster.shell, cluster.workspace, timing=cluster.timing, clock=cluster.clock)
+    timing = replace(cluster.timing, command_s=min(PATIENCE_S, cluster.timing.command_s))
+    return Visit(folder, cluster.shell, cluster.workspace, timing=timing, clock=cluster.clock)
 
 
 def make_facts(runner: str, task: TaskStatus) -> JobFacts:
