@@ -16,6 +16,8 @@ from typing import Any
 
 from trtx.errors import EnvironmentProblem
 
+Stamp = list[int]
+
 CHUNK_BYTES = 1 << 20
 # ioctl_ficlone(2): _IOW(0x94, 9, int), in linux/fs.h. Btrfs, XFS, bcachefs, OverlayFS over these, NFS since 4.2.
 FICLONE = 0x40049409
@@ -112,8 +114,10 @@ def link_or_copy(source: Path, target: Path) -> str:
     """
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
+        before = source.lstat()
         try:
             os.link(source, target)
+            _note_link(before, source.lstat())
             return "link"
         except OSError as error:
             if error.errno not in NO_HARD_LINK:
@@ -128,6 +132,31 @@ def link_or_copy(source: Path, target: Path) -> str:
             except BaseException:
                 target.unlink()
                 raise
+
+
+# What this process's own hard links did to files: inode → stamp before the first link and after the last one.
+_links: dict[tuple[int, int], tuple[Stamp, Stamp]] = {}
+
+
+def stamp_of(info: os.stat_result) -> Stamp:
+    """Inode, size in bytes, mtime and ctime in ns: unchanged means nobody wrote to the file."""
+    return [info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns]
+
+
+def stamp_after_links(device: int, stamp: Stamp) -> Stamp | None:
+    """The stamp that a file of that stamp got from `link_or_copy` in this process, and from nothing else; or None."""
+    first, last = _links.get((device, stamp[0]), (None, None))
+    return last if first == stamp else None
+
+
+def _note_link(before: os.stat_result, after: os.stat_result) -> None:
+    """Note a link, unless more happened to the file meanwhile; what happened between two links breaks the chain."""
+    inode, old, new = (after.st_dev, after.st_ino), stamp_of(before), stamp_of(after)
+    if after.st_nlink != before.st_nlink + 1 or old[:3] != new[:3]:
+        _links.pop(inode, None)
+        return
+    first, last = _links.get(inode, (old, old))
+    _links[inode] = (first if last == old else old, new)
 
 
 def _reflink(source: int, target: int) -> bool:

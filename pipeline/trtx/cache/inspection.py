@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trtx.cache.manifest import Manifest, ManifestCorrupt, load_manifest
-from trtx.cache.memo import Stamp, stamp_of
-from trtx.files import read_file
+from trtx.files import Stamp, read_file, stamp_of
 
 Identity = tuple[int, int]
 

@@ -15,9 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from trtx.errors import EnvironmentProblem
-from trtx.files import parse_json, read_file
-
-Stamp = list[int]
+from trtx.files import Stamp, parse_json, read_file
 
 # Timestamps move with the kernel's tick, 10 ms at most (HZ=100): what was touched within one tick of being hashed may
 # be written again without its ctime showing it.
@@ -26,11 +24,6 @@ TICK_NS = 20_000_000
 COARSE_TICK_NS = 1_020_000_000
 # A use is noted at most this often, so that hits write nothing most of the time.
 USE_NOTED_EVERY_S = 3600.0
-
-
-def stamp_of(info: os.stat_result) -> Stamp:
-    """Inode, size in bytes, mtime and ctime in ns: unchanged means nobody wrote to the file."""
-    return [info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns]
 
 
 def settle(stamps: Iterable[Stamp]) -> None:

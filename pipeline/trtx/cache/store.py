@@ -18,10 +18,19 @@ from trtx.cache.digests import hash_files
 from trtx.cache.inspection import Identity, Inspection, identity_of, inspect, list_files
 from trtx.cache.layout import check_layout, prepare_layout, require_tag
 from trtx.cache.manifest import FileRecord, Manifest, peek_manifest
-from trtx.cache.memo import Memo, Stamp, settle, stamp_of
+from trtx.cache.memo import Memo, settle
 from trtx.cache.removal import TRASH, make_movable, move_to_trash, remove_tree
 from trtx.errors import EnvironmentProblem, StepFailed
-from trtx.files import disk_errors, read_file, read_json, write_json, write_text
+from trtx.files import (
+    Stamp,
+    disk_errors,
+    read_file,
+    read_json,
+    stamp_after_links,
+    stamp_of,
+    write_json,
+    write_text,
+)
 from trtx.processes import describe_this_process, is_gone
 
 __all__ = ["Found", "Store", "remove_tree"]
@@ -33,6 +42,8 @@ UNOWNED_AGE_S = 3600
 LOOKS = 5
 # Publishing is repeated when another's entry stands in the way and is gone or corrupt when looked at.
 PUBLISH_ATTEMPTS = 20
+# Files of this size are not read again because this process linked to them.
+TRUSTED_LINK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -123,18 +134,24 @@ class Store:
         return Found()
 
     def accept_links(self, key: str) -> None:
-        """Renew the memo of an entry that was checked and whose files were linked to since.
+        """Renew the memo of an entry that was checked and whose files this process linked to since.
 
-        A link changes a file's ctime and nothing else; without this the next look would read all of it again.
+        A link moves a file's ctime, and without this the next look would read all of it again. A large file is taken
+        for unchanged when this process's links, and nothing else, made it what it is now; all other changed files are
+        read here. When one is not what it was, the memo stays, and the next look finds the fault.
         """
-        memo, root = self.memo.read(key), self.output(key)
+        memo = self.memo.read(key)
         try:
-            fresh = {path: stamp_of((root / path).stat()) for path in memo}
-        except OSError:
+            device = self.entry(key).stat().st_dev
+            known = memo | {path: after for path, stamp in memo.items() if (after := _after_links(device, stamp))}
+            seen = inspect(self.entry(key), key, known)
+            if not memo or seen.manifest is None or seen.stamps == memo:
+                return
+            settle(seen.stamps.values())
+            if read_files(self.entry(key), seen) is None:
+                self.memo.write(key, seen.stamps)
+        except OSError:  # Removed meanwhile.
             return
-        if fresh != memo and all(fresh[path][:3] == memo[path][:3] for path in fresh):
-            settle(fresh.values())
-            self.memo.write(key, fresh)
 
     @contextmanager
     def stage(self, key: str, uses: Sequence[str] = ()) -> Iterator[Path]:
@@ -289,6 +306,12 @@ def _names(folder: Path) -> list[str]:
 
 
 def is_key(text: str) -> bool:
+def _after_links(device: int, stamp: Stamp) -> Stamp | None:
+    """What this process's links made of a file's stamp; None for small ones, which are as soon read."""
+    is_stamp = len(stamp) == 4 and all(isinstance(number, int) for number in stamp)  # The memo may be damaged.
+    return stamp_after_links(device, stamp) if is_stamp and stamp[1] >= TRUSTED_LINK_BYTES else None
+
+
     """Whether a text is a full SHA-256 in lower-case hexadecimal."""
     return len(text) == 64 and not text.strip("0123456789abcdef")
 

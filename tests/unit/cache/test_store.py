@@ -8,10 +8,12 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.entries import count_reads, publish_entry
 from support.steps import corrupt
 
 from trtx.cache.inspection import Inspection, inspect
@@ -19,6 +21,7 @@ from trtx.cache.layout import LAYOUT_VERSION
 from trtx.cache.manifest import Manifest, ManifestCorrupt, load_manifest
 from trtx.cache.store import Store, remove_tree
 from trtx.errors import EnvironmentProblem, StepFailed
+from trtx.files import link_or_copy
 
 KEY = "ab" * 32
 
@@ -160,7 +163,9 @@ def test_an_unchanged_file_is_not_read_twice(store: Store, monkeypatch: pytest.M
     assert read == []
 
 
-@pytest.mark.parametrize("text", ["{", "7", '{"engine.json": 5}', '{"engine.json": [1]}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["{", "7", '{"engine.json": 5}', '{"engine.json": [1]}', '{"engine.json": [[], "", 0, 0]}', "[" * 100_000]
+)
 def test_a_memo_that_says_nonsense_only_costs_reading_again(store: Store, text: str) -> None:
     publish(store)
     store.memo.path(KEY).write_text(text)
@@ -264,6 +269,47 @@ def test_a_linked_entry_is_not_read_again_and_a_changed_one_is(store: Store, mon
     corrupt(store.output(KEY) / "engine.json")
     store.accept_links(KEY)
     assert "SHA-256" in (store.find(KEY).fault or "")
+
+
+def edit_in_place(path: Path) -> None:
+    """Change a byte and put the mtime back: only ctime tells."""
+    info = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as stream:
+        stream.write(b"X")
+    path.chmod(0o444)
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+@pytest.mark.parametrize("moment", ["before the link", "between two links", "after the link"])
+def test_an_edit_that_hides_its_mtime_beside_a_link_is_found(store: Store, size: int, moment: str) -> None:
+    publish_entry(store, KEY, {"weights": bytes(size)})
+    weights = store.output(KEY) / "weights"
+    if moment == "before the link":
+        edit_in_place(weights)
+    link_or_copy(weights, store.root / "tmp" / "one")
+    time.sleep(0.02)  # Longer than the kernel's tick, which ctime moves with.
+    if moment == "between two links":
+        edit_in_place(weights)
+    link_or_copy(weights, store.root / "tmp" / "two")
+    if moment == "after the link":
+        time.sleep(0.02)
+        edit_in_place(weights)
+    store.accept_links(KEY)
+    assert "SHA-256" in (store.find(KEY).fault or "")
+
+
+def test_a_large_file_that_only_this_process_linked_to_is_not_read_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_entry(store, KEY, {"weights": bytes(1 << 20)})
+    for name in ("one", "two"):
+        link_or_copy(store.output(KEY) / "weights", store.root / "tmp" / name)
+    read = count_reads(monkeypatch)
+    store.accept_links(KEY)
+    assert store.find(KEY).manifest is not None
+    assert read == []
 
 
 def test_all_manifests_are_listed_without_their_files_being_read_and_unreadable_ones_are_skipped(store: Store) -> None:
