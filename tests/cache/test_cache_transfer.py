@@ -15,6 +15,7 @@ from trtx.cache.store import Store
 from trtx.cli.main import main
 from trtx.plan.lock import SCHEMA as LOCK_SCHEMA
 from trtx.plan.lock import Lock, write_lock
+from trtx.plan.site import PULL_REQUEST_VARIABLES
 
 
 class Trtx:
@@ -53,7 +54,7 @@ class Trtx:
 
 @pytest.fixture
 def trtx(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Trtx:
-    for name in ("TRTX_OFFLINE", "GITHUB_EVENT_NAME", "TRTX_CONFIG"):
+    for name in ("TRTX_OFFLINE", "TRTX_CONFIG", *(name for name, _ in PULL_REQUEST_VARIABLES)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     return Trtx(tmp_path, capsys, monkeypatch)
@@ -75,7 +76,7 @@ def test_push_and_pull_carry_an_entry(
 ) -> None:
     keys = sorted(manifest.key for manifest in entries)
     pushed = trtx.at(store).json("push")
-    assert pushed["remotes"] == {"share": {"sent": keys, "there": [], "failed": {}}}
+    assert pushed["remotes"] == {"share": {"sent": keys, "there": [], "skipped": {}, "failed": {}}}
     assert trtx.json("push")["remotes"]["share"]["there"] == keys
     pulled = trtx.at(other_store).json("pull", keys[0], keys[1])
     assert pulled["pulled"] == dict.fromkeys(keys[:2], "share")
@@ -247,3 +248,25 @@ def test_several_remotes_get_what_is_pushed_or_only_the_named_one(
     assert list(trtx.json("push", "build/0", "--remote", "b")["remotes"]) == ["b"]
     assert list(trtx.json("push", "build/0")["remotes"]) == ["a", "b"]
     assert writable(f"file://{tmp_path}/a").find(entries[0].key) is not None
+
+
+def test_what_came_unsigned_is_skipped_by_name_and_not_signed(
+    tmp_path: Path, trtx: Trtx, store: Store, other_store: Store, entries: list[Manifest]
+) -> None:
+    trtx.at(store)("export", tmp_path / "in.tar", "build/0")
+    trtx("keygen", tmp_path / "signing.pem")
+    trtx.site(
+        "cache:\n"
+        f"  remotes: [{{name: share, url: 'file://{tmp_path}/share', mode: read-write, trust: signed}}]\n"
+        f"  sign: {{private_key: '{tmp_path}/signing.pem'}}\n"
+    )
+    trtx.at(other_store)("import", tmp_path / "in.tar")
+    made = make_entry(other_store, 7)
+    pushed = trtx.json("push")["remotes"]["share"]
+    assert pushed["sent"] == [made.key]
+    assert list(pushed["skipped"]) == [entries[0].key]
+    assert "was not put on remote share: its entries must be signed; it came from archive in.tar" in trtx.err
+    exported = trtx.json("export", tmp_path / "out.tar")
+    assert not exported["signed"]
+    assert exported["unsigned"] == [entries[0].key]
+    assert "was not signed: it came from archive in.tar" in trtx.err

@@ -21,16 +21,17 @@ import tarfile
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from trtx.cache.foreign import EntryRefused, expect_files, plain, read_foreign_manifest
-from trtx.cache.manifest import Manifest
-from trtx.cache.remote import Progress, manifest_digest
-from trtx.cache.signing import Keyring, Signer
+from trtx.cache.manifest import Manifest, manifest_digest
+from trtx.cache.origin import Origin, Vouched, vouch
+from trtx.cache.remote import Progress
+from trtx.cache.signing import Keyring, Signer, read_signatures
 from trtx.cache.store import Store
 from trtx.errors import EnvironmentProblem, UsageProblem, VerificationFailed
 from trtx.files import CHUNK_BYTES, disk_errors, free_bytes
@@ -68,10 +69,16 @@ def _contents(manifests: Iterable[Manifest]) -> dict[str, int]:
 
 
 def export_entries(
-    store: Store, manifests: Sequence[Manifest], target: Path, signer: Signer | None, progress: Progress
-) -> None:
+    store: Store,
+    manifests: Sequence[Manifest],
+    target: Path,
+    signer: Signer | None,
+    progress: Progress,
+    keyring: Keyring | None = None,
+) -> dict[str, str]:
     """Write entries to an archive, which appears whole or not at all.
 
+    Returns the keys of those without a signature that this site trusts (by its signer or its keyring), and why.
     Raises VerificationFailed when a file is not what its manifest says, UsageProblem for a target that cannot be a
     file, EnvironmentProblem for a full disk.
     """
@@ -80,12 +87,13 @@ def export_entries(
     sources = {
         record.sha256: store.output(manifest.key) / record.path for manifest in ordered for record in manifest.files
     }
+    vouched = {manifest.key: _vouch(store, manifest, keyring, signer) for manifest in ordered}
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     contents = _contents(ordered)
     total, done = sum(contents.values()), 0
     try:
         with disk_errors(target), _open_for_writing(temporary, target.name) as stream:
-            _write_member(stream, INDEX, _index_text(store, ordered, signer))
+            _write_member(stream, INDEX, _index_text(store, ordered, vouched))
             for sha256, size in contents.items():
                 for count in _write_file(stream, sources[sha256], sha256, size):
                     done += count
@@ -96,6 +104,15 @@ def export_entries(
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+    return {key: each.doubt for key, each in vouched.items() if each.doubt}
+
+
+def _vouch(store: Store, manifest: Manifest, keyring: Keyring | None, signer: Signer | None) -> Vouched:
+    try:
+        return vouch(store, manifest, keyring, signer)
+    except EntryRefused as error:
+        what = f"the entry {manifest.key} cannot be exported"
+        raise VerificationFailed(what, why=str(error), fix="run the same command again") from error
 
 
 def _check_target(target: Path) -> None:
@@ -111,10 +128,10 @@ def _check_target(target: Path) -> None:
         raise UsageProblem(f"cannot write an archive to {target}", why=why, fix="name a file, such as cache.tar.gz")
 
 
-def _index_text(store: Store, manifests: Iterable[Manifest], signer: Signer | None) -> bytes:
+def _index_text(store: Store, manifests: Iterable[Manifest], vouched: Mapping[str, Vouched]) -> bytes:
     rows = []
     for manifest in manifests:
-        signatures = [signer.sign(manifest_digest(manifest)).to_json()] if signer else []
+        signatures = [signature.to_json() for signature in vouched[manifest.key].signatures]
         root = store.output(manifest.key)
         executables = [record.path for record in manifest.files if os.access(root / record.path, os.X_OK)]
         row = {"key": manifest.key, "manifest": manifest.dump(), "signatures": signatures, "executables": executables}
@@ -181,7 +198,7 @@ def import_entries(
             bundle = _read_index(stream, path)
             _check(bundle, keyring)
             _check_room(bundle, store)
-            return _import(bundle, stream, store, progress)
+            return _import(bundle, stream, store, f"archive {path.name}", progress)
     except EntryRefused as error:
         fix = "export it again, and bring it over whole"
         raise VerificationFailed(f"{path} was refused; nothing was imported", why=str(error), fix=fix) from error
@@ -287,7 +304,7 @@ def _check_room(bundle: Bundle, store: Store) -> None:
 
 
 def _import(
-    bundle: Bundle, stream: IO[bytes], store: Store, progress: Progress
+    bundle: Bundle, stream: IO[bytes], store: Store, source: str, progress: Progress
 ) -> tuple[list[Manifest], list[Manifest]]:
     with ExitStack() as stack:
         contents = stack.enter_context(store.stage("import")) / "work"
@@ -299,7 +316,11 @@ def _import(
             _place(manifest, contents, folder / "output", uses, bundle.executables[manifest.key])
             staged.append((folder, manifest))
         known = {manifest.key for manifest in bundle.manifests if store.find(manifest.key).manifest is not None}
-        published = [store.publish(folder, manifest, expect_files(manifest)) for folder, manifest in staged]
+        origins = {key: Origin(source, read_signatures(said)).dump() for key, said in bundle.signatures.items()}
+        published = [
+            store.publish(folder, manifest, expect_files(manifest), origin=origins[manifest.key])
+            for folder, manifest in staged
+        ]
     return published, [manifest for manifest in published if manifest.key not in known]
 
 

@@ -2,6 +2,7 @@
 
     CACHEDIR.TAG  layout              what this folder is, and its version
     entries/ab/<key>/manifest.json    one entry; `output/` holds the step's files
+    entries/ab/<key>/origin.json      where it came from, unless it was made in this cache (trtx.cache.origin)
     memo/ab/<key>.json                stat of each file when it was last hashed; its mtime is the entry's last use
     index/ab.json                     what `ls` shows of the shard entries/ab/, made again when that folder changed
     leases/<key>.json                 who is making the key now (advice: nothing is wrong without it)

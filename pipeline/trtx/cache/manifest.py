@@ -59,6 +59,11 @@ class Manifest:
         return _render(body | {"digest": sha256_bytes(canonical_json(body))})
 
 
+def manifest_digest(manifest: Manifest) -> str:
+    """The digest that stands in a manifest's own text."""
+    return str(json.loads(manifest.dump())["digest"])
+
+
 def _render(body: dict[str, Any]) -> str:
     return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
 

@@ -31,8 +31,9 @@ from urllib.parse import urlsplit
 from trtx.cache.background import DaemonPool
 from trtx.cache.blobs import Blobs, open_blobs
 from trtx.cache.foreign import MAX_MANIFEST_BYTES, SHA256, EntryRefused, expect_files, plain, read_foreign_manifest
-from trtx.cache.manifest import FileRecord, Manifest
-from trtx.cache.signing import Keyring
+from trtx.cache.manifest import FileRecord, Manifest, manifest_digest
+from trtx.cache.origin import Origin
+from trtx.cache.signing import Keyring, Signature, read_signatures
 from trtx.cache.store import Store
 from trtx.files import disk_errors
 
@@ -79,7 +80,7 @@ class RemoteSpec:
 class Offer:
     """An entry that a remote has. `chunks` are the SHA-256 of each file's pieces, in the order of the manifest's files.
 
-    `signer` is the name of the trusted key that signed it, where signatures are asked for.
+    `signer` is the name of the trusted key that signed it, where signatures are asked for; `signatures` are all it has.
     """
 
     remote: str
@@ -88,6 +89,7 @@ class Offer:
     chunk_bytes: int
     executables: frozenset[str]
     signer: str | None = None
+    signatures: tuple[Signature, ...] = ()
 
 
 def entry_name(key: str) -> str:
@@ -96,11 +98,6 @@ def entry_name(key: str) -> str:
 
 def blob_name(sha256: str) -> str:
     return f"v1/blobs/{sha256[:2]}/{sha256}"
-
-
-def manifest_digest(manifest: Manifest) -> str:
-    """The digest that stands in a manifest's own text."""
-    return str(json.loads(manifest.dump())["digest"])
 
 
 class Remote:
@@ -166,7 +163,8 @@ class Remote:
                 self._fetch_file(record, chunks, offer.chunk_bytes, target, advance)
                 if record.path in offer.executables:
                     target.chmod(0o755)
-            return store.publish(staged, manifest, expect_files(manifest))
+            origin = Origin(f"remote {self.name}", offer.signatures)
+            return store.publish(staged, manifest, expect_files(manifest), origin=origin.dump())
 
     def _fetch_file(
         self,
@@ -226,7 +224,7 @@ class Remote:
                 raise EntryRefused(why)
         names = frozenset(map(str, executables)) if isinstance(executables, list) else frozenset()
         blobs = tuple(map(tuple, chunks))
-        offer = Offer(self.name, manifest, blobs, chunk_bytes, names, signer)
+        offer = Offer(self.name, manifest, blobs, chunk_bytes, names, signer, read_signatures(signatures))
         if any(len(row) != -(-record.size // chunk_bytes) for record, row in zip(manifest.files, blobs, strict=True)):
             raise EntryRefused("its list of blobs does not fit its files")
         return offer

@@ -15,13 +15,14 @@ from trtx.cache import remote
 from trtx.cache.blobs import Blobs
 from trtx.cache.foreign import EntryRefused
 from trtx.cache.manifest import FileRecord, Manifest
-from trtx.cache.remote import SCHEMA, WINDOW, Progress, Remote, RemoteSpec, blob_name, entry_name, manifest_digest
+from trtx.cache.origin import EntryUntrusted, Vouched, vouch
+from trtx.cache.remote import SCHEMA, WINDOW, Progress, Remote, RemoteSpec, blob_name, entry_name
 from trtx.cache.signing import Keyring, Signer
 from trtx.cache.store import Store
 
 
 class WritableRemote(Remote):
-    """A remote to read from and to write to. `signer` signs what is put there."""
+    """A remote to read from and to write to. `signer` signs what is put there and may be signed: trtx.cache.origin."""
 
     def __init__(self, spec: RemoteSpec, keyring: Keyring | None = None, signer: Signer | None = None) -> None:
         super().__init__(spec, keyring)
@@ -41,11 +42,15 @@ class WritableRemote(Remote):
         Blobs that are there with their size are not sent again; the entry's own object comes last, and only if there
         is none (S3: `If-None-Match: *`), so that of two writers one wins whole. What was sent is verified: see
         trtx.cache.blobs. With `replace` nothing that is there is believed: blobs are read back and compared, and the
-        entry is written anew. Raises EntryRefused when the files are not those of the manifest, RemoteTrouble,
-        CancelledError once `cancelled` is set.
+        entry is written anew. Raises EntryRefused when the files are not those of the manifest, EntryUntrusted when the
+        remote is for signed entries and no trusted key vouches for this one, RemoteTrouble, CancelledError once
+        `cancelled` is set.
         """
         if not replace and self._has_good(manifest.key):
             return False
+        vouched = vouch(store, manifest, self._keyring, self._signer)
+        if vouched.doubt and self.spec.trust == "signed":
+            raise EntryUntrusted(f"its entries must be signed; {vouched.doubt}")
         total, done = manifest.total_bytes, 0
         chunks: list[list[str]] = []
         root = store.output(manifest.key)
@@ -58,7 +63,7 @@ class WritableRemote(Remote):
                 if cancelled.is_set():
                     raise CancelledError
             chunks.append(names)
-        return self._publish(manifest, self._entry_text(manifest, chunks, root), replace)
+        return self._publish(manifest, self._entry_text(manifest, chunks, root, vouched), replace)
 
     def _has_good(self, key: str) -> bool:
         """Whether the remote has an entry that this machine would take; a bad one is replaced."""
@@ -98,15 +103,14 @@ class WritableRemote(Remote):
         self._wait(future, self._seconds_for(2 * WINDOW * size), "write")
         return name, size
 
-    def _entry_text(self, manifest: Manifest, chunks: list[list[str]], root: Path) -> bytes:
-        signatures = [self._signer.sign(manifest_digest(manifest)).to_json()] if self._signer else []
+    def _entry_text(self, manifest: Manifest, chunks: list[list[str]], root: Path, vouched: Vouched) -> bytes:
         body = {
             "schema": SCHEMA,
             "manifest": manifest.dump(),
             "chunk_bytes": remote.CHUNK_BYTES,
             "chunks": chunks,
             "executables": [record.path for record in manifest.files if os.access(root / record.path, os.X_OK)],
-            "signatures": signatures,
+            "signatures": [signature.to_json() for signature in vouched.signatures],
         }
         return json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False).encode()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 DOMAIN = b"trtx entry signature v1\0"
 PREFIX = "ed25519:"
 PUBLIC_BYTES = 32
+KEY_ID = re.compile(r"[0-9a-f]{64}")
+# 64 bytes in base64.
+VALUE = re.compile(r"[A-Za-z0-9+/]{86}==")
 # More than these are not looked at.
 MAX_SIGNATURES = 100
 
@@ -67,9 +71,9 @@ class Keyring:
         self._keys = {sha256_bytes(decode_public_key(text)): (name, text) for name, text in keys.items()}
 
     def signer_of(self, digest: str, signatures: Any) -> tuple[str | None, str]:
-        """The name of a trusted key that signed a manifest's digest; else None and why not. One good signature suffices.
+        """The name of a trusted key that signed a manifest's digest; else None and why not.
 
-        `signatures` is the JSON value that came with the entry; it may be anything.
+        One good signature suffices. `signatures` is the JSON value that came with the entry; it may be anything.
         """
         rows = signatures if isinstance(signatures, list) else []
         reason, bad = "it is not signed", ""
@@ -88,6 +92,17 @@ class Keyring:
                 continue
             return known[0], ""
         return None, bad or reason
+
+
+def read_signatures(value: Any) -> tuple[Signature, ...]:
+    """The signatures in a JSON value from elsewhere, which may be anything; what has not their form is left out."""
+    rows = value[:MAX_SIGNATURES] if isinstance(value, list) else []
+    texts = [(row.get("key"), row.get("ed25519")) for row in rows if isinstance(row, dict)]
+    return tuple(
+        Signature(key_id, text)
+        for key_id, text in texts
+        if isinstance(key_id, str) and isinstance(text, str) and KEY_ID.fullmatch(key_id) and VALUE.fullmatch(text)
+    )
 
 
 def decode_public_key(text: str) -> bytes:

@@ -36,14 +36,16 @@ from trtx.processes import describe_this_process, is_gone
 __all__ = ["Found", "Store", "remove_tree"]
 
 OWNER = "owner.json"
+# Beside the manifest of an entry that was not made in this cache: trtx.cache.origin.
+ORIGIN = "origin.json"
 # A staging folder without an owner note is from a process killed between two system calls.
 UNOWNED_AGE_S = 3600
 # An entry that others remove and publish again this often while it is looked at is taken to be absent.
 LOOKS = 5
-# Publishing is repeated when another's entry stands in the way and is gone or corrupt when looked at.
-PUBLISH_ATTEMPTS = 20
 # Files of this size are not read again because this process linked to them.
 TRUSTED_LINK_BYTES = 1 << 20
+# Publishing is repeated when another's entry stands in the way and is gone or corrupt when looked at.
+PUBLISH_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,18 @@ class Store:
             remove_tree(folder)
 
     def publish(
-        self, folder: Path, draft: Manifest, check: Callable[[tuple[FileRecord, ...]], None] = lambda files: None
+        self,
+        folder: Path,
+        draft: Manifest,
+        check: Callable[[tuple[FileRecord, ...]], None] = lambda files: None,
+        *,
+        origin: str | None = None,
     ) -> Manifest:
         """Turn a staged folder into the entry of `draft.key`, whose `files` are filled in here.
 
         When another process published the key first, that entry is kept and returned. `check` sees the files before
-        anybody else does and raises to refuse them. Raises StepFailed when the output is empty or holds anything but
-        files and folders.
+        anybody else does and raises to refuse them. `origin` is the text of the entry's origin.json. Raises StepFailed
+        when the output is empty or holds anything but files and folders.
         """
         records, stamps = _seal(folder / "output")
         if not records:
@@ -191,6 +198,9 @@ class Store:
             (entry / "output").chmod(0o555)
             write_text(entry / "manifest.json", manifest.dump())
             (entry / "manifest.json").chmod(0o444)
+            if origin is not None:
+                write_text(entry / ORIGIN, origin)
+                (entry / ORIGIN).chmod(0o444)
             _sync_folder(entry)
             target.parent.mkdir(parents=True, exist_ok=True)
             other = self._move_in(entry, target, draft.key)
@@ -296,6 +306,12 @@ class Store:
         return len(gone)
 
 
+def _after_links(device: int, stamp: Stamp) -> Stamp | None:
+    """What this process's links made of a file's stamp; None for small ones, which are as soon read."""
+    is_stamp = len(stamp) == 4 and all(isinstance(number, int) for number in stamp)  # The memo may be damaged.
+    return stamp_after_links(device, stamp) if is_stamp and stamp[1] >= TRUSTED_LINK_BYTES else None
+
+
 def _names(folder: Path) -> list[str]:
     """Names in a folder, which may not be there."""
     try:
@@ -306,12 +322,6 @@ def _names(folder: Path) -> list[str]:
 
 
 def is_key(text: str) -> bool:
-def _after_links(device: int, stamp: Stamp) -> Stamp | None:
-    """What this process's links made of a file's stamp; None for small ones, which are as soon read."""
-    is_stamp = len(stamp) == 4 and all(isinstance(number, int) for number in stamp)  # The memo may be damaged.
-    return stamp_after_links(device, stamp) if is_stamp and stamp[1] >= TRUSTED_LINK_BYTES else None
-
-
     """Whether a text is a full SHA-256 in lower-case hexadecimal."""
     return len(text) == 64 and not text.strip("0123456789abcdef")
 

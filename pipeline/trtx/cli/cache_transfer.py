@@ -74,6 +74,8 @@ def push(
     results = {target.name: _push_all(console, target, manifests, store) for target in targets}
     failed = [(name, *failure) for name, result in results.items() for failure in result["failed"].items()]
     for name, result in results.items():
+        for key, why in result["skipped"].items():
+            console.warn(f"{key[:16]} was not put on remote {name}: {why}")
         console.say(f"remote {name}: {len(result['sent'])} entries sent, {len(result['there'])} were there")
     error = None
     if failed:
@@ -97,13 +99,16 @@ def _finish(console: Console, output: OutputFormat, body: dict[str, Any], error:
 
 def _push_all(console: Console, target: Any, manifests: Iterable[Manifest], store: Store) -> dict[str, Any]:
     from trtx.cache.foreign import EntryRefused
+    from trtx.cache.origin import EntryUntrusted
     from trtx.cache.remote import RemoteTrouble
 
-    result: dict[str, Any] = {"sent": [], "there": [], "failed": {}}
+    result: dict[str, Any] = {"sent": [], "there": [], "skipped": {}, "failed": {}}
     for manifest in manifests:
         show = _progress(console, f"{manifest.step} to {target.name}")
         try:
             is_new = target.push(manifest, store, show, threading.Event())
+        except EntryUntrusted as error:
+            result["skipped"][manifest.key] = str(error)
         except (EntryRefused, RemoteTrouble) as error:
             result["failed"][manifest.key] = str(error)
         else:
@@ -186,7 +191,7 @@ def export_archive(
 ) -> None:
     """Write entries to one file, for a site without a network; all of the cache when nothing is named."""
     from trtx.cache.archive import export_entries
-    from trtx.plan.remotes import make_signer
+    from trtx.plan.remotes import make_keyring, make_signer
     from trtx.plan.site import load_site
     from trtx.recipe.units import format_bytes
 
@@ -195,12 +200,16 @@ def export_archive(
     manifests = _load(store, _choose(console, store, words, recipe, lock))
     if not manifests:
         raise UsageProblem("there is nothing to export", fix="run `trtx apply` first, or name other entries")
-    signer = make_signer(load_site(os.environ), os.environ)
-    export_entries(store, manifests, file, signer, _progress(console, file.name))
+    site = load_site(os.environ)
+    signer = make_signer(site, os.environ)
+    show = _progress(console, file.name)
+    unsigned = export_entries(store, manifests, file, signer, show, make_keyring(site, signer))
     size = file.stat().st_size
     if output is OutputFormat.JSON:
-        body = {"file": str(file), "bytes": size, "signed": signer is not None}
+        body = {"file": str(file), "bytes": size, "signed": not unsigned, "unsigned": sorted(unsigned)}
         console.json({"schema": "trtx.cache.export/v1", **body, "keys": [manifest.key for manifest in manifests]})
+    for key, why in unsigned.items() if signer else ():
+        console.warn(f"{key[:16]} was not signed: {why}")
     console.say(f"wrote {file}: {len(manifests)} entries, {format_bytes(size)}", style="ok")
 
 
