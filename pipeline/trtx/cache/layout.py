@@ -6,12 +6,13 @@
     memo/ab/<key>.json                stat of each file when it was last hashed; its mtime is the entry's last use
     index/ab.json                     what `ls` shows of the shard entries/ab/, made again when that folder changed
     leases/<key>.json                 who is making the key now (advice: nothing is wrong without it)
+    runs/<id>-<8 digits>.json         what runs under way need (advice, too: trtx.cache.runs)
     pins/<key>.json                   entries that are never pruned
     failures/<key16>-<time>-<id>/     what failed steps left for inspection; never served
     quarantine/<key>-<id>/            entries that failed their check, kept for inspection
     tmp/<name>/                       staging and trash; invisible until renamed into entries/
 
-Version 1 is the only one so far. `index`, `leases`, `pins` and `failures` came later and are optional: a trtx that does
+Version 1 is the only one so far. `index`, `leases`, `runs`, `pins` and `failures` came later and are optional: a trtx that does
 not know them never prunes, and takes part in nothing that they guard, so both kinds work on one cache.
 """
 
@@ -23,7 +24,7 @@ from trtx.errors import EnvironmentProblem
 from trtx.files import disk_errors, write_text
 
 LAYOUT_VERSION = "1"
-FOLDERS = ("entries", "memo", "index", "leases", "pins", "failures", "quarantine", "tmp")
+FOLDERS = ("entries", "memo", "index", "leases", "runs", "pins", "failures", "quarantine", "tmp")
 # https://bford.info/cachedir/: backup tools skip folders with this file; its first line is fixed by that document.
 SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
 CACHEDIR_TAG = f"{SIGNATURE}\n# This folder is a cache made by trtx.\n"

@@ -20,6 +20,7 @@ from trtx.cache.layout import check_layout, prepare_layout, require_tag
 from trtx.cache.manifest import FileRecord, Manifest, peek_manifest
 from trtx.cache.memo import Memo, settle
 from trtx.cache.removal import TRASH, make_movable, move_to_trash, remove_tree
+from trtx.cache.runs import forget_dead_runs
 from trtx.errors import EnvironmentProblem, StepFailed
 from trtx.files import (
     Stamp,
@@ -292,8 +293,9 @@ class Store:
         return True
 
     def clean_staging(self) -> int:
-        """Delete trash, and staging folders whose process on this host is gone; returns how many folders.
+        """Delete trash, staging folders whose process on this host is gone, and notes of dead runs.
 
+        Returns how many folders.
         Nothing where nothing may be deleted: what is called `tmp` there may be anybody's.
         """
         try:
@@ -303,6 +305,7 @@ class Store:
         gone = [folder for folder in sorted((self.root / "tmp").glob("*")) if _is_abandoned(folder)]
         for folder in gone:
             remove_tree(folder)
+        forget_dead_runs(self.root)
         return len(gone)
 
 

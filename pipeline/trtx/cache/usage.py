@@ -1,4 +1,4 @@
-"""Which entries running jobs use or make, by the notes of their leases and staging folders."""
+"""Which entries running jobs use or make: by the notes of their runs, leases and staging folders."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trtx.cache.runs import keys_of_runs
 from trtx.cache.store import OWNER, Store
 from trtx.files import read_json
 from trtx.processes import is_gone
@@ -19,7 +20,7 @@ STAGING_OLD_S = 14 * 86400.0
 
 def keys_in_use(store: Store) -> dict[str, str]:
     """Key → who uses or makes it, for people."""
-    used: dict[str, str] = {}
+    used = keys_of_runs(store.root)
     for note in _live_notes(store):
         who = f"in use by {note.get('step') or 'a step'}, process {note.get('pid')} on {note.get('host')}"
         uses = note.get("uses")

@@ -17,6 +17,7 @@ from trtx.plan.environment import fill_environment
 from trtx.plan.exchange import Claimed, Event, Exchange, Pulled
 from trtx.plan.record import RunRecord, describe_progress
 from trtx.plan.remotes import Hit, Remotes
+from trtx.plan.running import noted_run
 from trtx.plan.steps import Plan, Step
 from trtx.plan.survey import OPEN, State, StepStatus, survey
 from trtx.recipe.units import format_bytes
@@ -91,6 +92,11 @@ class Execution:
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
+        with noted_run(self.store, self.plan, self.record), self._stopping_children():
+            yield
+
+    @contextmanager
+    def _stopping_children(self) -> Iterator[None]:
         self._exchange = Exchange(self.store, self.remotes)
         try:
             yield

@@ -14,6 +14,7 @@ from support.plans import plan_of
 from support.steps import corrupt
 
 from trtx.cache.layout import LAYOUT_VERSION
+from trtx.cache.runs import end_run, note_run
 from trtx.cache.store import Store
 from trtx.cli.main import main
 from trtx.plan.record import create_run
@@ -248,6 +249,19 @@ def test_entries_of_a_run_that_is_driven_stay(store: Store, trtx: Trtx, tmp_path
     (record.folder / "driver.json").write_text("{}")
     (record.folder / "plan.json").write_text("{}")
     assert trtx.json("prune", "--older-than", "45d", "--yes")["kept"] == {}
+
+
+def test_entries_of_a_run_of_another_folder_are_neither_pruned_nor_removed(
+    store: Store, trtx: Trtx, tmp_path: Path
+) -> None:
+    record = tmp_path / "elsewhere" / "20260101-000000-abcd"
+    record.mkdir(parents=True)
+    note_run(store.root, record, [key_of(0)])
+    assert set(trtx.json("prune", "--older-than", "30d", "--yes")["kept"]) == {key_of(0)}
+    trtx("rm", key_of(0), code=2)
+    assert f"in use by run {record.name} in {record}" in trtx.err
+    end_run(store.root, record)
+    trtx("rm", key_of(0))
 
 
 def test_a_cache_of_a_newer_layout_is_refused_by_every_verb(store: Store, trtx: Trtx) -> None:

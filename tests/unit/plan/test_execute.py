@@ -11,12 +11,14 @@ from support.plans import plan_of
 from support.steps import Behaviour, InlineRunner, Watcher, corrupt, install_stage, states, write_output
 
 from trtx.cache.store import Store
+from trtx.cache.usage import keys_in_use
 from trtx.errors import EnvironmentProblem, StepFailed, VerificationFailed
 from trtx.files import read_json
 from trtx.plan.execute import Execution
 from trtx.plan.record import create_run, find_run, latest_plan, latest_run
 from trtx.plan.steps import Plan
 from trtx.plan.survey import State, overlay, survey
+from trtx.runners.base import Task
 from trtx.stages.base import StepContext
 from trtx.stages.job import JOB_NAME, dump_file
 
@@ -63,6 +65,24 @@ def test_every_step_runs_once_and_inputs_come_first(tmp_path: Path, apply: Apply
         for entry in step.inputs.values():
             assert runner.order.index(entry.step) < runner.order.index(step.id)
     assert set(states(list(execution.statuses.values())).values()) == {State.DONE}
+
+
+def test_all_entries_of_a_run_are_in_use_until_it_ends_whatever_its_end(
+    tmp_path: Path, apply: Apply, store: Store
+) -> None:
+    plan = plan_of(tmp_path)
+    seen: list[set[str]] = []
+
+    class Stopped(InlineRunner):
+        def start(self, task: Task) -> None:
+            seen.append(set(keys_in_use(store)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apply(plan, runner=Stopped())
+    apply(plan, {plan.steps[0].id: fail_with(StepFailed("no"))})
+    assert seen == [{step.key for step in plan.steps}]
+    assert keys_in_use(store) == {}
 
 
 def test_a_second_apply_runs_nothing(tmp_path: Path, apply: Apply, store: Store) -> None:
