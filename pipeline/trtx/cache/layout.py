@@ -12,8 +12,8 @@
     quarantine/<key>-<id>/            entries that failed their check, kept for inspection
     tmp/<name>/                       staging and trash; invisible until renamed into entries/
 
-Version 1 is the only one so far. `index`, `leases`, `runs`, `pins` and `failures` came later and are optional: a trtx that does
-not know them never prunes, and takes part in nothing that they guard, so both kinds work on one cache.
+Version 1 is the only one so far. `index`, `leases`, `runs`, `pins` and `failures` came later and are optional: a trtx
+that does not know them never prunes, and takes part in nothing that they guard, so both kinds work on one cache.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from trtx.cache.layout import require_tag
 from trtx.cache.pins import is_pinned, list_pins
 from trtx.cache.store import Store
 from trtx.cache.usage import keys_in_use
+from trtx.errors import EnvironmentProblem
 
 # Any full digest in a lock file is taken for a key: keeping too much is harmless.
 KEY_IN_TEXT = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
@@ -64,10 +65,17 @@ def read_lock_keys(path: Path) -> set[str]:
 
 
 def keys_to_keep(store: Store, locks: Iterable[Path] = ()) -> dict[str, str]:
-    """Key → why it is kept. Raises OSError for a lock file that cannot be read."""
+    """Key → why it is kept. Raises EnvironmentProblem for a lock file that cannot be read."""
     kept: dict[str, str] = {}
     for path in locks:
-        kept |= dict.fromkeys(read_lock_keys(path), f"named by {path}")
+        try:
+            kept |= dict.fromkeys(read_lock_keys(path), f"named by {path}")
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"nothing is deleted in {store.root}",
+                why=f"what is named by {path} is to be kept, but {path.name}: {error.strerror}",
+                fix="make that lock readable, or move it away",
+            ) from error
     kept |= {pin.key: f"pinned{f': {pin.note}' if pin.note else ''}" for pin in list_pins(store)}
     return kept | keys_in_use(store)
 

@@ -43,7 +43,7 @@ def prune(
 
     What killed processes left half-made goes, too.
 
-    Locks beside the recipes of the runs recorded in this folder count without being named.
+    Locks in this folder, and those beside the recipes of the runs recorded here, count without being named.
     """
     from trtx.cache import prune as pruning
 
@@ -73,12 +73,12 @@ def _check_locks(paths: list[Path]) -> list[Path]:
 
 
 def _project_locks(project: Path) -> list[Path]:
-    """Locks beside the recipes of all runs recorded in this folder."""
+    """Locks in this folder, and those beside the recipes of all runs recorded here."""
     from trtx.files import read_json
     from trtx.paths import runs_dir
-    from trtx.plan.lock import lock_path
+    from trtx.plan.lock import LOCK_SUFFIX, lock_path
 
-    found: dict[Path, None] = {}
+    found = {path.resolve(): None for path in sorted(project.glob(f"*{LOCK_SUFFIX}")) if path.is_file()}
     for path in sorted(runs_dir(project).glob("*/plan.json")):
         try:
             lock = lock_path(project / read_json(path)["recipe"])

@@ -239,6 +239,28 @@ def test_locks_of_the_folders_runs_and_named_locks_keep_what_they_name(
     assert trtx.json(*words, "--keep-lock", str(tmp_path / "other.lock.yaml"))["deleted"] == []
 
 
+def test_locks_in_the_folder_keep_what_they_name_though_no_run_is_recorded_there(store: Store, trtx: Trtx) -> None:
+    Path("recipe.lock.yaml").write_text(f"build: {key_of(0)}\n")
+    Path("deeper").mkdir()
+    Path("deeper/recipe.lock.yaml").write_text(f"build: {key_of(1)}\n")
+    Path("folder.lock.yaml").mkdir()
+    body = trtx.json("prune", "--older-than", "10d", "--yes")
+    assert [entry["key"] for entry in body["deleted"]] == [key_of(1)]
+    assert body["locks"] == [str(Path("recipe.lock.yaml").resolve())]
+
+
+def test_a_lock_that_cannot_be_read_stops_pruning(store: Store, trtx: Trtx, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("recipe.lock.yaml").write_text(f"build: {key_of(0)}\n")
+
+    def refuse(path: Path) -> set[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("trtx.cache.prune.read_lock_keys", refuse)
+    trtx("prune", "--older-than", "10d", "--yes", code=6)
+    assert "nothing is deleted" in trtx.err and "recipe.lock.yaml: Permission denied" in trtx.err
+    assert len(store.keys()) == 3
+
+
 def test_entries_of_a_run_that_is_driven_stay(store: Store, trtx: Trtx, tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     key = plan.step("build/cpu/fp32").key
