@@ -340,6 +340,20 @@ def test_a_bomb_in_the_list_is_not_unpacked(
     assert "are the most" in caught.value.why
 
 
+def test_a_manifest_that_is_too_large_is_not_parsed(
+    tmp_path: Path, store: Store, other_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = export(store, tmp_path / "cache.tar", sent := make_entry(store))
+    rewrite(path, index(lambda body: body["entries"][0].update(manifest="[" * (9 << 20))))
+    with pytest.raises(VerificationFailed) as caught:
+        bring(path, other_store)
+    assert caught.value.why == "its manifest is larger than 8 MiB"
+    assert_empty(other_store)
+    monkeypatch.setattr(archive, "MAX_MANIFEST_BYTES", 100)
+    with pytest.raises(UsageProblem, match="too many files for an archive"):
+        export(store, tmp_path / "more.tar", sent)
+
+
 def test_a_bomb_in_the_files_is_refused_before_it_is_unpacked(tmp_path: Path, store: Store, other_store: Store) -> None:
     path = export(store, tmp_path / "cache.tar", make_entry(store))
     rewrite(path, manifest(files=[["x", 1 << 50, SHA]]))

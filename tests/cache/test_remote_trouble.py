@@ -221,7 +221,7 @@ sys.path.insert(0, {tests!r})
 from support.remotes import push, writable
 from trtx.cache import remote
 from trtx.cache.store import Store
-remote.CHUNK_BYTES = 1000
+remote.CHUNK_BYTES = remote.MIN_CHUNK_BYTES = 1000
 store = Store(Path({cache!r}))
 manifest = store.find({key!r}).manifest
 def progress(done, total):
@@ -235,6 +235,7 @@ writable({url!r}, {endpoint!r}).push(manifest, store, progress, threading.Event(
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_module, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(remote_module, "MIN_CHUNK_BYTES", 1000)
 
 
 def test_an_upload_that_was_killed_goes_on_where_it_was(

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from trtx.cache.foreign import EntryRefused, expect_files, plain, read_foreign_manifest
+from trtx.cache.foreign import MAX_MANIFEST_BYTES, EntryRefused, expect_files, plain, read_foreign_manifest
 from trtx.cache.manifest import Manifest, manifest_digest
 from trtx.cache.origin import Origin, Vouched, vouch
 from trtx.cache.remote import Progress
@@ -38,6 +38,7 @@ from trtx.files import CHUNK_BYTES, disk_errors, free_bytes
 
 SCHEMA = "trtx.export/v1"
 INDEX = "trtx-export.json"
+# The most for the texts of all manifests together; it is read whole, and each is looked at before it is parsed.
 MAX_INDEX_BYTES = 64 << 20
 MAX_ENTRIES = 100_000
 MAX_FILES = 1_000_000
@@ -131,10 +132,14 @@ def _check_target(target: Path) -> None:
 def _index_text(store: Store, manifests: Iterable[Manifest], vouched: Mapping[str, Vouched]) -> bytes:
     rows = []
     for manifest in manifests:
+        said = manifest.dump()
+        if len(said.encode()) > MAX_MANIFEST_BYTES:
+            what = f"{manifest.step} ({manifest.key}) has too many files for an archive"
+            raise UsageProblem(what, why=f"its manifest is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
         signatures = [signature.to_json() for signature in vouched[manifest.key].signatures]
         root = store.output(manifest.key)
         executables = [record.path for record in manifest.files if os.access(root / record.path, os.X_OK)]
-        row = {"key": manifest.key, "manifest": manifest.dump(), "signatures": signatures, "executables": executables}
+        row = {"key": manifest.key, "manifest": said, "signatures": signatures, "executables": executables}
         rows.append(row)
     text = json.dumps({"schema": SCHEMA, "entries": rows}, indent=1, sort_keys=True, ensure_ascii=False).encode()
     if len(text) > MAX_INDEX_BYTES or len(rows) > MAX_ENTRIES:

@@ -10,7 +10,7 @@ from trtx.cache.manifest import FileRecord, Manifest, ManifestCorrupt, load_mani
 from trtx.files import canonical_json, sha256_bytes
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MAX_MANIFEST_BYTES = 16 << 20
+MAX_MANIFEST_BYTES = 8 << 20
 MAX_FILES = 100_000
 # File systems' own limits, NAME_MAX and a safe part of PATH_MAX.
 MAX_NAME_BYTES = 255

@@ -39,11 +39,16 @@ from trtx.files import disk_errors
 
 SCHEMA = "trtx.remote/v1"
 CHUNK_BYTES = 16 << 20
+# Smaller pieces would make a remote's list of them, and the requests for them, as long as it likes.
+MIN_CHUNK_BYTES = 1 << 20
 # An entry's object also lists 64 bytes for each piece.
 MAX_ENTRY_BYTES = 2 * MAX_MANIFEST_BYTES
 # Pieces in flight for one entry, and so the memory it takes: WINDOW * CHUNK_BYTES.
 WINDOW = 4
 THREADS = 16
+# The objects of entries that are asked for together: as many are on their way at once as there are threads, and all
+# that arrive may have so many bytes together.
+MAX_FOUND_BYTES = 256 << 20
 ATTEMPTS = 3
 BACKOFF_S = 0.2
 # A remote that is slower than this, over a whole piece, counts as one that does not answer.
@@ -127,15 +132,22 @@ class Remote:
     def find_many(self, keys: Iterable[str]) -> tuple[dict[str, Offer], dict[str, str]]:
         """The entries among many keys, asked for side by side, and why others were refused, by key.
 
-        Raises RemoteTrouble when not all answers came in time.
+        Raises RemoteTrouble when not all answers came in time, or more than MAX_FOUND_BYTES.
         """
-        wanted = list(keys)
-        seconds = self.spec.timeout_s + len(wanted) * FIND_S
+        todo = deque(dict.fromkeys(keys))
+        seconds, num_bytes = self.spec.timeout_s + len(todo) * FIND_S, 0
         ends = time.monotonic() + seconds
-        started = {key: self._start(_read_entry(key), seconds) for key in wanted}
+        ahead: deque[tuple[str, Future[bytes | None]]] = deque()
         offers, refused = {}, {}
-        for key, future in started.items():
+        while todo or ahead:
+            while todo and len(ahead) < THREADS:
+                key = todo.popleft()
+                ahead.append((key, self._start(_read_entry(key), max(0.0, ends - time.monotonic()))))
+            key, future = ahead.popleft()
             text = self._wait(future, max(0.0, ends - time.monotonic()), said=seconds)
+            num_bytes += len(text or b"")
+            if num_bytes > MAX_FOUND_BYTES:
+                raise self._give_up(f"its entries have more than {MAX_FOUND_BYTES >> 20} MiB without content", "read")
             try:
                 if text is not None:
                     offers[key] = self._read_offer(text, key)
@@ -214,7 +226,9 @@ class Remote:
         if schema != SCHEMA or not isinstance(said, str):
             raise EntryRefused(f"its schema is {plain(schema)}, not {SCHEMA}")
         manifest = read_foreign_manifest(said.encode(errors="replace"), key)
-        if type(chunk_bytes) is not int or not 1 <= chunk_bytes <= CHUNK_BYTES or not _fits(chunks, manifest):
+        if type(chunk_bytes) is not int or not MIN_CHUNK_BYTES <= chunk_bytes <= CHUNK_BYTES:
+            raise EntryRefused(f"its pieces have not between {MIN_CHUNK_BYTES} and {CHUNK_BYTES} bytes")
+        if not _fits(chunks, manifest):
             raise EntryRefused("its list of blobs does not fit its files")
         signer = None
         if self.spec.trust == "signed":
