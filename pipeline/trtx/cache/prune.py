@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trtx.cache.index import Row, list_rows
@@ -48,11 +48,15 @@ class Doomed:
 
 @dataclass(frozen=True)
 class PruneList:
-    """What pruning deletes, in order, and what it would delete but for `kept` (key → reason). Bytes as on disk."""
+    """What pruning deletes, in order, and what it would delete but for `kept` (key → reason). Bytes as on disk.
+
+    `failed` (key → reason) could not be deleted though they should have been.
+    """
 
     doomed: tuple[Doomed, ...]
     kept: Mapping[str, str]
     total_bytes: int
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def freed_bytes(self) -> int:
@@ -156,11 +160,12 @@ def require_deletable(store: Store, chosen: PruneList) -> None:
 def prune(store: Store, chosen: PruneList, locks: Iterable[Path] = ()) -> PruneList:
     """Delete what was chosen, except what came into use, was pinned or used again since; returns what was deleted.
 
+    An entry that cannot be deleted, such as another user's, is told in `failed`, and the others go.
     Raises EnvironmentProblem, before anything is deleted, when the folder is not marked as a cache.
     """
     require_deletable(store, chosen)
     keep = keys_to_keep(store, locks)
-    deleted, kept = [], dict(chosen.kept)
+    deleted, kept, failed = [], dict(chosen.kept), {}
     for entry in chosen.doomed:
         key = entry.row.key
         keep |= keys_in_use(store)  # Deleting takes a while, and jobs begin meanwhile.
@@ -168,7 +173,12 @@ def prune(store: Store, chosen: PruneList, locks: Iterable[Path] = ()) -> PruneL
             kept[key] = keep.get(key, "pinned")
         elif (store.memo.last_use(key) or entry.used) > entry.used:
             kept[key] = "used since the list was made"
-        elif store.remove(key):
-            deleted.append(entry)
+        else:
+            try:
+                deleted += [entry] if store.remove(key) else []
+            except EnvironmentProblem as error:
+                failed[key] = f"{error.what}: {error.why}"
+            except OSError as error:
+                failed[key] = f"cannot move {store.entry(key)}: {error.strerror}"
     store.clean_staging()
-    return PruneList(tuple(deleted), kept, chosen.total_bytes)
+    return PruneList(tuple(deleted), kept, chosen.total_bytes, failed)

@@ -10,7 +10,7 @@ import typer
 
 from trtx.cli.cache_words import SHOWN_KEY, format_age, open_store, parse_age, parse_size
 from trtx.cli.options import OutputFormat, OutputOption
-from trtx.errors import Interrupted, UsageProblem
+from trtx.errors import EnvironmentProblem, Interrupted, UsageProblem
 
 if TYPE_CHECKING:
     from trtx.cache.prune import PruneList
@@ -63,6 +63,20 @@ def prune(
     elif not dry_run:
         store.clean_staging()
     _print_outcome(console, chosen, all_locks, dry_run=dry_run, output=output)
+    if chosen.failed:
+        raise _make_error(chosen, _outcome_json(chosen, all_locks, dry_run=dry_run))
+
+
+def _make_error(chosen: PruneList, outcome: dict[str, Any]) -> EnvironmentProblem:
+    """The error for entries that should have gone and are still there."""
+    (key, why), count = next(iter(chosen.failed.items())), len(chosen.failed)
+    error = EnvironmentProblem(
+        f"{count} {'entry' if count == 1 else 'entries'} could not be deleted",
+        why=f"{key[:SHOWN_KEY]}: {why}",
+        fix="run the same command as the user that the entries belong to",
+    )
+    error.document = outcome | {"error": error.to_json()}
+    return error
 
 
 def _check_locks(paths: list[Path]) -> list[Path]:
@@ -125,12 +139,15 @@ def _print_outcome(
     from trtx.recipe.units import format_bytes
 
     if output is OutputFormat.JSON:
-        console.json(_outcome_json(chosen, locks, dry_run=dry_run))
+        if not chosen.failed:  # Else it is printed with the error.
+            console.json(_outcome_json(chosen, locks, dry_run=dry_run))
         return
     if dry_run or console.verbosity > 0:
         _print_table(console, chosen)
     for key, reason in chosen.kept.items():
         console.detail(f"kept {key[:SHOWN_KEY]}: {reason}")
+    for key, reason in chosen.failed.items():
+        console.warn(f"{key[:SHOWN_KEY]} could not be deleted: {reason}")
     left = chosen.total_bytes - chosen.freed_bytes
     done = "would be deleted" if dry_run else "deleted"
     kept = f"; {len(chosen.kept)} kept that a pin, a lock or a running job names" if chosen.kept else ""
@@ -154,6 +171,7 @@ def _outcome_json(chosen: PruneList, locks: list[Path], *, dry_run: bool) -> dic
             for entry in chosen.doomed
         ],
         "kept": dict(chosen.kept),
+        "failed": dict(chosen.failed),
         "locks": [str(path) for path in locks],
         "freed_bytes": chosen.freed_bytes,
         "left_bytes": chosen.total_bytes - chosen.freed_bytes,

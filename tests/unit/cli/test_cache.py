@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,35 @@ def test_pruning_to_a_size_is_told_to_people(store: Store, trtx: Trtx) -> None:
     assert "3 entries would be deleted" in trtx.err
     trtx("prune", "--max-size", "1B", "-y")
     assert "3 entries deleted" in trtx.err and "0 B left" in trtx.err
+
+
+def refuse_to_move(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
+    """Have a folder be as another user's; these tests may run as a user who may do everything."""
+    move = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path == folder:
+            raise OSError(number, os.strerror(number), str(path))
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+
+@pytest.mark.parametrize(
+    ("number", "why"), [(errno.EPERM, "belongs to another user"), (errno.EACCES, "denied"), (errno.EBUSY, "busy")]
+)
+def test_an_entry_that_cannot_be_deleted_is_told_and_the_others_go(
+    store: Store, trtx: Trtx, monkeypatch: pytest.MonkeyPatch, number: int, why: str
+) -> None:
+    refuse_to_move(monkeypatch, store.entry(key_of(0)), number)
+    body = trtx.json("prune", "--older-than", "10d", "--yes", code=6)
+    assert [entry["key"] for entry in body["deleted"]] == [key_of(1)]
+    assert why in body["failed"][key_of(0)]
+    assert body["error"]["what"] == "1 entry could not be deleted"
+    assert store.keys() == sorted([key_of(0), key_of(2)])
+    trtx("prune", "--older-than", "10d", "--yes", code=6)
+    assert f"{key_of(0)[:12]} could not be deleted" in trtx.err and "0 entries deleted" in trtx.err
+    assert "1 entry could not be deleted" in trtx.err
 
 
 def test_pruning_asks_and_only_a_yes_deletes(store: Store, trtx: Trtx, monkeypatch: pytest.MonkeyPatch) -> None:
