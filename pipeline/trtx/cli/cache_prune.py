@@ -29,7 +29,7 @@ def prune(
     ] = None,
     older_than: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--older-than", metavar="AGE", help="Delete what was not used for so long, as 30d."),
+        typer.Option("--older-than", metavar="AGE", help="Delete what was not used for so long, as 30d; 2h at least."),
     ] = None,
     locks: Annotated[
         Optional[list[Path]],  # noqa: UP045
@@ -51,6 +51,7 @@ def prune(
     max_bytes, unused_s = parse_size("--max-size", max_size), parse_age("--older-than", older_than)
     if max_bytes is None and unused_s is None:
         raise UsageProblem("prune needs to know what may go", fix="give --max-size 50GB, --older-than 30d, or both")
+    _check_age(older_than, unused_s)
     store = open_store()
     all_locks = _check_locks(locks or []) + _project_locks(Path.cwd())
     keep = pruning.keys_to_keep(store, all_locks) | _keys_of_live_runs(Path.cwd())
@@ -77,6 +78,18 @@ def _make_error(chosen: PruneList, outcome: dict[str, Any]) -> EnvironmentProble
     )
     error.document = outcome | {"error": error.to_json()}
     return error
+
+
+def _check_age(older_than: str | None, unused_s: float | None) -> None:
+    from trtx.cache.memo import USE_NOTED_EVERY_S
+
+    # An entry may have been used that much later than is noted; twice that, so that the ages told mean something.
+    if unused_s is not None and unused_s < 2 * USE_NOTED_EVERY_S:
+        raise UsageProblem(
+            f"--older-than {older_than} is too short",
+            why=f"uses are noted every {format_age(USE_NOTED_EVERY_S)}: this could delete what was used just now",
+            fix=f"give at least --older-than {2 * USE_NOTED_EVERY_S / 3600:g}h, or --max-size",
+        )
 
 
 def _check_locks(paths: list[Path]) -> list[Path]:

@@ -203,6 +203,8 @@ def test_pruning_asks_and_only_a_yes_deletes(store: Store, trtx: Trtx, monkeypat
         (("prune",), "prune needs to know what may go"),
         (("prune", "--older-than", "1d"), "nobody is there to answer"),
         (("prune", "--older-than", "1d", "-o", "json"), "nobody is there to answer"),
+        (("prune", "--older-than", "119min", "--yes"), "--older-than 119min is too short"),
+        (("prune", "--older-than", "0s", "--yes"), "give at least --older-than 2h"),
         (("prune", "--older-than", "1"), "--older-than: a duration needs a unit"),
         (("prune", "--max-size", "many"), "--max-size: 'many' is not a size"),
         (("prune", "--older-than", "1d", "--keep-lock", "absent.yaml"), "there is no lock file absent.yaml"),
