@@ -307,7 +307,6 @@ class SlurmRunner:
     def _block(self) -> list[Event]:
         """End tasks that need one that ended badly, unless they run: their own files tell then."""
         events: list[Event] = []
-        jobs: list[str] = []
         for item in self._tasks.values():
             if item.outcome is not None or self._can_be_made(item) or item.history.done is not None:
                 continue
@@ -321,9 +320,6 @@ class SlurmRunner:
             verdict = Verdict(Cause.DEPENDENCY, f"{bad} did not end well")
             self._revoke(item, verdict, retried=False)
             events.append(item.conclude(verdict))
-            jobs += [item.job_id] if item.job_id else []
-        # What waits for any end of an array need not wait for those.
-        cancel_jobs(self._shell, jobs, self._timing.command_s, pending_only=True)
         return events
 
     def _give_up(self, item: Tracked, error: UsageProblem) -> Event:

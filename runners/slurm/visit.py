@@ -66,7 +66,11 @@ class Visit:
         return self._tasks[step].history if step in self._tasks else None
 
     def cancel(self, steps: Collection[str]) -> str:
-        """End some tasks; returns Slurm's complaint, empty when there was none. Who follows them learns it at once."""
+        """End some tasks; returns Slurm's complaint, empty when there was none. Who follows them learns it at once.
+
+        Those that wait leave when they start: Slurm 22.05.8 was seen to forget that the others of an array wait for nothing
+        any more when one that waits for the same is cancelled.
+        """
         self._workspace.pull()
         self._read()
         jobs = []
@@ -81,7 +85,7 @@ class Visit:
                 cause=Cause.CANCELLED.value,
                 what="it was cancelled",
             )
-            jobs += [item.job_id] if item.job_id else []
+            jobs += [item.job_id] if item.attempt is not None and item.attempt.end is None else []
             self._workspace.revoke(item.task.folder, claim)
             self.leave_word(item)
         return cancel_jobs(self._shell, jobs, self._timing.command_s)

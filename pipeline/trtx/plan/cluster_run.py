@@ -18,7 +18,6 @@ from trtx.plan.steps import Plan
 from trtx.plan.survey import OPEN
 from trtx.processes import describe_this_process
 from trtx.runners.slurm.groups import Group, group_from_json, group_to_json
-from trtx.runners.slurm.options import SlurmOptions
 
 ORDER_SCHEMA = "trtx.order/v1"
 
@@ -51,15 +50,20 @@ class ClusterRun:
         self._record.take_over()
         to_run = {status.step.id for status in board.statuses.values() if status.state in OPEN}
         steps = [step for step in self._plan.steps if step.id in to_run and runs_on_cluster(self._plan, step)]
-        for name in dict.fromkeys(step.runner for step in steps):
-            groups = make_groups(self._plan, name, to_run, self._record.folder)
-            options = find_options(self._plan, self._open(name), self._environ)
+        orders = {
+            name: make_groups(self._plan, name, to_run, self._record.folder)
+            for name in dict.fromkeys(step.runner for step in steps)
+        }
+        # All orders are written down before the first is submitted: whoever adopts the run knows all of it.
+        for name, groups in orders.items():
             for group in groups:
                 for task in group.tasks:
                     self._record.write_job(self._plan, self._plan.step(task.step))
             document = {"schema": ORDER_SCHEMA, "groups": [group_to_json(group) for group in groups]}
             write_json(self._record.submission_folder(name) / ORDER_NAME, document)
-            self._begin(name, groups, board, store, options=options)
+        for name, groups in orders.items():
+            self._open(name)
+            self._begin(name, groups, board, store)
 
     def adopt(self, board: Board, store: Store) -> None:
         """Go on where another driver stopped: submit what it did not, and learn what became of the rest."""
@@ -73,16 +77,9 @@ class ClusterRun:
             self._clusters[name] = open_cluster(self._plan, name, self._record.folder, self._environ)
         return self._clusters[name]
 
-    def _begin(
-        self,
-        name: str,
-        groups: list[Group],
-        board: Board,
-        store: Store,
-        options: SlurmOptions | None = None,
-    ) -> None:
+    def _begin(self, name: str, groups: list[Group], board: Board, store: Store) -> None:
         cluster = self._clusters[name]
-        options = options or find_options(self._plan, cluster, self._environ)
+        options = find_options(self._plan, cluster, self._environ)
         runner = cluster.runner(options, self._record.submission_folder(name))
         follower = Follower(name, board, store, runner, cluster.timing.late_s, cluster.step_s)
         follower.remember()
@@ -92,8 +89,8 @@ class ClusterRun:
         except UsageProblem:
             # What Slurm took before it refused the rest would run for nothing.
             self.cancel()
-            for other in self._followers:
-                self._record.settle(other)
+            for ordered in self._record.submissions():
+                self._record.settle(ordered)
             raise
 
     def look(self) -> list[str]:
