@@ -8,20 +8,16 @@ import os
 import stat
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.entries import count_reads, publish_entry
 from support.steps import corrupt
 
 from trtx.cache.inspection import Inspection, inspect
-from trtx.cache.layout import LAYOUT_VERSION
 from trtx.cache.manifest import Manifest, ManifestCorrupt, load_manifest
 from trtx.cache.store import Store, remove_tree
 from trtx.errors import EnvironmentProblem, StepFailed
-from trtx.files import link_or_copy
 
 KEY = "ab" * 32
 
@@ -230,12 +226,6 @@ def test_staging_of_a_killed_process_is_cleaned_and_that_of_a_live_one_kept(stor
         assert list((store.root / "tmp").iterdir()) == [mine]
 
 
-def test_a_cache_of_another_layout_is_refused(store: Store) -> None:
-    (store.root / "layout").write_text("99\n")
-    with pytest.raises(EnvironmentProblem, match="layout 99"):
-        store.prepare()
-
-
 def test_a_manifest_survives_its_own_text(store: Store) -> None:
     manifest = publish(store)
     assert load_manifest(manifest.dump().encode()) == manifest
@@ -269,47 +259,6 @@ def test_a_linked_entry_is_not_read_again_and_a_changed_one_is(store: Store, mon
     corrupt(store.output(KEY) / "engine.json")
     store.accept_links(KEY)
     assert "SHA-256" in (store.find(KEY).fault or "")
-
-
-def edit_in_place(path: Path) -> None:
-    """Change a byte and put the mtime back: only ctime tells."""
-    info = path.stat()
-    path.chmod(0o644)
-    with path.open("r+b") as stream:
-        stream.write(b"X")
-    path.chmod(0o444)
-    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
-
-
-@pytest.mark.parametrize("size", [10, 1 << 20])
-@pytest.mark.parametrize("moment", ["before the link", "between two links", "after the link"])
-def test_an_edit_that_hides_its_mtime_beside_a_link_is_found(store: Store, size: int, moment: str) -> None:
-    publish_entry(store, KEY, {"weights": bytes(size)})
-    weights = store.output(KEY) / "weights"
-    if moment == "before the link":
-        edit_in_place(weights)
-    link_or_copy(weights, store.root / "tmp" / "one")
-    time.sleep(0.02)  # Longer than the kernel's tick, which ctime moves with.
-    if moment == "between two links":
-        edit_in_place(weights)
-    link_or_copy(weights, store.root / "tmp" / "two")
-    if moment == "after the link":
-        time.sleep(0.02)
-        edit_in_place(weights)
-    store.accept_links(KEY)
-    assert "SHA-256" in (store.find(KEY).fault or "")
-
-
-def test_a_large_file_that_only_this_process_linked_to_is_not_read_again(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish_entry(store, KEY, {"weights": bytes(1 << 20)})
-    for name in ("one", "two"):
-        link_or_copy(store.output(KEY) / "weights", store.root / "tmp" / name)
-    read = count_reads(monkeypatch)
-    store.accept_links(KEY)
-    assert store.find(KEY).manifest is not None
-    assert read == []
 
 
 def test_all_manifests_are_listed_without_their_files_being_read_and_unreadable_ones_are_skipped(store: Store) -> None:
@@ -383,45 +332,3 @@ def test_publishing_gives_up_on_a_place_that_cannot_be_taken(store: Store, monke
         )
         with pytest.raises(EnvironmentProblem, match="cannot publish the entry"):
             store.publish(folder, draft())
-
-
-def test_a_folder_with_other_things_in_it_does_not_become_a_cache(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(EnvironmentProblem, match="cannot become a cache") as caught:
-        Store(tmp_path).prepare()
-    assert "thesis.tex" in caught.value.why
-    assert not (tmp_path / "CACHEDIR.TAG").exists()
-
-
-def test_a_cache_whose_making_was_interrupted_is_finished_by_the_next(tmp_path: Path) -> None:
-    (tmp_path / "entries").mkdir()
-    (tmp_path / "memo").mkdir()
-    Store(tmp_path).prepare()
-    (tmp_path / "layout").unlink()
-    (tmp_path / "CACHEDIR.TAG").unlink()
-    Store(tmp_path).prepare()
-    assert (tmp_path / "layout").read_text() == f"{LAYOUT_VERSION}\n"
-    assert (tmp_path / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
-
-
-def test_a_cache_made_before_leases_and_pins_is_used_as_it_is(store: Store) -> None:
-    publish(store)
-    for name in ("index", "leases", "pins", "failures"):
-        (store.root / name).rmdir()
-    assert store.find(KEY).manifest is not None
-    store.prepare()
-    assert publish(store) == store.find(KEY).manifest
-
-
-@pytest.mark.parametrize(
-    ("version", "fix"), [("2", "update trtx"), ("0", "delete that folder"), ("", "delete that folder")]
-)
-def test_other_layouts_are_refused_untouched(store: Store, version: str, fix: str) -> None:
-    publish(store)
-    (store.root / "layout").write_text(version)
-    with pytest.raises(EnvironmentProblem) as caught:
-        store.check_layout()
-    assert fix in caught.value.fix
-    with pytest.raises(EnvironmentProblem):
-        store.remove(KEY)
-    assert store.keys() == [KEY]
