@@ -68,8 +68,8 @@ class Visit:
     def cancel(self, steps: Collection[str]) -> str:
         """End some tasks; returns Slurm's complaint, empty when there was none. Who follows them learns it at once.
 
-        Those that wait leave when they start: Slurm 22.05.8 was seen to forget that the others of an array wait for nothing
-        any more when one that waits for the same is cancelled.
+        Those that wait leave when they start: after one of an array that waits was cancelled, Slurm 22.05.8 was seen to
+        keep the others waiting for jobs that had ended.
         """
         self._workspace.pull()
         self._read()
