@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,11 @@ class Console:
 def make_console(environ: Mapping[str, str], *, no_color: bool = False, verbosity: int = 0) -> Console:
     """The console on the process's own streams."""
     return Console(sys.stdout, sys.stderr, wants_color(environ, sys.stderr, no_color=no_color), verbosity)
+
+
+def silence_stdout() -> None:
+    """Nobody reads on: what is left to print goes nowhere, also what Python prints when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
+from typer.core import TyperGroup
 
 from trtx.cli.main import GLOBAL_FLAGS, app
 
@@ -132,15 +133,18 @@ def _trtx_problems(arguments: list[str]) -> Iterator[str]:
     words = [word for word in arguments if word not in GLOBAL_FLAGS]
     if not words or words[0] in ("--help", "-h", "--version"):
         return
-    verb, *rest = words
-    if verb not in group.commands:
-        yield f"trtx has no verb {verb}"
-        return
-    known = {flag for parameter in group.commands[verb].params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    verb, rest = "trtx", words
+    while isinstance(group, TyperGroup):  # trtx, and groups of verbs such as `trtx cache`.
+        inner = group.get_command(typer.Context(group), rest[0]) if rest else None
+        if inner is None:
+            yield f"{verb} has no verb {' '.join(rest[:1])}"
+            return
+        group, verb, rest = inner, f"{verb} {rest[0]}", rest[1:]
+    known = {flag for parameter in group.params for flag in (*parameter.opts, *parameter.secondary_opts)}
     for word in rest:
         flag = word.partition("=")[0]
         if re.match(r"--?[A-Za-z]", flag) and flag not in known | {"--help", "-h"}:
-            yield f"trtx {verb} has no option {flag}"
+            yield f"{verb} has no option {flag}"
 
 
 def _make_problems(arguments: list[str], root: Path) -> Iterator[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any, cast
 
 import typer
 from typer.core import TyperGroup
 
+from trtx.console import silence_stdout
 from trtx.errors import Interrupted
 
 
@@ -28,9 +30,13 @@ class CacheGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except KeyboardInterrupt:
             raise Interrupted("stopped") from None
+        except BrokenPipeError:
+            silence_stdout()
 
 
 app = typer.Typer(

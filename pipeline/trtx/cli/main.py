@@ -37,7 +37,7 @@ from trtx.cli import (
     validate,
     why,
 )
-from trtx.console import make_console
+from trtx.console import make_console, silence_stdout
 from trtx.errors import Interrupted, TrtxError, UsageProblem
 
 GLOBAL_FLAGS = {"-v": "verbose", "--verbose": "verbose", "-q": "quiet", "--quiet": "quiet", "--no-color": "no_color"}
@@ -89,14 +89,9 @@ def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt:
             raise Interrupted("stopped") from None
         except BrokenPipeError:  # `trtx … | head`: nobody reads on, and that is fine. click would leave with 1.
-            _silence_stdout()
+            silence_stdout()
 
     return run_command
-
-
-def _silence_stdout() -> None:
-    """What is left to print goes nowhere: also what Python prints when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 for _name, _module in {
@@ -166,7 +161,7 @@ def main(arguments: list[str]) -> int:
         try:
             console.json(failure.document or {"schema": ERROR_SCHEMA, "error": failure.to_json()})
         except OSError:  # stdout is what failed, or nobody reads it; the message is on stderr.
-            _silence_stdout()
+            silence_stdout()
     return failure.exit_code
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import typer.main
+from typer.core import TyperGroup
 
 from trtx.cli.main import app
 
 
-def verbs(command: typer.main.TyperGroup, name: str = "") -> Iterator[tuple[str, object]]:
-    for word, inner in command.commands.items():
-        if isinstance(inner, typer.main.TyperGroup):
+def verbs(command: TyperGroup, name: str = "") -> Iterator[tuple[str, Any]]:
+    context = typer.Context(command)
+    for word in command.list_commands(context):
+        inner = command.get_command(context, word)
+        if isinstance(inner, TyperGroup):
             yield from verbs(inner, f"{name}{word} ")
         else:
             yield f"{name}{word}", inner
@@ -23,6 +27,7 @@ VERBS = dict(verbs(typer.main.get_group(app)))
 
 def test_there_are_verbs() -> None:
     assert {"init", "validate", "resolve", "lock", "plan", "apply", "why", "diff", "migrate"} <= VERBS.keys()
+    assert {"cache ls", "cache prune", "cache export"} <= VERBS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(VERBS))

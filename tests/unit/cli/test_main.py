@@ -73,9 +73,11 @@ def test_ctrl_c_leaves_with_130(plan_raises: Any, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == "error: stopped\n"
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
-    argv = [sys.executable, "-m", "trtx.cli", "schema"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+@pytest.mark.parametrize("arguments", [["schema"], ["cache", "ls", "-o", "json"]])
+def test_a_reader_that_leaves_early_is_no_error(arguments: list[str], tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "trtx.cli", *arguments]
+    environ = {**os.environ, "TRTX_CACHE_DIR": str(tmp_path)}
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
