@@ -79,6 +79,7 @@ def test_sizes_and_durations_reach_the_server_as_numbers(engine: Path, monkeypat
         "port": 8000,
         "model_name": "m",
         "kv_cache_bytes": 1 << 30,
+        "announce": None,
         "memory_fraction": 0.9,
         "drain_s": 120.0,
     }

@@ -112,10 +112,10 @@ def test_each_thing_wrong_with_a_url_is_named(memory: MemoryFileSystem) -> None:
 
 
 def test_a_missing_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = {"class": "absent_driver.S3", "err": "pip install 'fsspec[s3]'"}
-    monkeypatch.setitem(known_implementations, "s3", absent)
-    error = expect(EnvironmentProblem, "s3:// needs a driver", "s3://bucket/model")
-    assert error.fix == "pip install 'fsspec[s3]'"
+    absent = {"class": "absent_driver.Files", "err": "pip install 'fsspec[oss]'"}
+    monkeypatch.setitem(known_implementations, "oss", absent)
+    error = expect(EnvironmentProblem, "oss:// needs a driver", "oss://bucket/model")
+    assert error.fix == "pip install 'fsspec[oss]'"
 
 
 @pytest.mark.parametrize(
