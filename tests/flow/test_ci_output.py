@@ -8,27 +8,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import yaml
-from support.checkpoints import make_llama
 from support.project import Project
-
-RECIPE = {
-    "schema": "trtx/v1",
-    "name": "small",
-    "model": {"source": "file://model"},
-    "quantization": {"fp32": {"algorithm": "none"}},
-    "targets": {"cpu": {"gpu": "cpu"}},
-    "engine": {"limits": {"max_batch_size": 2, "max_num_tokens": 128, "max_seq_len": 128}},
-}
+from support.small import write_small_project
 
 
 @pytest.fixture
 def small(project: Project) -> Project:
     """A project with a recipe whose model has a tokenizer that no library can read: calibrate fails at once."""
-    make_llama(project.folder / "model")
-    (project.folder / "model" / "tokenizer.json").write_text("{}")
-    (project.folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    return project
+    return write_small_project(project)
 
 
 def test_plan_prints_a_summary_and_adds_it_to_the_file_that_github_names(small: Project) -> None:

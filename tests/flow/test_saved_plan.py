@@ -8,28 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from support.checkpoints import make_llama
 from support.project import Project
+from support.small import write_small_project
 
 from trtx.plan.saved import seal
-
-RECIPE = {
-    "schema": "trtx/v1",
-    "name": "small",
-    "model": {"source": "file://model"},
-    "quantization": {"fp32": {"algorithm": "none"}},
-    "targets": {"cpu": {"gpu": "cpu"}},
-    "engine": {"limits": {"max_batch_size": 2, "max_num_tokens": 128, "max_seq_len": 128}},
-}
 
 
 @pytest.fixture
 def planned(project: Project) -> Project:
     """A project with a saved plan of one download."""
-    make_llama(project.folder / "model")
-    (project.folder / "model" / "tokenizer.json").write_text("{}")
-    (project.folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    write_small_project(project)
     done = project.trtx("plan", "recipe.yaml", "--until", "download", "-o", "plan.json")
     assert done.returncode == 0, done.stderr
     assert "wrote plan.json" in done.stderr and "next: trtx apply plan.json" in done.stderr

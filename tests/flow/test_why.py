@@ -12,23 +12,14 @@ import pytest
 import yaml
 from support.checkpoints import make_llama
 from support.project import ROOT, Project
+from support.small import write_small_project
 from support.steps import corrupt
 
 
 @pytest.fixture
 def small(project: Project) -> Project:
     """A project whose one run fetched a small model and its texts."""
-    make_llama(project.folder / "model")
-    (project.folder / "model" / "tokenizer.json").write_text("{}")
-    recipe = {
-        "schema": "trtx/v1",
-        "name": "small",
-        "model": {"source": "file://model"},
-        "quantization": {"fp32": {"algorithm": "none"}},
-        "targets": {"cpu": {"gpu": "cpu"}},
-        "engine": {"limits": {"max_batch_size": 2, "max_num_tokens": 128, "max_seq_len": 128}},
-    }
-    (project.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    write_small_project(project)
     done = project.trtx("apply", "recipe.yaml", "--until", "download")
     assert done.returncode == 0, done.stderr
     return project
