@@ -25,7 +25,7 @@ from trtx.backends.inductor.spec import EngineSpec
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.files import sha256_file, write_json
 from trtx.models.formats import QuantFormat
-from trtx.models.layout import TensorSpec
+from trtx.models.linear_layout import TensorSpec
 from trtx.models.weights_config import load_weights_config
 from trtx.models.weights_file import WeightsWriter
 from trtx.runtime.card import CARD_NAME, Limits, load_card

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trtx.errors import VerificationFailed
 from trtx.files import disk_errors
-from trtx.models.layout import TensorSpec
+from trtx.models.linear_layout import TensorSpec
 
 ALIGNMENT_BYTES = 64
 PAD_PREFIX = "__pad."

@@ -1,4 +1,4 @@
-"""Linear modules of every number format. Their parameters are the tensors of models/layout.py.
+"""Linear modules of every number format. Their parameters are the tensors of models/linear_layout.py.
 
 Legend: N output rows, K input columns, Z = K / group size. x stands for activations of the engine's dtype.
 
@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import QuantFormat
-from trtx.models.layout import LinearSpec, Shard, head_linear, layer_linears, linear_tensors
+from trtx.models.layout import Shard, head_linear, layer_linears
+from trtx.models.linear_layout import LinearSpec, linear_tensors
 from trtx.models.llama import FP8, FP8_MAX, MakeLinear
 
 INT4_OFFSET = 8

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from trtx.errors import EnvironmentProblem, VerificationFailed
-from trtx.models.layout import TensorSpec
+from trtx.models.linear_layout import TensorSpec
 from trtx.models.weights_file import ALIGNMENT_BYTES, WeightsWriter, map_weights
 
 SPECS = [

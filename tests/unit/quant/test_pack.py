@@ -15,7 +15,7 @@ from trtx.models.checkpoint import Checkpoint
 from trtx.models.formats import ALGORITHMS
 from trtx.models.llama import Llama
 from trtx.quant.linear import Linear, dequantize_int4
-from trtx.quant.pack import read_quant_format
+from trtx.quant.read_format import read_quant_format
 
 # 4 ranks have a key-value head between two of them, and one group of columns each.
 SHAPE: dict[str, Any] = {

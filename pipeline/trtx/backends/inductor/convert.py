@@ -19,7 +19,8 @@ from trtx.models.weights_config import (
     WeightsConfig,
 )
 from trtx.models.weights_file import WeightsWriter
-from trtx.quant.pack import pack_rank, read_quant_format
+from trtx.quant.pack import pack_rank
+from trtx.quant.read_format import read_quant_format
 
 # What a server needs to turn text into tokens and back, and to know when a model stops.
 TOKENIZER_FILES = (

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from trtx.models.checkpoint import Checkpoint
 from trtx.models.formats import ALGORITHMS, QuantFormat
-from trtx.quant.pack import read_quant_format
+from trtx.quant.read_format import read_quant_format
 
 # Tensors that stand beside a quantized weight or a KV cache in a unified checkpoint.
 SCALES = ("weight_scale", "input_scale", "pre_quant_scale", "k_scale", "v_scale")
