@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.modules import convert_quietly, run_in_pieces
+from support.modules import TOKENS_PER_BLOCK, convert_quietly, flatten, run_in_pieces
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -50,17 +50,16 @@ def generate_by_transformers(model: Path, prompt: Tensor, num_tokens: int) -> li
 
 
 def generate_in_one_batch(programs: CompiledPrograms, prompts: list[Tensor], num_tokens: int) -> list[list[int]]:
-    """Greedy tokens of all prompts: one padded prefill, then decode steps of the whole batch."""
-    lengths = torch.tensor([prompt.shape[1] for prompt in prompts])
-    count, longest = len(prompts), int(lengths.max())
-    grid, positions = torch.zeros(count, longest, dtype=torch.int64), torch.full((count, longest), -1)
-    for row, prompt in enumerate(prompts):
-        grid[row, : prompt.shape[1]], positions[row, : prompt.shape[1]] = prompt, torch.arange(prompt.shape[1])
-    tables = torch.arange(1, 1 + count * 8).view(count, 8)
-    logits = programs.prefill(grid, positions, tables, torch.arange(count) * longest + lengths - 1)
-    answers = [logits.argmax(-1)]
-    for step in range(num_tokens - 1):
-        answers.append(programs.decode(answers[-1], lengths + step, tables).argmax(-1))
+    """Greedy tokens of all prompts: all prompts in one step, then one token of each per step."""
+    tables = torch.arange(1, 1 + len(prompts) * 8, dtype=torch.int32).view(-1, 8)
+    contexts, new = [0] * len(prompts), [prompt[0] for prompt in prompts]
+    answers = []
+    for _ in range(num_tokens):
+        ends = torch.tensor([len(tokens) for tokens in new]).cumsum(0)
+        logits = programs.step(*flatten(new, contexts, tables, TOKENS_PER_BLOCK), ends - 1)
+        contexts = [done + len(tokens) for done, tokens in zip(contexts, new, strict=True)]
+        new = list(logits.argmax(-1)[:, None])
+        answers.append(torch.cat(new))
     return torch.stack(answers, 1).tolist()
 
 
@@ -92,10 +91,10 @@ def test_compiling_again_elsewhere_gives_the_same_bytes(plain: Built, tmp_path: 
     spec = EngineSpec.model_validate(plain.params.model_dump())
     job = CompileJob(
         spec=spec,
-        program="decode",
+        program="step",
         compiler=str(find_compiler()),
         work=str(tmp_path),
-        package=str(tmp_path / "again" / "decode.pt2"),
+        package=str(tmp_path / "again" / "step.pt2"),
         facts=str(tmp_path / "facts.json"),
     )
     (tmp_path / "again").mkdir()
@@ -103,15 +102,23 @@ def test_compiling_again_elsewhere_gives_the_same_bytes(plain: Built, tmp_path: 
     module = "trtx.backends.inductor.compile"
     child = Child(module, (str(tmp_path / "job.json"),), tmp_path / "log", {"OMP_NUM_THREADS": "1"})
     assert run_children([child], tmp_path)[0].code == 0, (tmp_path / "log").read_text()
-    assert sha256_file(Path(job.package)) == load_card(plain.engine).programs["decode"].sha256
+    assert sha256_file(Path(job.package)) == load_card(plain.engine).programs["step"].sha256
     assert str(tmp_path).encode() not in Path(job.package).read_bytes()
 
 
 def test_pools_are_changed_in_place_and_padding_stays_in_the_null_block(plain: Built) -> None:
     programs = load_programs(plain.engine, plain.weights, 4)
     addresses = [pool.data_ptr() for pool in programs._pools]
-    tokens, positions = torch.tensor([[5, 6, 1], [1, 1, 1]]), torch.tensor([[0, 1, -1], [-1, -1, -1]])
-    programs.prefill(tokens, positions, torch.tensor([[2], [0]]), torch.tensor([1]))
+    # Two tokens of a sequence in block 2, and three of padding.
+    programs.step(
+        torch.tensor([5, 6, 1, 1, 1]),
+        torch.tensor([0, 1, 0, 0, 0]),
+        torch.tensor([16, 17, 0, 0, 0]),
+        torch.tensor([[2], [0]], dtype=torch.int32),
+        torch.tensor([0, 2, 5], dtype=torch.int32),
+        torch.tensor([2, 1], dtype=torch.int32),
+        torch.tensor([1]),
+    )
     assert [pool.data_ptr() for pool in programs._pools] == addresses
     for pool in programs._pools:
         written = pool.abs().sum((2, 3)).nonzero().tolist()
@@ -233,17 +240,17 @@ def test_programs_of_another_layout_are_refused_at_load(plain: Built, fp8: Built
 def test_a_flipped_byte_in_a_program_is_found_before_it_is_mapped(plain: Built, tmp_path: Path) -> None:
     engine = tmp_path / "engine"
     shutil.copytree(plain.engine, engine)
-    path = engine / "programs" / "decode.pt2"
+    path = engine / "programs" / "step.pt2"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(VerificationFailed, match="the decode program"):
+    with pytest.raises(VerificationFailed, match="the step program"):
         load_programs(engine, plain.weights, 8)
 
 
 def test_a_missing_program_is_named(plain: Built, tmp_path: Path) -> None:
-    shutil.copytree(plain.engine, tmp_path / "engine", ignore=shutil.ignore_patterns("prefill.pt2"))
-    with pytest.raises(VerificationFailed, match="the prefill program"):
+    shutil.copytree(plain.engine, tmp_path / "engine", ignore=shutil.ignore_patterns("step.pt2"))
+    with pytest.raises(VerificationFailed, match="the step program"):
         load_programs(tmp_path / "engine", plain.weights, 8)
 
 
@@ -258,8 +265,17 @@ def test_loading_leaves_no_unpacked_programs_behind(
 
 def test_inputs_of_another_type_are_refused_instead_of_misread(plain: Built) -> None:
     programs = load_programs(plain.engine, plain.weights, 8)
-    with pytest.raises(TypeError, match="int64"):
-        programs.decode(torch.tensor([1], dtype=torch.int32), torch.tensor([0]), torch.tensor([[1]]))
+    inputs = make_one_token_step()
+    for index, given in enumerate(inputs):
+        wrong = given.int() if given.dtype == torch.int64 else given.long()
+        with pytest.raises(TypeError, match="the program's inputs are"):
+            programs.step(*inputs[:index], wrong, *inputs[index + 1 :])
+
+
+def make_one_token_step() -> list[Tensor]:
+    """A sequence of one token in block 1."""
+    tables, last = torch.tensor([[1]], dtype=torch.int32), torch.tensor([0])
+    return [*flatten([torch.tensor([1])], [0], tables, TOKENS_PER_BLOCK), last]
 
 
 def test_two_threads_at_once_are_refused_instead_of_waiting_for_ever(plain: Built) -> None:
@@ -268,7 +284,7 @@ def test_two_threads_at_once_are_refused_instead_of_waiting_for_ever(plain: Buil
 
     def call() -> None:
         try:
-            programs.decode(torch.tensor([1]), torch.tensor([0]), torch.tensor([[1]]))
+            programs.step(*make_one_token_step())
         except RuntimeError as error:
             refused.append(str(error))
 

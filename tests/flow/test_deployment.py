@@ -100,7 +100,7 @@ def test_a_copied_package_starts_and_answers_under_the_recipe_s_name(package: Pa
 
 
 def test_a_flipped_byte_in_a_compiled_program_is_never_loaded(package: Path) -> None:
-    program = package / "engine" / "programs" / "decode.pt2"
+    program = package / "engine" / "programs" / "step.pt2"
     content = bytearray(program.read_bytes())
     content[len(content) // 2] ^= 1
     program.unlink()
@@ -108,5 +108,5 @@ def test_a_flipped_byte_in_a_compiled_program_is_never_loaded(package: Path) -> 
     answer = run(package, "entrypoint.py")
     assert answer.returncode == 8
     assert answer.stderr.splitlines() == [
-        "error: engine/programs/decode.pt2 is not the file that was packaged; copy the folder again"
+        "error: engine/programs/step.pt2 is not the file that was packaged; copy the folder again"
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -63,20 +64,41 @@ def load_rank(weights: Path, rank: int) -> tuple[Llama, dict[str, Tensor]]:
     return module, tensors
 
 
-def run_in_pieces(programs: Programs, tokens_BT: Tensor, cuts: tuple[int, ...], num_decoded: int) -> Tensor:
-    """Logits [B, T, V]: prefill in chunks that end at `cuts`, the last `num_decoded` tokens through decode."""
-    count, length = tokens_BT.shape
+def flatten(new: Sequence[Tensor], contexts: Sequence[int], tables_BW: Tensor, size: int) -> tuple[Tensor, ...]:
+    """The inputs of a step, less select_N: sequence b brings the tokens `new[b]` and has `contexts[b]` already."""
+    positions, slots = [], []
+    for tokens, start, table in zip(new, contexts, tables_BW.long(), strict=True):
+        positions.append(torch.arange(start, start + len(tokens)))
+        slots.append(table[positions[-1] // size] * size + positions[-1] % size)
+    lengths = torch.tensor([len(tokens) for tokens in new])
+    starts = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
+    lens = (lengths + torch.tensor(contexts)).int()
+    return torch.cat(list(new)), torch.cat(positions), torch.cat(slots), tables_BW.int(), starts, lens
+
+
+def make_tables(count: int, length: int) -> Tensor:
+    """Block tables [count, W] of blocks in no order, so that only the table can tell where a token is."""
     width = math.ceil(length / TOKENS_PER_BLOCK)
-    # Blocks in no order, so that only the table can tell where a token is.
     blocks = torch.randperm(count * width, generator=torch.Generator().manual_seed(1)) + 1
-    tables, parts = blocks.view(count, width), []
-    starts = (0, *cuts)
-    for start, stop in zip(starts, (*cuts, length - num_decoded), strict=True):
-        positions = torch.arange(start, stop).expand(count, -1)
-        rows = torch.arange(count * (stop - start))
-        seen = tables[:, : math.ceil(stop / TOKENS_PER_BLOCK)]
-        parts.append(programs.prefill(tokens_BT[:, start:stop], positions, seen, rows).view(count, stop - start, -1))
-    for position in range(length - num_decoded, length):
-        logits = programs.decode(tokens_BT[:, position], torch.full((count,), position), tables)
-        parts.append(logits[:, None])
-    return torch.cat(parts, 1)
+    return blocks.view(count, width).int()
+
+
+def run_in_pieces(programs: Programs, tokens_BT: Tensor, cuts: tuple[int, ...], num_decoded: int) -> Tensor:
+    """Logits [B, T, V]: each sequence in chunks that end at `cuts` and its last `num_decoded` tokens one by one.
+
+    Sequence b starts b steps after the first, so that most steps have chunks and single tokens of several sequences.
+    """
+    count, length = tokens_BT.shape
+    tables = make_tables(count, length)
+    bounds = [0, *cuts, *range(length - num_decoded, length + 1)]
+    parts: list[list[Tensor]] = [[] for _ in range(count)]
+    for turn in range(len(bounds) - 1 + count - 1):
+        pieces = [(b, turn - b) for b in range(count) if 0 <= turn - b < len(bounds) - 1]
+        rows = [b for b, _ in pieces]
+        starts = [bounds[at] for _, at in pieces]
+        new = [tokens_BT[b, bounds[at] : bounds[at + 1]] for b, at in pieces]
+        inputs = flatten(new, starts, tables[rows], TOKENS_PER_BLOCK)
+        logits = programs.step(*inputs, torch.arange(len(inputs[0])))
+        for b, part in zip(rows, logits.split([len(tokens) for tokens in new]), strict=True):
+            parts[b].append(part)
+    return torch.stack([torch.cat(some) for some in parts])

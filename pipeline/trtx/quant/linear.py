@@ -6,18 +6,21 @@ Legend: N output rows, K input columns, Z = K / group size. x stands for activat
 |---|---|
 | none | x · Wᵀ |
 | fp8 | (e4m3(x / input_scale) · Wᵀ) · input_scale · weight_scale[N], W e4m3 |
+| fp8_dynamic | (e4m3(x / s) · Wᵀ) · s · weight_scale[N], s = largest magnitude of the token / 448, W e4m3 |
 | int8_sq | (int8(x · pre_quant_scale[K] / input_scale) · Wᵀ) · input_scale · weight_scale[N], W int8, sums in int32 |
 | int8_wo | (x · Wᵀ) · weight_scale[N], W int8 |
-| int4_wo, int4_awq | (x · pre_quant_scale[K]) · (W · weight_scale[N, Z])ᵀ, W int4; int4_wo has no pre_quant_scale |
+| int4_wo, int4_awq, int4_gptq | (x · pre_quant_scale[K]) · (W · weight_scale[N, Z] + weight_offset[N, Z])ᵀ, W int4 |
+| w4a8_awq | as int4_awq, of x rounded through e4m3 with input_scale |
+| nvfp4, nvfp4_awq, mxfp4, mxfp8 | rounded(x · pre_quant_scale[K]) · Wᵀ, W in the engine's dtype; quant/rounding.py |
+| fp8_block_wo, int8_gptq | x · Wᵀ, W in the engine's dtype |
+
+Only what a linear has takes part: pre_quant_scale where it was not folded into the norm before, weight_offset where groups
+have zero points, and input_order, the columns of x sorted by group, where those of a group are scattered.
 
 Scales are per output row, so that parts with a scale of their own (q, k, v; gate, up) fuse without error. int4 weights
 are bytes [N, K/2]: byte j of a group holds its column j in the low nibble and its column j + half a group in the high
 one, each a value -8…7 stored plus 8. So both halves widen to vectors as they lie; with neighbours in a byte, widening
 takes 2.5 times as long.
-
-int8_wo and int4 keep the low-bit weights in memory and widen them inside the program, because PyTorch's packed CPU
-kernels take bfloat16 activations only and a packing that changes with the instruction set; fp8 does
-the same on the CPU, whose processors have no fp8 arithmetic: a simulation with the true rounding and no gain in speed.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import QuantFormat
 from trtx.models.layout import Shard, head_linear, layer_linears
 from trtx.models.linear_layout import LinearSpec, linear_tensors
-from trtx.models.llama import FP8, FP8_MAX, MakeLinear
+from trtx.models.llama import MakeLinear
+from trtx.quant.rounding import FP4_MAX, FP8_MAX, fp8_row_scales, round_fp8, round_mx, round_nvfp4, to_fp8
 
 INT4_OFFSET = 8
 
@@ -40,16 +44,23 @@ class Linear(nn.Module):
 
     weight: nn.Parameter
     weight_scale: nn.Parameter
+    weight_offset: nn.Parameter | None
     input_scale: nn.Parameter
+    input_order: nn.Parameter | None
     pre_quant_scale: nn.Parameter | None
     bias: nn.Parameter | None
 
     def __init__(self, spec: LinearSpec, dtype: DType) -> None:
         super().__init__()
-        self.pre_quant_scale = self.bias = None
+        self.algorithm = spec.algorithm
+        self.pre_quant_scale = self.weight_offset = self.input_order = self.bias = None
         for tensor in linear_tensors(spec, dtype):
             data = torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
             setattr(self, tensor.name.rpartition(".")[2], nn.Parameter(data, requires_grad=False))
+
+    def smooth(self, x: Tensor) -> Tensor:
+        """x in float32, times pre_quant_scale."""
+        return x.float() if self.pre_quant_scale is None else x.float() * self.pre_quant_scale
 
     def add_bias(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias
@@ -62,21 +73,35 @@ class PlainLinear(Linear):
         return F.linear(x, self.weight, self.bias)
 
 
-class Fp8Linear(Linear):
-    """e4m3 weights and activations, static scales; the product itself is computed in the engine's dtype."""
+class DequantizedLinear(Linear):
+    """Weights dequantized when they were converted; activations rounded as the format does."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rounded = (x.float() / self.input_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
-        y = F.linear(rounded.to(x.dtype), self.weight.to(x.dtype)).float()
-        return self.add_bias((y * (self.input_scale * self.weight_scale)).to(x.dtype))
+        return F.linear(self.round(x).to(x.dtype), self.weight, self.bias)
+
+    def round(self, x: Tensor) -> Tensor:
+        if self.algorithm in ("nvfp4", "nvfp4_awq"):
+            return round_nvfp4(self.smooth(x), self.input_scale)
+        if self.algorithm in ("mxfp4", "mxfp8"):
+            return round_mx(x, FP4_MAX if self.algorithm == "mxfp4" else FP8_MAX)
+        return x
+
+
+class Fp8Linear(Linear):
+    """e4m3 weights and activations; the product itself is computed in the engine's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.input_scale if self.algorithm == "fp8" else fp8_row_scales(x)
+        rounded = to_fp8(x.float(), scale).to(x.dtype)
+        y = F.linear(rounded, self.weight.to(x.dtype)).float()
+        return self.add_bias((y * (scale * self.weight_scale)).to(x.dtype))
 
 
 class Int8Linear(Linear):
     """SmoothQuant (Xiao et al., arXiv:2211.10438): int8 weights per row, int8 activations with one static scale."""
 
     def forward(self, x: Tensor) -> Tensor:
-        smoothed = x.float() if self.pre_quant_scale is None else x.float() * self.pre_quant_scale
-        x_MK = (smoothed / self.input_scale).round().clamp(-128, 127).to(torch.int8).flatten(0, -2)
+        x_MK = (self.smooth(x) / self.input_scale).round().clamp(-128, 127).to(torch.int8).flatten(0, -2)
         y_MN = torch._int_mm(x_MK, self.weight.t()).float() * (self.input_scale * self.weight_scale)
         return self.add_bias(y_MN.to(x.dtype).view(*x.shape[:-1], -1))
 
@@ -90,19 +115,30 @@ class Int8WeightLinear(Linear):
 
 
 class Int4WeightLinear(Linear):
-    """int4 weights with a scale per row and group of columns (AWQ: Lin et al., arXiv:2306.00978)."""
+    """int4 weights with a scale per row and group of columns (AWQ: Lin et al., arXiv:2306.00978; GPTQ: Frantar et al.,
+    arXiv:2210.17323)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.pre_quant_scale is not None:
-            x = (x.float() * self.pre_quant_scale).to(x.dtype)
-        return self.add_bias(F.linear(x, dequantize_int4(self.weight, self.weight_scale, x.dtype)))
+        x = self.prepare(x)
+        return self.add_bias(F.linear(x, dequantize_int4(self.weight, self.weight_scale, x.dtype, self.weight_offset)))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """What is multiplied with the weights: x scaled, rounded and sorted, in its own dtype."""
+        y = self.smooth(x)
+        if self.algorithm == "w4a8_awq":
+            y = round_fp8(y, self.input_scale)
+        return (y if self.input_order is None else y.index_select(-1, self.input_order)).to(x.dtype)
 
 
-def dequantize_int4(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Float weights [N, K] of packed bytes [N, K/2] and scales [N, Z]."""
+def dequantize_int4(
+    packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32, offset: Tensor | None = None
+) -> Tensor:
+    """Float weights [N, K] of packed bytes [N, K/2], scales [N, Z] and, where there are any, offsets [N, Z]."""
     packed_NZh, scale_NZ1 = packed.view(*scale.shape, -1), scale.unsqueeze(-1)
+    offset_NZ1 = 0 if offset is None else offset.unsqueeze(-1)
     low, high = (
-        ((nibbles.float() - INT4_OFFSET) * scale_NZ1).to(dtype) for nibbles in (packed_NZh & 15, packed_NZh >> 4)
+        ((nibbles.float() - INT4_OFFSET) * scale_NZ1 + offset_NZ1).to(dtype)
+        for nibbles in (packed_NZh & 15, packed_NZh >> 4)
     )
     return torch.cat([low, high], -1).flatten(-2)
 
@@ -110,10 +146,19 @@ def dequantize_int4(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.fl
 LINEARS: dict[str, type[Linear]] = {
     "none": PlainLinear,
     "fp8": Fp8Linear,
+    "fp8_dynamic": Fp8Linear,
+    "fp8_block_wo": PlainLinear,
     "int8_sq": Int8Linear,
     "int8_wo": Int8WeightLinear,
+    "int8_gptq": PlainLinear,
     "int4_wo": Int4WeightLinear,
     "int4_awq": Int4WeightLinear,
+    "int4_gptq": Int4WeightLinear,
+    "w4a8_awq": Int4WeightLinear,
+    "nvfp4": DequantizedLinear,
+    "nvfp4_awq": DequantizedLinear,
+    "mxfp4": DequantizedLinear,
+    "mxfp8": DequantizedLinear,
 }
 
 

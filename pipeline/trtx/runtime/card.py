@@ -83,7 +83,7 @@ class EngineCard(_Part):
     limits: Limits
     rank: Rank
     compiled_for: CompiledFor
-    programs: dict[Literal["prefill", "decode"], Program]
+    programs: dict[Literal["step"], Program]
     weights_layout_sha256: str
     toolchain: dict[str, str]
 

@@ -1,6 +1,7 @@
-"""The two programs of an engine, compiled or not, with the key-value pools they work on.
+"""The program of an engine, compiled or not, with the key-value pools it works on.
 
-Legend: B sequences, T tokens per sequence (padded), W blocks per table, N selected rows, V vocabulary.
+Legend: M tokens of a step, all its sequences flattened without padding; B sequences, W blocks per table, N selected
+rows, V vocabulary; T tokens per sequence of a padded grid.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trtx.errors import EnvironmentProblem, VerificationFailed
@@ -27,37 +29,89 @@ from trtx.runtime.fit import check_machine
 PACKAGE_MODEL = "model"
 
 
-class Programs(Protocol):
-    """What a scheduler drives. The pools are inside; block 0 is the null block and must never be allocated.
+# Types of the inputs of a step, in order.
+INPUT_TYPES = (torch.int64,) * 3 + (torch.int32,) * 3 + (torch.int64,)
 
-    tokens, positions, block tables and selected rows are int64 on the CPU; logits are float32. Positions are absolute;
-    a padding token has position -1. See models/llama.py for what the programs compute.
-    """
+
+class Programs(Protocol):
+    """What a scheduler drives. The pools are inside; block 0 is the null block and must never be allocated."""
 
     card: EngineCard
     num_blocks: int
 
+    def step(
+        self,
+        tokens_M: Tensor,
+        positions_M: Tensor,
+        slots_M: Tensor,
+        block_tables_BW: Tensor,
+        query_starts_B1: Tensor,
+        context_lens_B: Tensor,
+        select_N: Tensor,
+    ) -> Tensor:
+        """Logits [N, V], float32, of chosen tokens; keys and values of all tokens go to the pools.
+
+        See models/llama.py for the inputs; all are on the CPU, and at least one sequence, token and row.
+        """
+        ...
+
     def prefill(self, tokens_BT: Tensor, positions_BT: Tensor, block_tables_BW: Tensor, select_N: Tensor) -> Tensor:
-        """Logits [N, V] of rows of the flattened [B·T] grid; keys and values of all tokens go to the pools."""
+        """A step over a padded grid; select_N are rows of the flattened [B·T], padding has position -1."""
         ...
 
     def decode(self, tokens_B: Tensor, positions_B: Tensor, block_tables_BW: Tensor) -> Tensor:
-        """Logits [B, V] after one more token of every sequence."""
+        """A step of one more token of every sequence."""
         ...
 
 
 class Decoder(Protocol):
-    """A module of trtx.models: the programs before compilation, with the pools as arguments."""
+    """A module of trtx.models: the program before compilation, with the pools as arguments."""
 
-    def prefill(
-        self, tokens_BT: Tensor, positions_BT: Tensor, block_tables_BW: Tensor, select_N: Tensor, *pools: Tensor
+    def step(
+        self,
+        tokens_M: Tensor,
+        positions_M: Tensor,
+        slots_M: Tensor,
+        block_tables_BW: Tensor,
+        query_starts_B1: Tensor,
+        context_lens_B: Tensor,
+        select_N: Tensor,
+        *pools: Tensor,
     ) -> Tensor: ...
 
-    def decode(self, tokens_B: Tensor, positions_B: Tensor, block_tables_BW: Tensor, *pools: Tensor) -> Tensor: ...
+
+class GridSteps:
+    """`prefill` and `decode` of callers that have a padded grid, in terms of `step`."""
+
+    card: EngineCard
+
+    def step(self, *inputs: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def prefill(self, tokens_BT: Tensor, positions_BT: Tensor, block_tables_BW: Tensor, select_N: Tensor) -> Tensor:
+        real_BT = positions_BT >= 0
+        lengths_B = real_BT.sum(1)
+        used_B = lengths_B > 0
+        size = self.card.kv_cache.tokens_per_block
+        slots_BT = block_tables_BW.gather(1, positions_BT.clamp(min=0) // size) * size + positions_BT % size
+        rows_M = real_BT.flatten().cumsum(0) - 1
+        return self.step(
+            tokens_BT[real_BT],
+            positions_BT[real_BT],
+            slots_BT[real_BT],
+            block_tables_BW[used_B].int(),
+            F.pad(lengths_B[used_B].cumsum(0), (1, 0)).int(),
+            (positions_BT.amax(1) + 1)[used_B].int(),
+            rows_M[select_N],
+        )
+
+    def decode(self, tokens_B: Tensor, positions_B: Tensor, block_tables_BW: Tensor) -> Tensor:
+        rows_B = torch.arange(len(tokens_B))
+        return self.prefill(tokens_B[:, None], positions_B[:, None], block_tables_BW, rows_B)
 
 
-class EagerPrograms:
-    """The same module, not compiled: what compiled programs are compared with."""
+class EagerPrograms(GridSteps):
+    """The same module, not compiled: what the compiled program is compared with."""
 
     def __init__(self, card: EngineCard, model: Decoder, num_blocks: int) -> None:
         self.card = card
@@ -66,16 +120,12 @@ class EagerPrograms:
         self._pools = make_pools(card.kv_cache, num_blocks)
 
     @torch.inference_mode()
-    def prefill(self, tokens_BT: Tensor, positions_BT: Tensor, block_tables_BW: Tensor, select_N: Tensor) -> Tensor:
-        return self._model.prefill(tokens_BT, positions_BT, block_tables_BW, select_N, *self._pools)
-
-    @torch.inference_mode()
-    def decode(self, tokens_B: Tensor, positions_B: Tensor, block_tables_BW: Tensor) -> Tensor:
-        return self._model.decode(tokens_B, positions_B, block_tables_BW, *self._pools)
+    def step(self, *inputs: Tensor) -> Tensor:
+        return self._model.step(*inputs, *self._pools)
 
 
-class CompiledPrograms:
-    """Programs compiled ahead of time, over weights mapped from a file.
+class CompiledPrograms(GridSteps):
+    """The program compiled ahead of time, over weights mapped from a file.
 
     Not for two threads at once: a call holds the GIL while it runs, and a second call into the same package would
     wait for it with the GIL in hand, for ever. That case raises RuntimeError instead.
@@ -89,23 +139,16 @@ class CompiledPrograms:
         self._pools = make_pools(card.kv_cache, num_blocks)
         self._weights = weights  # the packages keep bare pointers into these tensors
         self._busy = threading.Lock()
-        self._prefill = _load_package(packages["prefill"], weights)
-        self._decode = _load_package(packages["decode"], weights)
+        self._package = _load_package(packages["step"], weights)
 
-    def prefill(self, tokens_BT: Tensor, positions_BT: Tensor, block_tables_BW: Tensor, select_N: Tensor) -> Tensor:
-        return self._call(self._prefill, [tokens_BT, positions_BT, block_tables_BW, select_N])
-
-    def decode(self, tokens_B: Tensor, positions_B: Tensor, block_tables_BW: Tensor) -> Tensor:
-        return self._call(self._decode, [tokens_B, positions_B, block_tables_BW])
-
-    def _call(self, package: Any, inputs: list[Tensor]) -> Tensor:
-        if any(tensor.dtype != torch.int64 for tensor in inputs):
-            raise TypeError("a program's inputs are int64")
+    def step(self, *inputs: Tensor) -> Tensor:
+        if tuple(tensor.dtype for tensor in inputs) != INPUT_TYPES:
+            raise TypeError(f"the program's inputs are {', '.join(map(str, INPUT_TYPES))}")
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("an engine's programs may be called by one thread at a time")
         try:
             # Compiled code trusts strides: it was made for contiguous inputs.
-            logits: Tensor = package.boxed_run([*(tensor.contiguous() for tensor in inputs), *self._pools])[0]
+            logits: Tensor = self._package.boxed_run([*(tensor.contiguous() for tensor in inputs), *self._pools])[0]
             return logits
         finally:
             self._busy.release()

@@ -93,7 +93,7 @@ class BuildParams(Params):
     """
 
     stage: ClassVar[str] = "build"
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
 
     model: ModelConfig
     quantization: QuantFormat

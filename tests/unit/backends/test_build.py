@@ -103,9 +103,9 @@ def test_a_weight_that_was_compiled_in_fails_the_build() -> None:
     names = tuple(t.name for t in make_layout(spec.model, spec.quantization, spec.dtype).tensors)
     choices = ProgramChoices(vector_isa="AVX2", kernels=1, vector_kernels=1, settings={})
     whole = CompileFacts(constants=names, choices=choices)
-    check_constants(spec, {"prefill": whole, "decode": whole})
+    check_constants(spec, {"step": whole})
     with pytest.raises(StepFailed) as caught:
-        check_constants(spec, {"prefill": whole, "decode": CompileFacts(constants=names[:-1], choices=choices)})
+        check_constants(spec, {"step": CompileFacts(constants=names[:-1], choices=choices)})
     assert caught.value.why == f"{names[-1]} is compiled in"
 
 
@@ -119,7 +119,7 @@ def test_the_card_says_what_a_machine_must_have_and_what_is_simulated() -> None:
 
 @pytest.mark.parametrize("arch", ISAS)
 def test_code_is_for_the_target_and_not_for_the_building_machine(arch: str) -> None:
-    options = make_options(find_isa(arch), "decode", Path("g++"))
+    options = make_options(find_isa(arch), "step", Path("g++"))
     assert (options["cpp.march"], options["cpp.simdlen"]) == (ISAS[arch].march, ISAS[arch].simdlen)
     assert options["cpp.dynamic_threads"]
     assert options["always_keep_tensor_constants"]
@@ -136,15 +136,15 @@ def test_the_compiler_leaves_no_path_of_this_machine(tmp_path: Path) -> None:
 
 def test_a_package_holds_the_library_and_no_sources_in_one_form(tmp_path: Path) -> None:
     files = {
-        "raw/data/aotinductor/model/decode.wrapper.so": b"library",
-        "raw/data/aotinductor/model/decode.wrapper.cpp": b"// /home/someone",
-        "raw/data/aotinductor/model/decode.wrapper_metadata.json": b"{}",
+        "raw/data/aotinductor/model/step.wrapper.so": b"library",
+        "raw/data/aotinductor/model/step.wrapper.cpp": b"// /home/someone",
+        "raw/data/aotinductor/model/step.wrapper_metadata.json": b"{}",
         "raw/archive_format": b"pt2",
         "raw/.data/serialization_id": b"random",
     }
     packages = []
     for turn, names in enumerate((list(files), list(reversed(files)))):
-        raw, packed = tmp_path / f"raw{turn}.pt2", tmp_path / str(turn) / "decode.pt2"
+        raw, packed = tmp_path / f"raw{turn}.pt2", tmp_path / str(turn) / "step.pt2"
         packed.parent.mkdir()
         with zipfile.ZipFile(raw, "w") as archive:
             for name in names:
@@ -153,9 +153,9 @@ def test_a_package_holds_the_library_and_no_sources_in_one_form(tmp_path: Path) 
         packages.append(packed.read_bytes())
         with zipfile.ZipFile(packed) as archive:
             assert sorted(archive.namelist()) == [
-                "decode/archive_format",
-                "decode/data/aotinductor/model/decode.wrapper.so",
-                "decode/data/aotinductor/model/decode.wrapper_metadata.json",
+                "step/archive_format",
+                "step/data/aotinductor/model/step.wrapper.so",
+                "step/data/aotinductor/model/step.wrapper_metadata.json",
             ]
     assert packages[0] == packages[1]
 

@@ -22,7 +22,7 @@ class Candidate:
 
 @pytest.fixture
 def options(tmp_path: Path) -> dict[str, object]:
-    return make_options(ISAS["x86-64-v3"], "decode", tmp_path / "g++")
+    return make_options(ISAS["x86-64-v3"], "step", tmp_path / "g++")
 
 
 def test_the_settings_are_those_that_differ_from_torchs_own_and_name_no_folder(

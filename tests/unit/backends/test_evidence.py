@@ -29,7 +29,7 @@ def make_card(algorithm: str = "none", dtype: str = "float32", kv_cache: str = "
     changes = {
         "quantization": QuantFormat.model_validate({"algorithm": algorithm, "kv_cache": kv_cache}),
         "dtype": dtype,
-        "programs": {"decode": Program(path="programs/decode.pt2", sha256="d" * 64, constants=())},
+        "programs": {"step": Program(path="programs/step.pt2", sha256="d" * 64, constants=())},
     }
     return make_any_card().model_copy(update=changes)
 
@@ -96,7 +96,7 @@ def test_other_weights_are_checked_by_the_step_that_joins_them(engine: Path, che
 @pytest.mark.parametrize(
     "change",
     [
-        {"programs": {"decode": "e" * 64}},
+        {"programs": {"step": "e" * 64}},
         {"weights_layout_sha256": "1" * 64},
         {"passed": False},
         {"tolerances": {"compiled_vs_eager": 0.5}},

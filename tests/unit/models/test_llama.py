@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints import make_llama, make_unified
-from support.modules import make_eager_engine, run_in_pieces
+from support.modules import flatten, make_eager_engine, run_in_pieces
 from transformers import LlamaForCausalLM
 
 from trtx.models.config import DType
@@ -72,37 +72,24 @@ def test_an_fp8_cache_rounds_keys_and_values_only(tmp_path: Path) -> None:
 def test_padding_changes_no_answer_and_writes_to_the_null_block_only(tmp_path: Path) -> None:
     make_llama(tmp_path / "model")
     programs = make_eager_engine(tmp_path, tmp_path / "model", num_blocks=4)
-    tokens_BT = tokens(2, 6)
-    positions = torch.arange(6).expand(2, -1).clone()
-    tables = torch.tensor([[1], [2]])
-    whole = programs.prefill(tokens_BT, positions, tables, torch.tensor([5, 11]))
+    new, tables = list(tokens(2, 6)), torch.tensor([[1], [2]])
+    whole = programs.step(*flatten(new, [0, 0], tables, 8), torch.tensor([5, 11]))
     before = [pool.clone() for pool in programs._pools]
-    # The second sequence has 4 tokens, a third none at all; tables are padded with the null block.
-    grid = torch.cat([tokens_BT, torch.zeros(1, 6, dtype=torch.int64)])
-    grid_positions = torch.cat([positions, torch.full((1, 6), -1)])
-    grid[1, 4:], grid_positions[1, 4:] = 0, -1
-    padded_tables = torch.tensor([[1, 0], [2, 0], [0, 0]])
-    padded = programs.prefill(grid, grid_positions, padded_tables, torch.tensor([5, 9]))
-    torch.testing.assert_close(padded[0], whole[0])
+    # A third sequence of padding: three tokens in the null block; tables are padded with the null block.
+    padding, padded_tables = torch.zeros(3, dtype=torch.int64), torch.tensor([[1, 0], [2, 0], [0, 0]])
+    padded = programs.step(*flatten([*new, padding], [0, 0, 0], padded_tables, 8), torch.tensor([5, 11]))
+    torch.testing.assert_close(padded, whole)
     for pool, earlier in zip(programs._pools, before, strict=True):
         torch.testing.assert_close(pool[1:], earlier[1:])
         assert pool.isfinite().all()
-
-
-def test_a_padding_sequence_in_a_decode_batch_touches_no_other(tmp_path: Path) -> None:
-    make_llama(tmp_path / "model")
-    programs = make_eager_engine(tmp_path, tmp_path / "model", num_blocks=3)
-    alone = programs.decode(torch.tensor([7]), torch.tensor([0]), torch.tensor([[1]]))
-    padded = programs.decode(torch.tensor([7, 0]), torch.tensor([0, -1]), torch.tensor([[1], [0]]))
-    torch.testing.assert_close(padded[:1], alone)
 
 
 def test_sequences_may_share_blocks_of_a_common_prefix(tmp_path: Path) -> None:
     model = make_llama(tmp_path / "model")
     programs = make_eager_engine(tmp_path, tmp_path / "model", num_blocks=6)
     prefix, ends = tokens(1, 8), torch.tensor([[3, 9], [5, 1]])
-    programs.prefill(prefix, torch.arange(8)[None], torch.tensor([[1]]), torch.tensor([7]))
-    positions = torch.tensor([[8, 9], [8, 9]])
-    found = programs.prefill(ends, positions, torch.tensor([[1, 2], [1, 3]]), torch.tensor([1, 3]))
+    programs.step(*flatten([prefix[0]], [0], torch.tensor([[1]]), 8), torch.tensor([7]))
+    inputs = flatten(list(ends), [8, 8], torch.tensor([[1, 2], [1, 3]]), 8)
+    found = programs.step(*inputs, torch.tensor([1, 3]))
     expected = reference(model, torch.cat([prefix.expand(2, -1), ends], 1))[:, -1]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -43,7 +43,7 @@ def make_card(*, device: str = "cpu", cpu_flags: tuple[str, ...] = (), torch: st
     machine = platform.machine()
     programs = {
         name: Program(path=f"programs/{name}.pt2", sha256=sha256_bytes(name.encode()), constants=("embed.weight",))
-        for name in ("prefill", "decode")
+        for name in ("step",)
     }
     return EngineCard.model_validate(
         {
@@ -71,7 +71,7 @@ def make_card(*, device: str = "cpu", cpu_flags: tuple[str, ...] = (), torch: st
 
 def write_engine(folder: Path, card: EngineCard) -> Path:
     write_json(folder / "engine.json", card.model_dump(mode="json", by_alias=True))
-    for name in ("prefill", "decode"):
+    for name in ("step",):
         write_bytes(folder / "programs" / f"{name}.pt2", name.encode())
     write_json(folder / "check.json", make_evidence(card).model_dump(mode="json", by_alias=True))
     return folder

@@ -59,8 +59,7 @@ def test_the_folder_holds_a_ready_engine_and_everything_to_run_it(package: Path)
     assert {name for name in files if name.startswith("engine/")} == {
         "engine/engine.json",
         "engine/check.json",
-        "engine/programs/prefill.pt2",
-        "engine/programs/decode.pt2",
+        "engine/programs/step.pt2",
         "engine/weights/config.json",
         "engine/weights/rank0.safetensors",
         "engine/tokenizer/tokenizer.json",

@@ -68,9 +68,7 @@ def test_an_intact_folder_on_a_fitting_machine_becomes_the_server(package: Path,
     assert command[-2:] == ["--host", "0.0.0.0"]  # noqa: S104
 
 
-@pytest.mark.parametrize(
-    "name", ["engine/weights/rank0.safetensors", "engine/programs/decode.pt2", "engine/engine.json"]
-)
+@pytest.mark.parametrize("name", ["engine/weights/rank0.safetensors", "engine/programs/step.pt2", "engine/engine.json"])
 def test_a_changed_byte_stops_the_start_and_names_the_file(package: Path, site: Path, name: str) -> None:
     content = bytearray((package / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -115,7 +113,7 @@ def test_a_card_of_another_version_is_refused(package: Path, site: Path) -> None
 def test_leaving_the_weights_out_still_checks_the_code(package: Path, site: Path) -> None:
     replace(package, "engine/weights/rank0.safetensors", b"changed")
     assert enter(package, site, TRTX_VERIFY="code").returncode == 0
-    replace(package, "engine/programs/prefill.pt2", b"changed")
+    replace(package, "engine/programs/step.pt2", b"changed")
     assert enter(package, site, TRTX_VERIFY="code").returncode == 8
 
 

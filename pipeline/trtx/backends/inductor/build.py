@@ -1,4 +1,4 @@
-"""Builds an engine: two programs compiled side by side, and the card that says what they are. Imports no torch."""
+"""Builds an engine: its program, compiled, and the card that says what it is. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trtx.processes import ask_or_why
 from trtx.runtime.card import CARD_NAME, EngineCard, Program
 from trtx.runtime.fit import check_machine
 
-PROGRAMS: tuple[ProgramName, ...] = ("prefill", "decode")
+PROGRAMS: tuple[ProgramName, ...] = ("step",)
 
 
 def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]) -> EngineCard:
@@ -49,7 +49,7 @@ def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]
     }
     choices = Choices(programs={name: facts[name].choices for name in PROGRAMS})
     write_json(output / CHOICES_NAME, choices.model_dump(mode="json", by_alias=True))
-    card = make_card(spec, programs, toolchain, facts["decode"].choices.vector_isa)
+    card = make_card(spec, programs, toolchain, facts["step"].choices.vector_isa)
     write_json(output / CARD_NAME, card.model_dump(mode="json", by_alias=True))
     return card
 

@@ -2,14 +2,15 @@
 
     python -m trtx.backends.inductor.check ENGINE WEIGHTS CHECKPOINT MODEL RESULT WEIGHTS_KEY
 
-Every sequence goes through prefill in two or more chunks and through decode at its end, so that both programs and
+Every sequence goes through the program in two or more chunks and token by token at its end, so that both ways and
 the pool between them are asked. The text is the held-out windows on which ModelOpt measured its perplexity.
 
-Legend: K sequences, T tokens, R = K · chunk rows, V vocabulary.
+Legend: K sequences, T tokens, n tokens of each in one step, V vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 import sys
@@ -39,7 +40,7 @@ CALIBRATION_NAME = "trtx_calibration.json"
 NUM_COMPARED, COMPARED_TOKENS = 4, 48
 # Greedy generation: sequences, tokens of each prompt, tokens generated.
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 12, 12
-# Tokens at the end of each sequence that go through the decode program.
+# Tokens at the end of each sequence that go through the program one by one.
 DECODED_TOKENS = 8
 # Logits held at a time, in numbers (256 MiB).
 MAX_LOGITS = 1 << 26
@@ -55,7 +56,7 @@ class Heldout:
 
 @dataclass(frozen=True)
 class Batching:
-    """How sequences are cut: `sequences` at a time, `chunk` tokens per prefill, `decoded` tokens through decode."""
+    """How sequences are cut: `sequences` at a time, `chunk` tokens of each per step, the last `decoded` one by one."""
 
     sequences: int
     chunk: int
@@ -135,19 +136,35 @@ def make_batching(card: EngineCard, window: int) -> Batching:
 def iterate_logits(programs: Programs, tokens_KT: Tensor, batching: Batching) -> Iterator[tuple[int, Tensor]]:
     """Run K ≤ batching.sequences sequences; yields (first position, logits [K, n, V]) until T is reached."""
     count, length = tokens_KT.shape
-    size = programs.card.kv_cache.tokens_per_block
-    width = math.ceil(length / size)
-    tables = torch.arange(1, 1 + count * width).view(count, width)
+    tables = make_tables(programs, count, length)
     prefilled = length - batching.decoded
-    for start in range(0, prefilled, batching.chunk):
-        stop = min(start + batching.chunk, prefilled)
-        positions = torch.arange(start, stop).expand(count, -1)
+    starts = [*range(0, prefilled, batching.chunk), *range(prefilled, length)]
+    for start, stop in itertools.pairwise([*starts, length]):
         rows = torch.arange(count * (stop - start))
-        seen = tables[:, : math.ceil(stop / size)]
-        logits = programs.prefill(tokens_KT[:, start:stop], positions, seen, rows)
-        yield start, logits.view(count, stop - start, -1)
-    for position in range(prefilled, length):
-        yield position, programs.decode(tokens_KT[:, position], torch.full((count,), position), tables)[:, None]
+        yield start, run_step(programs, tokens_KT[:, start:stop], start, tables, rows).view(count, stop - start, -1)
+
+
+def make_tables(programs: Programs, count: int, length: int) -> Tensor:
+    """Block tables, int32 [K, W], for K sequences of `length` tokens."""
+    width = math.ceil(length / programs.card.kv_cache.tokens_per_block)
+    return torch.arange(1, 1 + count * width, dtype=torch.int32).view(count, width)
+
+
+def run_step(programs: Programs, tokens_Kn: Tensor, start: int, tables_KW: Tensor, select_N: Tensor) -> Tensor:
+    """Logits [N, V] of rows of the next n tokens of K sequences, which all have `start` tokens already."""
+    count, length = tokens_Kn.shape
+    size = programs.card.kv_cache.tokens_per_block
+    positions = torch.arange(start, start + length)
+    slots = tables_KW[:, positions // size].long() * size + positions % size
+    return programs.step(
+        tokens_Kn.flatten(),
+        positions.repeat(count),
+        slots.flatten(),
+        tables_KW[:, : math.ceil((start + length) / size)],
+        torch.arange(0, (count + 1) * length, length, dtype=torch.int32),
+        torch.full((count,), start + length, dtype=torch.int32),
+        select_N,
+    )
 
 
 def collect_logits(programs: Programs, tokens_KT: Tensor) -> Tensor:
@@ -180,13 +197,11 @@ def count_greedy_mismatches(programs: Programs, reference: Reference, windows: T
 def generate_greedily(programs: Programs, prompts_KT: Tensor, num_tokens: int) -> Tensor:
     """Prompts followed by `num_tokens` most likely tokens, [K, T + num_tokens]; the prompts go one by one."""
     count, length = prompts_KT.shape
-    width = math.ceil((length + num_tokens) / programs.card.kv_cache.tokens_per_block)
-    tables = torch.arange(1, 1 + count * width).view(count, width)
-    positions, last = torch.arange(length)[None], torch.tensor([length - 1])
-    first = [programs.prefill(prompts_KT[k : k + 1], positions, tables[k : k + 1], last) for k in range(count)]
+    tables, last = make_tables(programs, count, length + num_tokens), torch.tensor([length - 1])
+    first = [run_step(programs, prompts_KT[k : k + 1], 0, tables[k : k + 1], last) for k in range(count)]
     answers = torch.cat([prompts_KT, torch.cat(first).argmax(-1)[:, None]], 1)
     for position in range(length, length + num_tokens - 1):
-        logits = programs.decode(answers[:, -1], torch.full((count,), position), tables)
+        logits = run_step(programs, answers[:, -1:], position, tables, torch.arange(count))
         answers = torch.cat([answers, logits.argmax(-1)[:, None]], 1)
     return answers
 

@@ -40,7 +40,7 @@ from trtx.runtime.program import PACKAGE_MODEL, make_pools
 CODE_FOLDER = f"data/aotinductor/{PACKAGE_MODEL}"
 
 # Sizes that examples are made with. The compiler takes them as typical when it chooses which loops to run in parallel.
-EXAMPLE = {"B": 4, "T": 64, "W": 8, "N": 16, "P": 40}
+EXAMPLE = {"M": 64, "B": 4, "W": 8, "N": 16, "P": 40}
 
 # Threads that the same choice assumes; how many run is decided when the program runs.
 TYPICAL_THREADS = 8
@@ -51,7 +51,7 @@ def compile_program(job: CompileJob) -> CompileFacts:
     isa, work = find_isa(job.spec.arch), Path(job.work)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = job.work
     use_vector_isa(isa)
-    exported = export_program(job.spec, job.program)
+    exported = export_program(job.spec)
     raw = work / f"{job.program}.raw.pt2"
     options = make_options(isa, job.program, write_compiler(Path(job.compiler), work))
     recorder = Recorder(options)
@@ -62,36 +62,40 @@ def compile_program(job: CompileJob) -> CompileFacts:
     return CompileFacts(constants=tuple(sorted(loader.get_constant_fqns())), choices=choices)
 
 
-def export_program(spec: EngineSpec, program: ProgramName) -> ExportedProgram:
-    """The graph of one program, with every size that varies at run time left open.
+def export_program(spec: EngineSpec) -> ExportedProgram:
+    """The graph of the program, with every size that varies at run time left open.
 
     The weights' memory is reserved and never touched, so it costs nothing.
     """
     module = make_module(spec.model, spec.quantization, spec.dtype, spec.rank).to_empty(device="cpu")
     pools = make_pools(make_kv_cache(spec), EXAMPLE["P"])
-    inputs, sizes = make_inputs(spec, program, len(pools))
-    module.forward = module.prefill if program == "prefill" else module.decode
+    inputs, sizes = make_inputs(spec, len(pools))
+    module.forward = module.step
     with torch.no_grad():
         return export(module, (*inputs, *pools), dynamic_shapes=sizes, strict=False)
 
 
-def make_inputs(spec: EngineSpec, program: ProgramName, num_pools: int) -> tuple[list[Tensor], dict[str, Any]]:
-    """Example inputs of a program, without the pools, and the range of every size, pools included.
+def make_inputs(spec: EngineSpec, num_pools: int) -> tuple[list[Tensor], dict[str, Any]]:
+    """Example inputs of the program, without the pools, and the range of every size, pools included.
 
     Limits keep requests in range, not the compiled code; a range smaller than the example would be refused.
     """
     limits = spec.limits
-    batch = _dim("B", limits.max_batch_size)
-    width = _dim("W", spec.max_blocks)
-    length, rows = _dim("T", limits.max_num_tokens), _dim("N", limits.max_num_tokens)
-    pools = tuple({0: _dim("P", 1 << 40)} for _ in range(num_pools))
-    tables = {"block_tables_BW": {0: batch, 1: width}, "pools": pools}
-    b, t, w, n = (EXAMPLE[key] for key in "BTWN")
-    if program == "decode":
-        return [_zeros(b), _zeros(b), _zeros(b, w)], {"tokens_B": {0: batch}, "positions_B": {0: batch}, **tables}
-    grid = {0: batch, 1: length}
-    sizes = {"tokens_BT": grid, "positions_BT": grid, "select_N": {0: rows}, **tables}
-    return [_zeros(b, t), _zeros(b, t), _zeros(b, w), _zeros(n)], sizes
+    tokens, rows = _dim("M", limits.max_num_tokens), _dim("N", limits.max_num_tokens)
+    batch, width = _dim("B", limits.max_batch_size), _dim("W", spec.max_blocks)
+    sizes = {
+        "tokens_M": {0: tokens},
+        "positions_M": {0: tokens},
+        "slots_M": {0: tokens},
+        "block_tables_BW": {0: batch, 1: width},
+        "query_starts_B1": {0: batch + 1},
+        "context_lens_B": {0: batch},
+        "select_N": {0: rows},
+        "pools": tuple({0: _dim("P", 1 << 40)} for _ in range(num_pools)),
+    }
+    m, b, w, n = (EXAMPLE[key] for key in "MBWN")
+    starts = torch.linspace(0, m, b + 1).to(torch.int32)
+    return [_zeros(m), _zeros(m), _zeros(m), _zeros(b, w).int(), starts, _zeros(b).int(), _zeros(n)], sizes
 
 
 def make_options(isa: Isa, program: ProgramName, compiler: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from trtx.models.formats import QuantFormat
 from trtx.models.layout import make_layout, make_shard
 from trtx.runtime.card import CompiledFor, EngineCard, KvCache, Limits, Program, Rank
 
-ProgramName = Literal["prefill", "decode"]
+ProgramName = Literal["step"]
 
 # Number formats that no CPU of the catalogue computes in.
 SIMULATED_ON_CPU = ("fp8",)
