@@ -13,23 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from trtx.hardware.host import count_cpus
+from trtx.runtime.admission import check_ids, find_banned_ids
 from trtx.runtime.blocks import BlockPool
 from trtx.runtime.card import load_card
 from trtx.runtime.fit import check_machine
 from trtx.runtime.folders import find_folders
-from trtx.runtime.inputs import DecodeInputs, prefill_tensors
+from trtx.runtime.inputs import InputBuilder
 from trtx.runtime.memory import blocks_per_sequence, plan_num_blocks
 from trtx.runtime.program import Programs, load_programs
-from trtx.runtime.request import FinishReason, Output, Request, RequestRefused, SamplingParams
+from trtx.runtime.request import FinishReason, Output, Request, Sampled, SamplingParams
 from trtx.runtime.sampler import sample
-from trtx.runtime.scheduler import Batch, Decode, Prefill, Scheduler
+from trtx.runtime.scheduler import Scheduler
 from trtx.runtime.stats import EngineStats, Load
-from trtx.runtime.stops import StopStrings
+from trtx.runtime.text import OutputText
 from trtx.runtime.threads import choose_num_threads
-from trtx.runtime.tokenizer import TextStream, Tokenizer
+from trtx.runtime.tokenizer import Tokenizer
 
 DEFAULT_MEMORY_FRACTION = 0.9
 
@@ -65,10 +65,10 @@ class Engine:
         self._num_threads = num_threads
         self._programs = programs
         self._scheduler = Scheduler(BlockPool(programs.num_blocks), card.limits, card.kv_cache.tokens_per_block)
-        self._inputs = DecodeInputs(
+        self._inputs = InputBuilder(
             card.limits.max_batch_size, blocks_per_sequence(card), card.kv_cache.tokens_per_block
         )
-        self._texts: dict[int, _Text] = {}
+        self._texts: dict[int, OutputText] = {}
         self._ids = itertools.count()
 
     @classmethod
@@ -130,21 +130,16 @@ class Engine:
         Raises RequestRefused when this engine could never run it.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        vocab_size = self.card.model.vocab_size
-        wrong = next((token for token in (*ids, *params.stop_token_ids) if not 0 <= token < vocab_size), None)
-        if wrong is not None:
-            param = "prompt" if wrong in ids else "stop_token_ids"
-            raise RequestRefused(
-                f"{param} has the token id {wrong}, and the vocabulary ends at {vocab_size - 1}", param=param
-            )
+        check_ids(ids, params, self.card.model.vocab_size)
         eos_ids = frozenset[int]() if params.ignore_eos else self.tokenizer.eos_ids
-        request = Request(next(self._ids), ids, params, eos_ids.union(params.stop_token_ids), self.clock())
+        stop_ids, banned_ids = eos_ids.union(params.stop_token_ids), find_banned_ids(params, self.tokenizer)
+        request = Request(next(self._ids), ids, params, stop_ids, self.clock(), banned_ids)
         self._scheduler.check(request)
         return request
 
     def add_request(self, request: Request) -> None:
         """Queue a request of `make_request`."""
-        self._texts[request.id] = _Text(TextStream(self.tokenizer), StopStrings(request.params.stop))
+        self._texts[request.id] = OutputText(self.tokenizer, request)
         self._scheduler.add(request)
 
     def cancel(self, request: Request) -> None:
@@ -158,15 +153,21 @@ class Engine:
         batch = self._scheduler.schedule()
         if batch is None:
             return []
-        logits_NV = self._run(batch)
+        inputs = self._inputs.make(batch)
+        inputs.fill(batch.decodes)
+        logits_NV = self._programs.step(*inputs.tensors())
+        self.stats.prompt_tokens += batch.num_chunk_tokens
+        if batch.chunks:
+            self.stats.prefill_steps += 1
+        else:
+            self.stats.decode_steps += 1
         requests = batch.sampled
-        token_ids = sample(logits_NV, requests) if requests else []
-        self._scheduler.commit(batch, token_ids)
-        if isinstance(batch, Decode):
-            self._inputs.advance(requests, token_ids)
+        sampled = sample(logits_NV, requests) if requests else []
+        token_ids = [one.token_id for one in sampled]
+        self._scheduler.commit(batch, requests, token_ids)
         time_s = self.clock()
         self.stats.output_tokens += len(token_ids)
-        return [self._read(request, token, time_s) for request, token in zip(requests, token_ids, strict=True)]
+        return [self._read(request, one, time_s) for request, one in zip(requests, sampled, strict=True)]
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
@@ -189,43 +190,21 @@ class Engine:
         if queued != self._texts.keys():
             raise AssertionError("texts are kept for other requests than those queued")
 
-    def _run(self, batch: Batch) -> Tensor:
-        if isinstance(batch, Prefill):
-            self.stats.prefill_steps += 1
-            self.stats.prompt_tokens += sum(chunk.length for chunk in batch.chunks)
-            return self._programs.prefill(*prefill_tensors(batch.chunks, self.card.kv_cache.tokens_per_block))
-        self.stats.decode_steps += 1
-        return self._programs.decode(*self._inputs.tensors(batch.requests))
-
-    def _read(self, request: Request, token_id: int, time_s: float) -> Output:
+    def _read(self, request: Request, sampled: Sampled, time_s: float) -> Output:
         """Turn one new token into text, and end the request at a stop string."""
-        text = self._texts[request.id]
-        piece, stopped = text.push(token_id, last=request.finished, shown=request.finish_reason != "stop")
-        if stopped:
+        piece, stop = self._texts[request.id].push(sampled.token_id)
+        if stop is not None:
             self._scheduler.finish(request, "stop")
-            request.finish_reason = "stop"
+            request.finish_reason, request.stop_reason = "stop", stop
         if request.finished:
             self._forget(request)
-        return Output(request, (token_id,), piece, request.finish_reason, time_s)
+        logprobs = (sampled,) if request.params.logprobs is not None else ()
+        return Output(request, (sampled.token_id,), piece, request.finish_reason, time_s, logprobs)
 
     def _forget(self, request: Request) -> None:
         del self._texts[request.id]
         if request.finish_reason is not None:
             self.stats.finished[request.finish_reason] += 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Text:
-    stream: TextStream
-    stops: StopStrings
-
-    def push(self, token_id: int, *, last: bool, shown: bool) -> tuple[str, bool]:
-        """The text to give out and whether a stop string was met. The token that ends a sequence is not `shown`."""
-        piece = self.stream.push(token_id) if shown else ""
-        if last:
-            piece += self.stream.flush()
-        piece, stopped = self.stops.push(piece)
-        return (piece + self.stops.flush() if last and not stopped else piece), stopped
 
 
 def _complete(request: Request, text: str) -> Completion:

@@ -5,66 +5,50 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from trtx.errors import UsageProblem
+from trtx.runtime.params import RequestRefused, SamplingParams
 
-# stop: an end-of-sequence token, a stop token or a stop string; length: max_tokens; cancelled: nobody waits any more.
-FinishReason = Literal["stop", "length", "cancelled"]
+if TYPE_CHECKING:
+    from trtx.runtime.adjust import Adjustments
 
+__all__ = ["FinishReason", "Output", "Request", "RequestRefused", "Sampled", "SamplingParams"]
 
-class RequestRefused(UsageProblem):
-    """A request that this engine cannot serve, now or ever; `param` names the field at fault."""
-
-    def __init__(self, what: str, *, param: str, why: str = "", fix: str = "", code: str | None = None) -> None:
-        super().__init__(what, why=why, fix=fix)
-        self.param = param
-        self.code = code
+# stop: an end-of-sequence token, a stop token or a stop string; length: max_tokens; cancelled: nobody waits any more;
+# error: a logits processor of the request failed or left no token.
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How tokens are chosen and when to stop.
+class Sampled(NamedTuple):
+    """A token that was chosen. The rest is there only where the request asks for `logprobs`.
 
-    `temperature` 0 takes the most likely token. `top_k` 0 and `top_p` 1 leave all tokens in play. With a `seed` the
-    same request gives the same tokens whatever runs beside it. `stop` strings end the text before the string.
-    `stop_token_ids` end it like the model's own end-of-sequence tokens, which `ignore_eos` turns off.
-
-    Raises RequestRefused for a value out of range.
+    `logprob` and those in `top` are natural logarithms of the model's own distribution, before penalties, bias and
+    temperature. `rank` is 1 for its most likely token. `top` has (token id, logprob) pairs, most likely first.
     """
 
-    max_tokens: int = 16
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        _check(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
-        _check(0 <= self.temperature < float("inf"), "temperature", "0 or more", self.temperature)
-        _check(self.top_k >= 0, "top_k", "0 (off) or more", self.top_k)
-        _check(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
-        _check(all(self.stop), "stop", "non-empty strings", list(self.stop))
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0
-
-
-def _check(condition: bool, param: str, wanted: str, value: object) -> None:
-    if not condition:
-        raise RequestRefused(f"{param} must be {wanted}, not {value}", param=param)
+    token_id: int
+    logprob: float | None = None
+    rank: int | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Request:
     """One sequence on its way through the engine; changed by the scheduler only.
 
-    `num_computed` tokens have their keys and values in the pool; `block_ids` are the blocks that hold them, in
-    order. `stop_ids` are all token ids that end the sequence. `random` draws one number in [0, 1) per sampled token.
+    `stop_ids` are all token ids that end the sequence. `random` draws one number in [0, 1) per sampled token.
+    `banned_ids` are token sequences that must not appear, those of `params.bad_words` among them. `stop_reason` is
+    the stop string or the id of `params.stop_token_ids` that ended it. `failure` says why it ended by an error.
+
+    For the scheduler: while a request runs, `block_ids` are its blocks in order; one that waits has none. Blocks are
+    shared only with requests of the same `salt`. The first `num_kept` blocks hold tokens whose digests the pool knows;
+    `digests` are those of its full blocks, as far as they were needed. After the steps planned so far `num_computed`
+    tokens have their keys and values in the pool, and `num_pending` (0 or 1) more tokens will have been sampled than
+    are known. `num_promised` blocks it may still take without asking. `num_cached` prompt tokens were found in the pool
+    when it first started.
+
+    For the sampler: `is_adjusted` says that something comes between the logits and the choice other than temperature
+    and cuts, which `adjustments` then carries out; `is_plain` that the largest logit is all that is asked for.
     """
 
     id: int
@@ -72,14 +56,43 @@ class Request:
     params: SamplingParams
     stop_ids: frozenset[int]
     arrival_s: float
+    banned_ids: Sequence[Sequence[int]] = ()
+    salt: bytes = b""
     output_ids: list[int] = field(default_factory=list)
     block_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_pending: int = 0
+    num_kept: int = 0
+    num_promised: int = 0
+    num_cached: int = 0
+    num_preemptions: int = 0
+    digests: list[bytes] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    failure: str | None = None
+    adjustments: Adjustments | None = None
     random: random.Random = field(init=False)
+    is_adjusted: bool = field(init=False)
+    is_plain: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.random = random.Random(self.params.seed)
+        params = self.params
+        self.random = random.Random(params.seed)
+        self.is_adjusted = params.adjusts or bool(self.banned_ids)
+        self.is_plain = params.greedy and not self.is_adjusted and params.logprobs is None
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens known so far."""
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    def token_ids(self, start: int, end: int) -> Sequence[int]:
+        """Tokens `start` … `end - 1` of prompt and output."""
+        num_prompt = len(self.prompt_ids)
+        if end <= num_prompt:
+            return self.prompt_ids[start:end]
+        outputs = self.output_ids[max(0, start - num_prompt) : end - num_prompt]
+        return outputs if start >= num_prompt else [*self.prompt_ids[start:], *outputs]
 
     @property
     def max_computed(self) -> int:
@@ -93,8 +106,12 @@ class Request:
     def append(self, token_id: int) -> None:
         """Take the next token, and end when it is a stop token or the last one allowed."""
         self.output_ids.append(token_id)
-        if token_id in self.stop_ids:
+        if self.failure is not None:
+            self.finish_reason = "error"
+        elif token_id in self.stop_ids:
             self.finish_reason = "stop"
+            if token_id in self.params.stop_token_ids:
+                self.stop_reason = token_id
         elif len(self.output_ids) == self.params.max_tokens:
             self.finish_reason = "length"
 
@@ -104,6 +121,7 @@ class Output:
     """What one step, or some in a row, added to one request.
 
     `text` may be empty while a character or a possible stop string is incomplete. `time_s` is on the engine's clock.
+    `logprobs` has one item per token where the request asks for them, and none otherwise.
     """
 
     request: Request
@@ -111,9 +129,15 @@ class Output:
     text: str
     finish_reason: FinishReason | None
     time_s: float
+    logprobs: tuple[Sampled, ...] = ()
 
     def joined(self, later: Output) -> Output:
         """This output and a later one of the same request as one."""
         return Output(
-            self.request, self.token_ids + later.token_ids, self.text + later.text, later.finish_reason, later.time_s
+            self.request,
+            self.token_ids + later.token_ids,
+            self.text + later.text,
+            later.finish_reason,
+            later.time_s,
+            self.logprobs + later.logprobs,
         )

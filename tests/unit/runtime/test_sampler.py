@@ -6,12 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from trtx.runtime import sampler
 from trtx.runtime.request import Request, RequestRefused, SamplingParams
-from trtx.runtime.sampler import LogitsBroken, sample
+from trtx.runtime.sampler import LogitsBroken
 
 
 def make_request(**params: object) -> Request:
     return Request(0, [1], SamplingParams(**params), frozenset(), 0.0)  # type: ignore[arg-type]
+
+
+def sample(logits_NV: Tensor, requests: list[Request]) -> list[int]:
+    return [sampled.token_id for sampled in sampler.sample(logits_NV, requests)]
 
 
 def count(logits_V: Tensor, draws: int = 4000, **params: object) -> Counter[int]:
@@ -112,7 +117,7 @@ def test_logits_that_are_not_finite_are_an_error_and_no_token(bad: float) -> Non
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
-        {"top_k": -1},
+        {"top_k": -2},
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"stop": ("a", "")},

@@ -27,9 +27,9 @@ def test_the_first_stop_string_in_the_text_counts_not_the_first_in_the_list() ->
 
 def test_a_beginning_that_does_not_become_a_stop_string_is_given_out_later() -> None:
     watch = StopStrings(["END"])
-    assert watch.push("one EN") == ("one ", False)
-    assert watch.push("TER") == ("ENTER", False)
-    assert watch.push(" E") == (" ", False)
+    assert watch.push("one EN") == ("one ", None)
+    assert watch.push("TER") == ("ENTER", None)
+    assert watch.push(" E") == (" ", None)
     assert watch.flush() == "E"
 
 
