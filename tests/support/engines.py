@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from trtx.models.config import ModelConfig
 from trtx.models.formats import QuantFormat
-from trtx.runtime.blocks import NULL_BLOCK
 from trtx.runtime.card import CompiledFor, EngineCard, KvCache, Limits, Rank
 from trtx.runtime.chat import ChatTemplate
 from trtx.runtime.engine import Engine
@@ -98,41 +98,46 @@ class FakePrograms:
     def __init__(self, card: EngineCard, num_blocks: int = 65) -> None:
         self.card = card
         self.num_blocks = num_blocks
-        self.calls: list[tuple[str, tuple[int, ...]]] = []
+        self.calls: list[tuple[int, ...]] = []  # of every step, the tokens of each sequence
         self.fail_with: Exception | None = None
         self._pool_PS = np.full((num_blocks, card.kv_cache.tokens_per_block), -1, np.int64)
 
-    def prefill(self, tokens_BT: Tensor, positions_BT: Tensor, block_tables_BW: Tensor, select_N: Tensor) -> Tensor:
-        batch, length = tokens_BT.shape
-        assert batch * length <= self.card.limits.max_num_tokens
-        self._start("prefill", (batch, length), tokens_BT, positions_BT, block_tables_BW, select_N)
-        flat = list(self._write(tokens_BT, positions_BT, block_tables_BW))
-        return torch.stack([self._logits(*flat[row]) for row in select_N.tolist()])
-
-    def decode(self, tokens_B: Tensor, positions_B: Tensor, block_tables_BW: Tensor) -> Tensor:
-        self._start("decode", tuple(tokens_B.shape), tokens_B, positions_B, block_tables_BW)
-        written = self._write(tokens_B[:, None], positions_B[:, None], block_tables_BW)
-        return torch.stack([self._logits(position, table) for position, table in written])
-
-    def _start(self, name: str, shape: tuple[int, ...], *tensors: Tensor) -> None:
+    def step(
+        self,
+        tokens_M: Tensor,
+        positions_M: Tensor,
+        slots_M: Tensor,
+        block_tables_BW: Tensor,
+        query_starts_B1: Tensor,
+        context_lens_B: Tensor,
+        select_N: Tensor,
+    ) -> Tensor:
         if self.fail_with is not None:
             raise self.fail_with
-        assert all(tensor.dtype == torch.int64 and tensor.is_contiguous() for tensor in tensors)
-        assert shape[0] <= self.card.limits.max_batch_size
-        self.calls.append((name, shape))
-
-    def _write(self, tokens_BT: Tensor, positions_BT: Tensor, tables_BW: Tensor) -> Iterator[tuple[int, list[int]]]:
+        wide, narrow = (tokens_M, positions_M, slots_M, select_N), (block_tables_BW, query_starts_B1, context_lens_B)
+        assert all(tensor.dtype == torch.int64 and tensor.is_contiguous() for tensor in wide)
+        assert all(tensor.dtype == torch.int32 and tensor.is_contiguous() for tensor in narrow)
+        starts, contexts, tables = query_starts_B1.tolist(), context_lens_B.tolist(), block_tables_BW.tolist()
+        lengths = [end - start for start, end in pairwise(starts)]
+        assert 1 <= len(tables) == len(lengths) == len(contexts) <= self.card.limits.max_batch_size
+        assert starts[0] == 0
+        assert starts[-1] == len(tokens_M) == len(positions_M) == len(slots_M) <= self.card.limits.max_num_tokens
+        assert len(select_N) >= 1
+        self.calls.append(tuple(lengths))
         size = self.card.kv_cache.tokens_per_block
-        for tokens, positions, table in zip(tokens_BT.tolist(), positions_BT.tolist(), tables_BW.tolist(), strict=True):
-            for token, position in zip(tokens, positions, strict=True):
-                block = table[position // size] if position >= 0 else NULL_BLOCK
-                assert position < 0 or block != NULL_BLOCK
-                self._pool_PS[block, position % size] = token
-                yield position, table
+        # A model writes the keys and values of a layer for all tokens before it reads any.
+        assert len(set(slots_M.tolist())) == len(slots_M)
+        assert all(slot >= size for slot in slots_M.tolist())
+        self._pool_PS.reshape(-1)[slots_M.numpy()] = tokens_M.numpy()
+        rows: list[tuple[int, list[int]]] = []
+        for start, length, context, table in zip(starts, lengths, contexts, tables, strict=False):
+            assert length >= 1
+            assert positions_M[start : start + length].tolist() == list(range(context - length, context))
+            rows += [(position, table) for position in range(context - length, context)]
+        return torch.stack([self._logits(*rows[row]) for row in select_N.tolist()])
 
     def _logits(self, position: int, table: list[int]) -> Tensor:
         size = self.card.kv_cache.tokens_per_block
-        assert position >= 0, "the logits of a padding token were asked for"
         context = [int(self._pool_PS[table[at // size], at % size]) for at in range(position + 1)]
         best = next_token(context)
         # The best token first, those after it less and less likely.

@@ -4,6 +4,7 @@ import random
 
 import pytest
 from support.engines import EOS_ID, FakePrograms, expected_tokens, make_card, make_engine, make_tokenizer
+from torch import Tensor
 
 from trtx.runtime.engine import Engine
 from trtx.runtime.request import Output, Request, RequestRefused, SamplingParams
@@ -187,14 +188,14 @@ def test_block_tables_are_as_wide_as_the_longest_sequence_needs() -> None:
     widths: list[int] = []
 
     class Watching(FakePrograms):
-        def decode(self, tokens_B, positions_B, block_tables_BW):  # type: ignore[no-untyped-def]
-            widths.append(block_tables_BW.shape[1])
-            return super().decode(tokens_B, positions_B, block_tables_BW)
+        def step(self, *inputs: Tensor) -> Tensor:
+            widths.append(inputs[3].shape[1])
+            return super().step(*inputs)
 
     engine = Engine(Watching(make_card()), make_tokenizer())
     engine.generate([[1, 2, 3]], SamplingParams(max_tokens=10, temperature=0, ignore_eos=True))
-    # Positions 3 … 11 with four tokens per block.
-    assert widths == [1, 2, 2, 2, 2, 3, 3, 3, 3]
+    # The prompt, then positions 3 … 11, with four tokens per block.
+    assert widths == [1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
 
 
 def test_the_integrity_check_finds_texts_of_requests_that_are_gone() -> None:

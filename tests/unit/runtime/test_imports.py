@@ -5,6 +5,8 @@ import sys
 
 LIGHT = (
     "trtx.runtime.blocks",
+    "trtx.runtime.prefix",
+    "trtx.runtime.batch",
     "trtx.runtime.request",
     "trtx.runtime.scheduler",
     "trtx.runtime.stops",
