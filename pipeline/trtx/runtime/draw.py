@@ -48,7 +48,7 @@ def draw(
         weights_NP = _weigh(rows[part], largest[part], params[part])
         for weights_P, p in zip(weights_NP, params[part], strict=True):
             if p.top_p < 1 or p.min_p > 0:
-                least = _nucleus_least(weights_P, p.top_p) if p.top_p < 1 else np.float32(0)
+                least = nucleus_least(weights_P, p.top_p) if p.top_p < 1 else np.float32(0)
                 weights_P *= weights_P >= max(least, np.float32(p.min_p))
         tokens += _invert(weights_NP, numbers[part])
     return tokens
@@ -111,7 +111,7 @@ def _find_all(cumulative_NG: Doubles, mass_N1: Doubles) -> Ints:
     return found_N
 
 
-def _nucleus_least(weights_P: Floats, top_p: float) -> np.float32:
+def nucleus_least(weights_P: Floats, top_p: float) -> np.float32:
     """The smallest weight of the fewest leading tokens whose mass reaches `top_p` of all."""
     goal = top_p * float(weights_P.sum())
     if weights_P.size > 2 * FIRST_LOOK * COLUMN:
