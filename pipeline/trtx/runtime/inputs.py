@@ -61,8 +61,10 @@ class InputBuilder:
 
     def __init__(self, max_batch_size: int, max_blocks: int, tokens_per_block: int) -> None:
         self._size = tokens_per_block
-        # A row of the table for every request of the last step, and how many of its blocks are written there.
+        # A row of the table for every request of the last step; the list of blocks that it has, and how many of them are
+        # written. A request that was paused has another list.
         self._table = np.full((max_batch_size, max_blocks), NULL_BLOCK, np.int32)
+        self._blocks: list[list[int] | None] = [None] * max_batch_size
         self._written = [0] * max_batch_size
         self._row_of: dict[Request, int] = {}
         self._unused = list(range(max_batch_size))
@@ -144,6 +146,8 @@ class InputBuilder:
             row = row_of.get(request)
             if row is None:
                 row = row_of[request] = self._unused.pop()
+            if self._blocks[row] is not request.block_ids:
+                self._blocks[row] = request.block_ids
                 self._table[row] = NULL_BLOCK
                 self._written[row] = 0
             self._write_row(row, request)

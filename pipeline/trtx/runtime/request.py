@@ -43,7 +43,7 @@ class Request:
     For the scheduler: while a request runs, `block_ids` are its blocks in order; one that waits has none. Blocks are
     shared only with requests of the same `salt`. The first `num_kept` blocks hold tokens whose digests the pool knows;
     `digests` are those of its full blocks, as far as they were needed. After the steps planned so far `num_computed`
-    tokens have their keys and values in the pool, and `num_pending` (0 or 1) more tokens will have been sampled than
+    tokens have their keys and values in the pool, and `num_pending` (0 to 2) more tokens will have been sampled than
     are known. `num_promised` blocks it may still take without asking. `num_cached` prompt tokens were found in the pool
     when it first started.
 

@@ -143,7 +143,7 @@ class Scheduler:
             if not chunk.is_last:
                 self._keep(chunk.request, chunk.start + chunk.length)
         for request, token_id in zip(requests, token_ids, strict=True):
-            request.num_pending = 0
+            request.num_pending -= 1
             # All tokens known before this one have their keys and values.
             computed = len(request.prompt_ids) + len(request.output_ids)
             request.append(token_id)
@@ -194,7 +194,7 @@ class Scheduler:
                         break
                     self._take(request, 1)
                 request.num_computed += 1
-                request.num_pending = 1
+                request.num_pending += 1
                 decodes.append(request)
         return decodes, unfinished
 
@@ -243,7 +243,7 @@ class Scheduler:
         if num_blocks > 0:
             self._take(request, num_blocks)
         request.num_computed += length
-        request.num_pending = int(length == missing)
+        request.num_pending += length == missing
         return Chunk(request, start, length, length == missing)
 
     def _take(self, request: Request, num_blocks: int) -> None:

@@ -2,110 +2,99 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.scheduling import VOCAB_SIZE, World, expected_tokens
 
-from trtx.runtime.blocks import NULL_BLOCK, BlockPool
 from trtx.runtime.card import Limits
-from trtx.runtime.request import Request, RequestRefused, SamplingParams
-from trtx.runtime.scheduler import Batch, Prefill, Scheduler
+from trtx.runtime.scheduler import SchedulerSettings
 
-STOP, GO = 1, 2
+Event = tuple[str, tuple[int, ...]]
 
 limits = st.builds(
     Limits,
     max_batch_size=st.integers(1, 5),
-    max_num_tokens=st.integers(4, 40),
+    max_num_tokens=st.integers(1, 40),
     max_seq_len=st.integers(4, 48),
+)
+every_setting = st.builds(
+    SchedulerSettings,
+    policy=st.sampled_from(["guaranteed-no-evict", "max-utilization"]),
+    chunked_prefill=st.booleans(),
+    prefix_reuse=st.booleans(),
 )
 events = st.lists(
     st.one_of(
-        st.tuples(st.just("add"), st.integers(1, 40), st.integers(1, 16)),
-        st.tuples(st.just("cancel"), st.integers(0, 30), st.just(0)),
-        # A step in which the n-th sampled token is a stop token.
-        st.tuples(st.just("step"), st.integers(0, 9), st.just(0)),
+        # Tokens of a beginning that others may share, which of three it is, tokens of one's own, longest output, salt.
+        st.tuples(
+            st.just("add"),
+            st.tuples(st.integers(0, 24), st.integers(0, 2), st.integers(0, 12), st.integers(1, 16), st.integers(0, 1)),
+        ),
+        st.tuples(st.just("cancel"), st.tuples(st.integers(0, 30))),
+        st.tuples(st.just("step"), st.tuples(st.integers(1, 4))),
     ),
-    max_size=60,
+    max_size=40,
 )
 
 
-@dataclass
-class World:
-    scheduler: Scheduler
-    requests: list[Request] = field(default_factory=list)
-    started: list[int] = field(default_factory=list)
-
-    def add(self, prompt: int, max_tokens: int) -> None:
-        params = SamplingParams(max_tokens=max_tokens)
-        request = Request(len(self.requests), [7] * prompt, params, frozenset([STOP]), 0.0)
-        try:
-            self.scheduler.check(request)
-        except RequestRefused:
-            return
-        self.requests.append(request)
-        self.scheduler.add(request)
-
-    def cancel(self, index: int) -> None:
-        if self.requests:
-            self.scheduler.finish(self.requests[index % len(self.requests)], "cancelled")
-
-    def step(self, stop_at: int) -> None:
-        batch = self.scheduler.schedule()
-        if batch is None:
-            assert not self.scheduler.waiting
-            assert not self.scheduler.running
-            return
-        self.hold_budgets(batch)
-        if isinstance(batch, Prefill):
-            self.started += [chunk.request.id for chunk in batch.chunks if chunk.start == 0]
-        tokens = [STOP if index == stop_at else GO for index in range(len(batch.sampled))]
-        self.scheduler.commit(batch, tokens)
-
-    def hold_budgets(self, batch: Batch) -> None:
-        bounds = self.scheduler.limits
-        if isinstance(batch, Prefill):
-            lengths = [chunk.length for chunk in batch.chunks]
-            assert len(lengths) * max(lengths) <= bounds.max_num_tokens
-            assert len(lengths) <= bounds.max_batch_size
-            assert all(chunk.start == chunk.request.num_computed for chunk in batch.chunks)
+def play(world: World, stream: list[Event]) -> None:
+    for kind, numbers in stream:
+        if kind == "add":
+            shared, family, own, max_tokens, salt = numbers
+            prompt = [(family * 7 + at * 3) % VOCAB_SIZE for at in range(shared)]
+            prompt += [(len(world.requests) * 5 + at) % VOCAB_SIZE for at in range(own)]
+            world.add(prompt, max_tokens, salt=bytes(salt))
+        elif kind == "cancel":
+            world.cancel(numbers[0])
         else:
-            assert 1 <= len(batch.requests) <= bounds.max_batch_size
-            # Decode works on sequences whose prompt is done, and has a place for the token it writes.
-            for request in batch.requests:
-                assert request.num_computed >= len(request.prompt_ids)
-                assert request.num_computed < len(request.block_ids) * self.scheduler.tokens_per_block
+            for _ in range(numbers[0]):
+                world.step()
+        world.check()
+    world.run()
 
-    def check(self) -> None:
-        self.scheduler.check_integrity()
-        held = [block for request in self.scheduler.running for block in request.block_ids]
-        assert len(held) == len(set(held))
-        assert NULL_BLOCK not in held
-        assert all(not request.block_ids for request in self.requests if request.finished)
+
+def hold_answers(world: World) -> None:
+    assert world.started == sorted(world.started)
+    for request in world.requests:
+        expected = expected_tokens(request.prompt_ids, request.params.max_tokens)
+        if request.finish_reason == "cancelled":
+            assert request.output_ids == expected[: len(request.output_ids)]
+        else:
+            assert request.output_ids == expected
+
+
+@settings(max_examples=1500, deadline=None)
+@given(limits=limits, num_blocks=st.integers(2, 30), chosen=every_setting, stream=events)
+def test_no_block_is_lost_or_shared_wrongly_budgets_hold_and_every_request_ends_in_order_with_its_own_tokens(
+    limits: Limits, num_blocks: int, chosen: SchedulerSettings, stream: list[Event]
+) -> None:
+    world = World(limits, num_blocks, chosen)
+    play(world, stream)
+    hold_answers(world)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(limits=limits, num_blocks=st.integers(2, 30), chosen=every_setting, stream=events)
+def test_the_same_holds_when_every_step_is_planned_before_the_tokens_of_the_last_one_are_known(
+    limits: Limits, num_blocks: int, chosen: SchedulerSettings, stream: list[Event]
+) -> None:
+    world = World(limits, num_blocks, chosen, ahead=True)
+    play(world, stream)
+    hold_answers(world)
 
 
 @settings(max_examples=300, deadline=None)
-@given(limits=limits, num_blocks=st.integers(2, 30), events=events)
-def test_no_block_is_lost_or_shared_budgets_hold_all_requests_end_and_start_in_order(
-    limits: Limits, num_blocks: int, events: list[tuple[str, int, int]]
+@given(
+    prompts=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 16)), min_size=2, max_size=12),
+    num_blocks=st.integers(12, 16),
+    ahead=st.booleans(),
+)
+def test_a_pool_that_is_too_small_for_all_pauses_requests_and_changes_no_token(
+    prompts: list[tuple[int, int]], num_blocks: int, ahead: bool
 ) -> None:
-    world = World(Scheduler(BlockPool(num_blocks), limits, tokens_per_block=4))
-    for kind, first, second in events:
-        if kind == "add":
-            world.add(first, second)
-        else:
-            getattr(world, kind)(first)
-        world.check()
-    # What has started ends, and what waits starts: a bound on the steps that are still needed.
-    remaining = sum(len(r.prompt_ids) + r.params.max_tokens for r in world.requests if not r.finished)
-    for _ in range(remaining):
-        world.step(stop_at=99)
-        world.check()
-    assert all(request.finished for request in world.requests)
-    assert world.scheduler.pool.num_used == 0
-    assert world.started == sorted(world.started)
-    for request in world.requests:
-        assert len(request.output_ids) <= request.params.max_tokens
-        if request.finish_reason == "length":
-            assert len(request.output_ids) == request.params.max_tokens
+    bounds = Limits(max_batch_size=8, max_num_tokens=64, max_seq_len=46)
+    world = World(bounds, num_blocks, SchedulerSettings("max-utilization", prefix_reuse=False), ahead=ahead)
+    for length, max_tokens in prompts:
+        world.add([length * 3 % VOCAB_SIZE] * length, max_tokens)
+    world.run()
+    hold_answers(world)
