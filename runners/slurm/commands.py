@@ -162,6 +162,9 @@ def scontrol_argv(job: str) -> list[str]:
 
 
 def scancel_argv(jobs: Sequence[str], *, pending_only: bool = False) -> list[str]:
+    """With `pending_only`, `jobs` are whole arrays: `--state` of one task ends all that wait beside it (22.05)."""
+    if pending_only and any("_" in job for job in jobs):
+        raise ValueError(f"only whole arrays can be cancelled by state: {jobs}")
     return ["scancel", "--quiet", *(["--state=PENDING"] if pending_only else []), *jobs]
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from trtx.errors import UsageProblem
 from trtx.files import canonical_json, write_text
 from trtx.runners.slurm.attempts import create_once, read_file
-from trtx.runners.slurm.groups import Group, group_from_json, group_to_json, resources_from_json
+from trtx.runners.slurm.groups import Group, SlurmTask, group_from_json, group_to_json, resources_from_json
 from trtx.runners.slurm.options import Resources, SlurmOptions, Timing
 from trtx.runners.slurm.script import SCRIPT_NAME, TASKS_NAME, find_root, make_launch, make_script
 
@@ -117,10 +117,10 @@ class SubmissionFolder:
         resources: Resources,
         options: SlurmOptions,
         timing: Timing,
-        folders: Mapping[str, Path],
+        others: Mapping[str, SlurmTask],
         place: Callable[[Path], Path],
     ) -> Round:
-        """Write down what is about to be submitted; `folders` are of all steps, `place` says where jobs see one."""
+        """Write down what is about to be submitted; `others`: all tasks by step; `place`: where jobs see a folder."""
         folder = self._make_round_folder(group.name)
         root = find_root(folder, group)
         script = make_script(options, group, resources, indices, root)
@@ -132,7 +132,7 @@ class SubmissionFolder:
             "forward_term": options.container.runtime == "docker",
             "news": "../../news",
             "timing": asdict(timing),
-            **_tasks_document(group, indices, folder, folders),
+            **_tasks_document(group, indices, folder, others),
         }
         write_text(folder / SCRIPT_NAME, script)
         create_once(folder / TASKS_NAME, canonical_json(document))
@@ -158,8 +158,17 @@ class SubmissionFolder:
         create_once(self.path / "cancelled", b"")
 
 
-def _tasks_document(group: Group, indices: Iterable[int], folder: Path, folders: Mapping[str, Path]) -> dict[str, Any]:
-    """What the tasks read on their nodes. Variables that all have in common are written once."""
+def _tasks_document(
+    group: Group, indices: Iterable[int], folder: Path, others: Mapping[str, SlurmTask]
+) -> dict[str, Any]:
+    """What the tasks read on their nodes. Variables that all have in common are written once.
+
+    `behind` are the steps that those in `needs` need, directly or not.
+    """
+
+    def paths(steps: Iterable[str]) -> dict[str, str]:
+        return {step: os.path.relpath(others[step].folder, folder) for step in steps if step in others}
+
     tasks = {index: group.task(index) for index in indices}
     first = next(iter(tasks.values())).environment
     common = {n: v for n, v in first.items() if all(task.environment.get(n) == v for task in tasks.values())}
@@ -171,11 +180,24 @@ def _tasks_document(group: Group, indices: Iterable[int], folder: Path, folders:
                 "folder": os.path.relpath(task.folder, folder),
                 "argv": list(task.argv),
                 "environment": {n: v for n, v in task.environment.items() if n not in common},
-                "needs": {step: os.path.relpath(folders[step], folder) for step in task.needs if step in folders},
+                "needs": paths(task.needs),
+                "behind": paths(_steps_behind(task, others)),
             }
             for index, task in tasks.items()
         },
     }
+
+
+def _steps_behind(task: SlurmTask, others: Mapping[str, SlurmTask]) -> list[str]:
+    found: dict[str, None] = {}
+    ahead = list(task.needs)
+    while ahead:
+        step = ahead.pop()
+        for need in others[step].needs if step in others else ():
+            if need not in found:
+                found[need] = None
+                ahead.append(need)
+    return sorted(found)
 
 
 def _read_round(group: str, folder: Path) -> Round:

@@ -9,6 +9,7 @@ from trtx.runners.slurm.clock import Clock
 from trtx.runners.slurm.commands import Listing, Shell, ask_sacct, ask_scontrol, ask_squeue
 from trtx.runners.slurm.options import Timing
 from trtx.runners.slurm.parsing import Row
+from trtx.runners.slurm.states import Phase
 from trtx.runners.slurm.tracked import Tracked
 from trtx.runners.slurm.truth import needs_word
 
@@ -69,9 +70,12 @@ class Listener:
     def _hear(self, tasks: Sequence[Tracked], listing: Listing, now: float) -> list[Tracked]:
         """Hand each row to its task; those that no row is about."""
         by_task = {(row.job, index): row for row in listing.rows for index in row.indices}
+        of_the_rest = {row.job: row for row in listing.rows if not row.indices}
         missing = []
         for item in tasks:
             said = by_task.get((item.job, item.task.index))
+            if said is None and item.attempt is None and item.watch.phase in (None, Phase.QUEUED):
+                said = of_the_rest.get(item.job)
             if said is not None and item.hears(said):
                 item.watch.hear(said, now)
             elif item.watch.phase is None or item.watch.ended_since is None:
@@ -111,6 +115,11 @@ class Listener:
         if listing.denied or _is_other(listing, asked):
             for item in unheard:
                 item.watch.hear_denial(now)
+        elif not listing.unreadable:
+            # Slurm knows the array, here and in squeue's answer just before, and has no such task in it any more.
+            for item in unheard:
+                if item.attempt is None:
+                    item.watch.hear_removal(now)
 
 
 def _is_other(listing: Listing, asked: Sequence[Tracked]) -> bool:

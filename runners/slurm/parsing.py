@@ -11,12 +11,17 @@ from trtx.runners.slurm.groups import parse_indices
 # Array's job id, index, state, nodes, start (expected or real), elapsed, reason, name, comment: free texts last.
 SQUEUE_FORMAT = "%F|%K|%T|%N|%S|%M|%r|%j|%k"
 SACCT_FORMAT = "JobID,State,NodeList,Start,ElapsedRaw,Reason,JobName"
+# What scontrol prints as the indices of an array whose waiting tasks were all cancelled: NO_VAL of slurm.h.
+NO_INDICES = "4294967294"
 NO_TIME = ("N/A", "Unknown", "None", "(null)", "")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Slurm's word about some tasks of a job array. `job` is the array's id; `start` a local time in Slurm's words."""
+    """Slurm's word about some tasks of a job array. `job` is the array's id; `start` a local time in Slurm's words.
+
+    Without `indices` it is about the tasks of the array that have no row of their own, or about a job that is none.
+    """
 
     job: str
     indices: tuple[int, ...]
@@ -44,44 +49,38 @@ def parse_scontrol(text: str) -> tuple[list[Row], int]:
     return _parse_lines(text, _scontrol_row)
 
 
-def _parse_lines(text: str, parse: Callable[[str], Row | None]) -> tuple[list[Row], int]:
+def _parse_lines(text: str, parse: Callable[[str], Row]) -> tuple[list[Row], int]:
     rows, unreadable = [], 0
     for line in text.splitlines():
         if not line.strip():
             continue
         try:
-            row = parse(line)
+            rows.append(parse(line))
         except ValueError:
             unreadable += 1
-        else:
-            rows += [row] if row is not None else []
     return rows, unreadable
 
 
-def _squeue_row(line: str) -> Row | None:
+def _squeue_row(line: str) -> Row:
     job, indices, state, node, start, elapsed, reason, name, comment = line.split("|", 8)
-    if indices == "N/A":
-        return None  # A job that is no array is not one of trtx's.
+    # A job that is no array, or what is left of one whose waiting tasks were all cancelled.
+    indices = "" if indices == "N/A" else indices
     return _row(job, indices, state, reason, node, start, parse_elapsed(elapsed), name, comment.strip())
 
 
-def _sacct_row(line: str) -> Row | None:
+def _sacct_row(line: str) -> Row:
     job, state, node, start, elapsed, reason, name = line.split("|", 6)
-    array, underscore, indices = job.partition("_")
-    if not underscore:
-        return None
+    array, _, indices = job.partition("_")
     return _row(array, indices, state, reason, node, start, int(elapsed or 0), name)
 
 
-def _scontrol_row(line: str) -> Row | None:
+def _scontrol_row(line: str) -> Row:
     fields = dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
     if "JobId" not in fields or "JobState" not in fields:
         raise ValueError("not a job")
-    if "ArrayTaskId" not in fields:
-        return None
     return _row(
-        fields["ArrayJobId"],
-        fields["ArrayTaskId"],
+        fields.get("ArrayJobId", fields["JobId"]),
+        fields.get("ArrayTaskId", "").removeprefix(NO_INDICES),
         fields["JobState"],
         fields.get("Reason", ""),
         fields.get("NodeList", ""),
@@ -96,7 +95,7 @@ def _row(job: str, indices: str, state: str, reason: str, node: str, start: str,
         raise ValueError("not a job")
     node = "" if node in ("(null)", "None assigned") else node
     start = "" if start in NO_TIME else start
-    return Row(job, tuple(parse_indices(indices)), state, reason, node, start, elapsed_s, *free)
+    return Row(job, tuple(parse_indices(indices)) if indices else (), state, reason, node, start, elapsed_s, *free)
 
 
 def parse_elapsed(text: str) -> int:

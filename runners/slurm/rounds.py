@@ -60,11 +60,11 @@ class Rounds:
                 resources = next_resources(item.group.resources, item.history.claims)
                 waits = tuple(sorted({need.token for need in self._awaited(item)}))
                 batches.setdefault((item.group.name, resources, waits), []).append(item)
-        folders = {item.task.step: item.task.folder for item in self._tasks.values()}
+        others = {item.task.step: item.task for item in self._tasks.values()}
         for (name, resources, _), items in batches.items():
             indices = sorted(item.task.index for item in items)
             made = self._folder.add_round(
-                items[0].group, indices, resources, self._options, self._timing, folders, self._workspace.place
+                items[0].group, indices, resources, self._options, self._timing, others, self._workspace.place
             )
             self._by_group[name].append(made)
             for item in items:

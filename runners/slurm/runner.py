@@ -273,7 +273,7 @@ class SlurmRunner:
             verdict = Verdict(Cause.INPUT, f"{failed.task.step} is made again")
             self._revoke(item, verdict, retried=True)
             events.append(Retried(item.task.step, Cause.INPUT, verdict.what))
-        cancel_jobs(self._shell, jobs, self._timing.command_s, pending_only=True)
+        cancel_jobs(self._shell, jobs, self._timing.command_s)
         return events
 
     def _cancel_duplicates(self) -> None:
@@ -307,6 +307,7 @@ class SlurmRunner:
     def _block(self) -> list[Event]:
         """End tasks that need one that ended badly, unless they run: their own files tell then."""
         events: list[Event] = []
+        jobs: list[str] = []
         for item in self._tasks.values():
             if item.outcome is not None or self._can_be_made(item) or item.history.done is not None:
                 continue
@@ -320,6 +321,9 @@ class SlurmRunner:
             verdict = Verdict(Cause.DEPENDENCY, f"{bad} did not end well")
             self._revoke(item, verdict, retried=False)
             events.append(item.conclude(verdict))
+            jobs += [item.job_id] if item.job_id else []
+        # Slurm would keep some of them until all that they wait for has ended, and then start them.
+        cancel_jobs(self._shell, jobs, self._timing.command_s)
         return events
 
     def _give_up(self, item: Tracked, error: UsageProblem) -> Event:

@@ -196,16 +196,23 @@ class TaskRun:
 
     def _missing_needs(self) -> list[str]:
         """Steps this one needs that have not ended well; files may take a while to appear on a shared file system."""
-        needs = {step: (self._round_folder / folder).resolve() for step, folder in self._task["needs"].items()}
+        needs, behind = self._folders("needs"), self._folders("behind")
         deadline = time.monotonic() + float(self._timing["late_s"])
         while True:
             histories = {step: read_history(folder) for step, folder in needs.items()}
             missing = [step for step, history in histories.items() if history.done is None]
             unclear = [step for step in missing if not _ended_badly(histories[step])]
+            # What needs a step that failed may never have been started, and then leaves no word.
+            if unclear and any(_ended_badly(read_history(folder)) for folder in behind.values()):
+                unclear = [step for step in unclear if histories[step].attempts]
             if not missing or not unclear or time.monotonic() > deadline:
                 return missing
             if self._stop.over.wait(self._timing["files_s"]):
                 return missing
+
+    def _folders(self, name: str) -> dict[str, Path]:
+        """Folders of other steps, by the step."""
+        return {step: (self._round_folder / folder).resolve() for step, folder in self._task[name].items()}
 
     def _beat(self, claim: Claim, folder: Path) -> None:
         """Show life until the attempt ends, and end it when another has taken its place."""

@@ -71,7 +71,8 @@ class Tracked:
 
     def hears(self, row: Row) -> bool:
         """Whether a row is about this task's job."""
-        return row.job == self.job and self.task.index in row.indices and (not row.name or self.token in row.name)
+        mine = not row.indices or self.task.index in row.indices
+        return row.job == self.job and mine and (not row.name or self.token in row.name)
 
     def last_words(self) -> str:
         """The last line its job printed outside of the step: what a failed setup or container said."""

@@ -26,12 +26,14 @@ class Watch:
     # When the controller first said that it does not know the job, and how often.
     denied_since: float | None = None
     denials: int = 0
+    # Whether the controller knows the array and has no such task in it: so it is after scancel of one that waits.
+    removed: bool = False
     beat: bytes = b""
     beat_at: float | None = None
 
     def hear(self, row: Row, now: float) -> None:
         """Slurm said something about the task."""
-        self.denied_since, self.denials = None, 0
+        self.denied_since, self.denials, self.removed = None, 0, False
         if find_meaning(row.state).phase is not Phase.ENDED:
             self.ended_since, self.ended_readings = None, 0
         else:
@@ -44,11 +46,16 @@ class Watch:
         self.denied_since = now if self.denied_since is None else self.denied_since
         self.denials += 1
 
+    def hear_removal(self, now: float) -> None:
+        """The controller listed the task's array without it."""
+        self.hear_denial(now)
+        self.removed = True
+
     def see_beat(self, beat: bytes, now: float) -> None:
         """The heartbeat file was read; a change takes back what a denial said."""
         if beat != self.beat or self.beat_at is None:
             self.beat, self.beat_at = beat, now
-            self.denied_since, self.denials = None, 0
+            self.denied_since, self.denials, self.removed = None, 0, False
 
     def silent_for(self, now: float) -> float:
         return now - self.beat_at if self.beat_at is not None else 0.0
@@ -74,6 +81,8 @@ def decide(history: History, token: str, watch: Watch, now: float, timing: Timin
     attempt = history.last(token)
     if attempt is not None and attempt.end is not None:
         return _decide_end(attempt, attempt.end, watch, now, timing)
+    if attempt is None and watch.removed and (watch.phase is Phase.QUEUED or _is_denied(attempt, watch, now, timing)):
+        return Verdict(Cause.CANCELLED, "it was taken out of the queue from outside")
     if _is_denied(attempt, watch, now, timing):
         what = "Slurm does not know its job any more, and " + ("its heartbeat stopped" if attempt else "it never began")
         return Verdict(Cause.LOST, what, attempt)

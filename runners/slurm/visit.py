@@ -66,11 +66,7 @@ class Visit:
         return self._tasks[step].history if step in self._tasks else None
 
     def cancel(self, steps: Collection[str]) -> str:
-        """End some tasks; returns Slurm's complaint, empty when there was none. Who follows them learns it at once.
-
-        Those that wait leave when they start: after one of an array that waits was cancelled, Slurm 22.05.8 was seen to
-        keep the others waiting for jobs that had ended.
-        """
+        """End some tasks; returns Slurm's complaint, empty when there was none. Who follows them learns it at once."""
         self._workspace.pull()
         self._read()
         jobs = []
@@ -85,7 +81,7 @@ class Visit:
                 cause=Cause.CANCELLED.value,
                 what="it was cancelled",
             )
-            jobs += [item.job_id] if item.attempt is not None and item.attempt.end is None else []
+            jobs += [item.job_id] if item.job_id else []
             self._workspace.revoke(item.task.folder, claim)
             self.leave_word(item)
         return cancel_jobs(self._shell, jobs, self._timing.command_s)

@@ -50,15 +50,18 @@ def test_rows_of_squeue_are_read() -> None:
     rows, unreadable = parse_squeue(text + "8|N/A|RUNNING|n1|N/A|0:00|None|other|\n7|1|RUNN")
     assert rows[0] == Row("7", (3,), "RUNNING", "None", "n1", "2026-11-20T10:00:00", 62, "build-ab", "trtx token=ab|x")
     assert rows[1].indices == (4, 5, 6)
-    assert (len(rows), unreadable) == (2, 1)
+    assert rows[2].indices == ()
+    assert (len(rows), unreadable) == (3, 1)
 
 
 def test_rows_of_sacct_and_scontrol_are_read() -> None:
     assert parse_sacct("7_3|CANCELLED by 0|n1|Unknown|5|None|build-ab\n7|PENDING|||0||x\n")[0] == [
-        Row("7", (3,), "CANCELLED by 0", "None", "n1", "", 5, "build-ab")
+        Row("7", (3,), "CANCELLED by 0", "None", "n1", "", 5, "build-ab"),
+        Row("7", (), "PENDING", name="x"),
     ]
     line = "JobId=9 ArrayJobId=7 ArrayTaskId=3 JobName=build-ab JobState=FAILED Reason=NonZeroExitCode NodeList=n1"
     assert parse_scontrol(line)[0] == [Row("7", (3,), "FAILED", "NonZeroExitCode", "n1", name="build-ab")]
+    assert parse_scontrol(line.replace("Id=3", "Id=4294967294"))[0][0].indices == ()
 
 
 def test_elapsed_times_are_read() -> None:
