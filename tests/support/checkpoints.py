@@ -13,14 +13,25 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 FP8 = torch.float8_e4m3fn
+# Algorithm → ModelOpt's name, of every format that is packed as ModelOpt does.
 HF_NAMES = {
     "none": None,
     "fp8": "FP8",
+    "fp8_dynamic": "FP8_PER_CHANNEL_PER_TOKEN",
+    "fp8_block_wo": "fp8_pb_wo",
     "int8_sq": "W8A8_SQ_PER_CHANNEL",
     "int8_wo": "W8A16",
     "int4_wo": "W4A16_AWQ",
     "int4_awq": "W4A16_AWQ",
+    "w4a8_awq": "W4A8_AWQ",
+    "nvfp4": "NVFP4",
+    "nvfp4_awq": "NVFP4_AWQ",
+    "mxfp4": "mxfp4",
+    "mxfp8": "MXFP8",
 }
+INT4 = ("int4_wo", "int4_awq", "w4a8_awq")
+GROUPS = {**dict.fromkeys(INT4, 128), "nvfp4": 16, "nvfp4_awq": 16, "mxfp8": 32}
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
 def make_llama(folder: Path, *, seed: int = 0, shards: str = "1GB", **overrides: Any) -> LlamaForCausalLM:
@@ -80,7 +91,7 @@ def make_unified(folder: Path, algorithm: str, *, kv_cache: str = "auto", seed: 
         )
         tensors |= {f"{module}.{key}": value for key, value in quantize(algorithm, weight, linear, smooth).items()}
         weights[name] = dequantize(tensors, module, algorithm)
-    if kv_cache == "fp8":
+    if kv_cache != "auto":
         for layer in range(model.config.num_hidden_layers):
             for which in "kv":
                 name = f"model.layers.{layer}.self_attn.{which}_proj.{which}_scale"
@@ -93,9 +104,9 @@ def make_unified(folder: Path, algorithm: str, *, kv_cache: str = "auto", seed: 
 def write_format(folder: Path, algorithm: str, kv_cache: str = "auto", **facts: Any) -> None:
     quantization = {
         "quant_algo": HF_NAMES[algorithm],
-        "kv_cache_quant_algo": "FP8" if kv_cache == "fp8" else None,
+        "kv_cache_quant_algo": {"fp8": "FP8", "int8": "INT8", "auto": None}[kv_cache],
         "exclude_modules": ["lm_head", "model.embed_tokens"],
-        **({"group_size": 128} if algorithm.startswith("int4") else {}),
+        **({"group_size": GROUPS[algorithm]} if algorithm in GROUPS else {}),
         **facts,
     }
     text = json.dumps({"producer": {"name": "modelopt"}, "quantization": quantization})
@@ -104,33 +115,85 @@ def write_format(folder: Path, algorithm: str, kv_cache: str = "auto", **facts: 
 
 def quantize(algorithm: str, weight: Tensor, linear: str, smooth: Tensor) -> dict[str, Tensor]:
     """Round one weight [N, K]; `smooth` [K] becomes pre_quant_scale where the format has one."""
+    extras = {}
+    if algorithm == "int8_sq" or (algorithm.endswith("awq") and linear in ("o_proj", "down_proj")):
+        extras["pre_quant_scale"] = smooth.clone()
+    if algorithm in ("fp8", "int8_sq", "w4a8_awq", "nvfp4", "nvfp4_awq"):
+        extras["input_scale"] = torch.tensor({"int8_sq": 0.05, "nvfp4": 0.002, "nvfp4_awq": 0.002}.get(algorithm, 0.02))
+    if algorithm in INT4:
+        return (
+            _round_int4(weight) | extras | ({"weight_scale_2": torch.tensor(0.01)} if algorithm == "w4a8_awq" else {})
+        )
+    if algorithm in ("nvfp4", "nvfp4_awq", "mxfp4", "mxfp8"):
+        return _round_blocks(algorithm, weight) | extras
+    if algorithm == "fp8_block_wo":
+        return _round_squares(weight)
     if algorithm == "fp8":
         scale = weight.abs().max() / 448
-        return {"weight": (weight / scale).to(FP8), "weight_scale": scale, "input_scale": torch.tensor(0.02)}
-    if algorithm in ("int8_sq", "int8_wo"):
-        smoothed = weight / smooth if algorithm == "int8_sq" else weight
-        scale = smoothed.abs().amax(1) / 127
-        found = {"weight": (smoothed / scale[:, None]).round().to(torch.int8), "weight_scale": scale}
-        return found | (
-            {"pre_quant_scale": smooth.clone(), "input_scale": torch.tensor(0.05)} if algorithm == "int8_sq" else {}
-        )
+        return {"weight": (weight / scale).to(FP8), "weight_scale": scale} | extras
+    if algorithm == "fp8_dynamic":
+        scale = weight.abs().amax(1) / 448
+        return {"weight": (weight / scale[:, None]).to(FP8), "weight_scale": scale}
+    smoothed = weight / smooth if algorithm == "int8_sq" else weight
+    scale = smoothed.abs().amax(1) / 127
+    return {"weight": (smoothed / scale[:, None]).round().to(torch.int8), "weight_scale": scale} | extras
+
+
+def _round_int4(weight: Tensor) -> dict[str, Tensor]:
     grouped = weight.view(weight.shape[0], -1, 128)
     scale = grouped.abs().amax(-1) / 7
     q = (grouped / scale[..., None]).round().clamp(-8, 7).view_as(weight).to(torch.int8)
     packed = (q[0::2] & 15) | ((q[1::2] & 15) << 4)
-    found = {"weight": packed.view(torch.uint8), "weight_scale": scale}
-    has_smooth = algorithm == "int4_awq" and linear in ("o_proj", "down_proj")
-    return found | ({"pre_quant_scale": smooth} if has_smooth else {})
+    return {"weight": packed.view(torch.uint8), "weight_scale": scale}
+
+
+def _round_blocks(algorithm: str, weight: Tensor) -> dict[str, Tensor]:
+    size = 16 if algorithm.startswith("nvfp4") else 32
+    grouped = weight.view(weight.shape[0], -1, size)
+    largest, found = grouped.abs().amax(-1), {}
+    if size == 16:
+        found["weight_scale_2"] = weight.abs().max() / (6 * 448)
+        found["weight_scale"] = (largest / 6 / found["weight_scale_2"]).to(FP8)
+        steps = found["weight_scale"].float() * found["weight_scale_2"]
+    else:
+        exponents = torch.log2(largest / (448 if algorithm == "mxfp8" else 6)).ceil()
+        found["weight_scale"], steps = (exponents + 127).to(torch.uint8), torch.exp2(exponents)
+    scaled = grouped / steps[..., None]
+    if algorithm == "mxfp8":
+        return found | {"weight": scaled.to(FP8).view_as(weight)}
+    codes = (scaled[..., None] - E2M1).abs().argmin(-1).to(torch.uint8).view_as(weight)
+    return found | {"weight": codes[:, 0::2] | (codes[:, 1::2] << 4)}
+
+
+def _round_squares(weight: Tensor) -> dict[str, Tensor]:
+    rows, columns = -(-weight.shape[0] // 128), -(-weight.shape[1] // 128)
+    padded = torch.zeros(rows * 128, columns * 128)
+    padded[: weight.shape[0], : weight.shape[1]] = weight
+    scale = padded.view(rows, 128, columns, 128).abs().amax((1, 3), keepdim=True) / 448
+    rounded = (padded.view(rows, 128, columns, 128) / scale).to(FP8).view_as(padded)
+    return {"weight": rounded[: weight.shape[0], : weight.shape[1]].contiguous(), "weight_scale": scale}
 
 
 def dequantize(tensors: dict[str, Tensor], module: str, algorithm: str) -> Tensor:
     """The float weight [N, K] of a module's tensors, by the description of the format."""
     weight, scale = tensors[f"{module}.weight"], tensors[f"{module}.weight_scale"]
-    if algorithm.startswith("int4"):
+    if algorithm in INT4:
         nibbles = torch.stack([weight & 15, weight >> 4], 1).flatten(0, 1).to(torch.int16)
-        signed = torch.where(nibbles > 7, nibbles - 16, nibbles).float()
-        value = signed * scale.repeat_interleave(128, 1)
+        value = torch.where(nibbles > 7, nibbles - 16, nibbles).float() * scale.repeat_interleave(128, 1)
+    elif algorithm in ("nvfp4", "nvfp4_awq"):
+        steps = scale.float() * tensors[f"{module}.weight_scale_2"]
+        value = _fp4(weight) * steps.repeat_interleave(16, 1)
+    elif algorithm in ("mxfp4", "mxfp8"):
+        numbers = _fp4(weight) if algorithm == "mxfp4" else weight.float()
+        value = numbers * torch.exp2(scale.float() - 127).repeat_interleave(32, 1)
+    elif algorithm == "fp8_block_wo":
+        steps = scale[:, 0, :, 0].repeat_interleave(128, 0).repeat_interleave(128, 1)
+        value = weight.float() * steps[: weight.shape[0], : weight.shape[1]]
     else:
         value = weight.float() * scale.reshape(-1, 1)
     smooth = tensors.get(f"{module}.pre_quant_scale")
     return value if smooth is None else value * smooth
+
+
+def _fp4(packed: Tensor) -> Tensor:
+    return E2M1[torch.stack([packed & 15, packed >> 4], -1).flatten(1).int()]

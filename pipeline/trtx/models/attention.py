@@ -26,7 +26,7 @@ class Attend(Protocol):
 
     Takes q [M, H, D] and pools [P, S, G, D] and gives [M, H, D] of q's dtype. A token sees itself and all before it,
     of these only the last `window` (itself counted) unless that is 0. Scores are q·k·scale, and softcap·tanh(score /
-    softcap) unless `softcap` is 0. `k_scale` and `v_scale` are float32 scalars by which fp8 pools are multiplied.
+    softcap) unless `softcap` is 0. `k_scale` and `v_scale` are float32 scalars that multiply fp8 and int8 pools.
     """
 
     def __call__(
@@ -115,12 +115,17 @@ class GatherAttention:
 
     def _read(self, pool_PSGD: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         x_BGCD = pool_PSGD[self._tables_BW].flatten(1, 2).transpose(1, 2)
-        return x_BGCD if scale is None else (x_BGCD.view(FP8).float() * scale).to(dtype)
+        if scale is None:
+            return x_BGCD
+        x_BGCD = x_BGCD if x_BGCD.dtype == torch.int8 else x_BGCD.view(FP8)
+        return (x_BGCD.float() * scale).to(dtype)
 
 
 def write_pool(pool_PSGD: Tensor, slots_M: Tensor, x_MGD: Tensor, scale: Tensor | None) -> None:
-    """Put keys or values of a step's tokens into a pool, in place; with a `scale`, divided by it and as fp8 bits."""
-    if scale is not None:
+    """Put keys or values of a step's tokens into a pool, in place; with a `scale`, divided by it, as int8 or fp8."""
+    if scale is not None and pool_PSGD.dtype == torch.int8:
+        x_MGD = (x_MGD.float() / scale).round().clamp(-128, 127).to(torch.int8)
+    elif scale is not None:
         x_MGD = (x_MGD.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8).view(torch.uint8)
     size = pool_PSGD.shape[1]
     pool_PSGD.index_put_((slots_M // size, slots_M % size), x_MGD)

@@ -60,6 +60,10 @@ class Checkpoint:
         stored: str = self._find(name).get_slice(name).get_dtype()
         return stored
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor. Raises VerificationFailed when there is none of that name."""
+        return tuple(self._find(name).get_slice(name).get_shape())
+
     def read(self, name: str) -> Tensor:
         """One whole tensor. Raises VerificationFailed when there is none of that name."""
         tensor: Tensor = self._find(name).get_tensor(name)

@@ -7,25 +7,57 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-Algorithm = Literal["none", "fp8", "int8_sq", "int8_wo", "int4_wo", "int4_awq"]
-KvCacheFormat = Literal["auto", "fp8"]
+Algorithm = Literal[
+    "none",
+    "fp8",
+    "fp8_dynamic",
+    "fp8_block_wo",
+    "int8_sq",
+    "int8_wo",
+    "int8_gptq",
+    "int4_wo",
+    "int4_awq",
+    "int4_gptq",
+    "w4a8_awq",
+    "nvfp4",
+    "nvfp4_awq",
+    "mxfp4",
+    "mxfp8",
+]
+KvCacheFormat = Literal["auto", "fp8", "int8"]
+
+# How a checkpoint lays out its quantized tensors (quant/unpack.py): ModelOpt's and compressed-tensors' exports;
+# AutoAWQ's "gemm"; GPTQ with zero points stored one too small (its first checkpoint format) and with true ones.
+Packing = Literal["plain", "awq", "gptq", "gptq_v2"]
+
+# Group size of formats whose rows have one scale each, as GPTQ's own configuration writes it.
+WHOLE_ROW = -1
 
 
 class QuantFormat(BaseModel):
-    """The number formats of an engine; with ModelConfig this fixes every shape and dtype of the program."""
+    """The number formats of an engine; with ModelConfig this fixes every shape and dtype of the program.
+
+    `group_size` is columns per scale where it is not the algorithm's own, WHOLE_ROW for one scale per row.
+    `zero_points` says that groups have zero points, `reordered` that a group's columns are scattered over the row
+    (GPTQ's act-order). `packing` is about the checkpoint alone: programs and weights do not know it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     algorithm: Algorithm = "none"
     kv_cache: KvCacheFormat = "auto"
     exclude: tuple[str, ...] = ("lm_head",)
+    group_size: int | None = None
+    zero_points: bool = False
+    reordered: bool = False
+    packing: Packing = Field(default="plain", exclude=True)
 
     @property
-    def group_size(self) -> int | None:
-        """Columns that share one scale, for group-wise formats."""
-        return ALGORITHMS[self.algorithm].group_size
+    def columns_per_scale(self) -> int | None:
+        """Columns that share one scale, for group-wise formats; WHOLE_ROW for all of a row."""
+        return self.group_size or ALGORITHMS[self.algorithm].group_size
 
 
 def is_excluded(module: str, patterns: Iterable[str]) -> bool:
@@ -44,9 +76,10 @@ def is_excluded(module: str, patterns: Iterable[str]) -> bool:
 class AlgorithmFacts:
     """Facts of one algorithm, used by plan-time checks, calibration and conversion.
 
-    `hf_quant_algo` is the name in hf_quant_config.json; `modelopt_config` the name in
-    modelopt.torch.quantization; `needs_calibration` whether activations must be observed;
-    `weight_bits`/`activation_bits` are bits per number. The tolerances are relative and bound the check of every
+    `hf_quant_algo` is ModelOpt's name in hf_quant_config.json; `modelopt_config` the name in
+    modelopt.torch.quantization, None for formats that are read only; `needs_calibration` whether activations must be
+    observed; `weight_bits`/`activation_bits` are bits per number; `dequantized` whether the engine stores the weights
+    in its own dtype, because no kernel reads the format's. The tolerances are relative and bound the check of every
     engine (backends/inductor/check.py): `rounding_tolerance` the distance that rounding activations may make,
     `logit_tolerance` the distance of the logits from the unquantized model's, `perplexity_tolerance` the distance
     of the perplexity from the figure that ModelOpt itself measured. Distances of logits are L2 norms.
@@ -61,6 +94,7 @@ class AlgorithmFacts:
     rounding_tolerance: float
     logit_tolerance: float
     perplexity_tolerance: float
+    dequantized: bool = False
 
 
 # Measured in float32 on the demo model, and in brackets on a random model of two layers with transformers' usual
@@ -70,19 +104,52 @@ class AlgorithmFacts:
 ALGORITHMS: dict[str, AlgorithmFacts] = {
     "none": AlgorithmFacts(None, None, False, 16, 16, None, 0.0, 0.0, 0.0),
     "fp8": AlgorithmFacts("FP8", "FP8_DEFAULT_CFG", True, 8, 8, None, 0.08, 0.12, 0.001),
+    "fp8_dynamic": AlgorithmFacts(
+        "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PER_CHANNEL_PER_TOKEN_CFG", False, 8, 8, None, 0.08, 0.12, 0.001
+    ),
+    "fp8_block_wo": AlgorithmFacts(
+        "fp8_pb_wo", "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", False, 8, 16, None, 0.0, 0.12, 0.001, dequantized=True
+    ),
     "int8_sq": AlgorithmFacts("W8A8_SQ_PER_CHANNEL", "INT8_SMOOTHQUANT_CFG", True, 8, 8, None, 0.08, 0.1, 0.001),
     "int8_wo": AlgorithmFacts("W8A16", "INT8_WEIGHT_ONLY_CFG", False, 8, 16, None, 0.0, 0.06, 0.0005),
+    "int8_gptq": AlgorithmFacts(None, None, False, 8, 16, 128, 0.0, 0.06, 0.0005, dequantized=True),
     "int4_wo": AlgorithmFacts("W4A16_AWQ", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG", False, 4, 16, 128, 0.0, 0.35, 0.0005),
     "int4_awq": AlgorithmFacts("W4A16_AWQ", "INT4_AWQ_CFG", True, 4, 16, 128, 0.0, 0.35, 0.0005),
+    "int4_gptq": AlgorithmFacts("W4A16_AWQ", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG", True, 4, 16, 128, 0.0, 0.35, 0.0005),
+    "w4a8_awq": AlgorithmFacts("W4A8_AWQ", "W4A8_AWQ_BETA_CFG", True, 4, 8, 128, 0.08, 0.35, 0.002),
+    "nvfp4": AlgorithmFacts("NVFP4", "NVFP4_DEFAULT_CFG", True, 4, 4, 16, 0.35, 0.5, 0.002, dequantized=True),
+    "nvfp4_awq": AlgorithmFacts("NVFP4_AWQ", "NVFP4_AWQ_LITE_CFG", True, 4, 4, 16, 0.35, 0.5, 0.002, dequantized=True),
+    "mxfp4": AlgorithmFacts("mxfp4", "MXFP4_DEFAULT_CFG", False, 4, 4, 32, 0.35, 0.5, 0.002, dequantized=True),
+    "mxfp8": AlgorithmFacts("MXFP8", "MXFP8_DEFAULT_CFG", False, 8, 8, 32, 0.08, 0.12, 0.001, dequantized=True),
 }
 
-# What the engine's own number format and an fp8 KV cache add to the tolerances of logits and of perplexity. Measured
-# on the same two models: float32 3e-7, bfloat16 0.003 (0.007); perplexity in bfloat16 0.0003; with an fp8 KV cache
-# 0.003 (0.0001) and 2e-5.
+# Rows and columns of a block of fp8_block_wo.
+FP8_BLOCK = 128
+
+# Algorithms that differ in how numbers are found and not in what a program does with them: an engine of one serves
+# weights of another, when their tensors are alike.
+SAME_PROGRAM = {"int4_awq": "int4_wo", "int4_gptq": "int4_wo", "int8_gptq": "none", "fp8_block_wo": "none"}
+
+# Formats that are read from checkpoints and that nothing here calibrates.
+READ_ONLY = ("int8_gptq",)
+
+# Number formats that no CPU of the catalogue computes in: numbers are rounded through them and products are taken in
+# the engine's dtype.
+SIMULATED_ON_CPU = (
+    "fp8",
+    "fp8_dynamic",
+    "fp8_block_wo",
+    "w4a8_awq",
+    "nvfp4",
+    "nvfp4_awq",
+    "mxfp4",
+    "mxfp8",
+)
+
+# What the engine's own number format and a KV cache of 8 bits add to the tolerances of logits and of perplexity.
+# Measured on the same two models: float32 3e-7, bfloat16 0.003 (0.007); perplexity in bfloat16 0.0003; with
+# an fp8 KV cache 0.003 (0.0001) and 2e-5.
 DTYPE_LOGIT_TOLERANCE = {"float32": 1e-4, "float16": 0.005, "bfloat16": 0.03}
 DTYPE_PERPLEXITY_TOLERANCE = {"float32": 1e-4, "float16": 0.001, "bfloat16": 0.003}
-KV_CACHE_LOGIT_TOLERANCE = {"auto": 0.0, "fp8": 0.03}
-KV_CACHE_PERPLEXITY_TOLERANCE = {"auto": 0.0, "fp8": 0.001}
-
-# Algorithms of the recipe language that this version cannot run yet.
-NOT_YET = ("w4a8_awq", "int4_gptq", "nvfp4", "mxfp4")
+KV_CACHE_LOGIT_TOLERANCE = {"auto": 0.0, "fp8": 0.03, "int8": 0.03}
+KV_CACHE_PERPLEXITY_TOLERANCE = {"auto": 0.0, "fp8": 0.001, "int8": 0.001}

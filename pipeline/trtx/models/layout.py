@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from trtx.errors import UsageProblem
 from trtx.files import canonical_json, sha256_bytes
 from trtx.models.config import DType, ModelConfig
-from trtx.models.formats import Algorithm, QuantFormat, is_excluded
+from trtx.models.formats import SAME_PROGRAM, QuantFormat, is_excluded
 from trtx.models.linear_layout import Cut, LinearSpec, TensorSpec, linear_tensors
 
 
@@ -85,7 +85,7 @@ def make_layout(
     tensors = tuple(_tensors(config, quantization, dtype, shard))
     facts = {
         "model": config.model_dump(mode="json", exclude={"dtype"}),
-        "algorithm": quantization.algorithm,
+        "algorithm": SAME_PROGRAM.get(quantization.algorithm, quantization.algorithm),
         "kv_cache": quantization.kv_cache,
         "dtype": dtype,
         "rank": [tensor, pipeline, rank],
@@ -128,7 +128,7 @@ def layer_linears(config: ModelConfig, quantization: QuantFormat, shard: Shard, 
         name: str, sources: tuple[str, ...], rows: tuple[range, ...], columns: range, cut: Cut, bias: bool
     ) -> LinearSpec:
         full = tuple(f"{there}.{source}" for source in sources)
-        return LinearSpec(f"{here}.{name}", full, rows, columns, cut, bias, _algorithm(quantization, full))
+        return LinearSpec(f"{here}.{name}", full, rows, columns, cut, bias, _format(quantization, full))
 
     q, k, v = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
     gate, up = "mlp.gate_proj", "mlp.up_proj"
@@ -143,9 +143,7 @@ def layer_linears(config: ModelConfig, quantization: QuantFormat, shard: Shard, 
 
 def head_linear(config: ModelConfig, shard: Shard) -> LinearSpec:
     """The output projection, never quantized; a tied one has no tensors of its own."""
-    return LinearSpec(
-        "lm_head", ("lm_head",), (shard.vocab,), range(config.hidden_size), "rows", bias=False, algorithm="none"
-    )
+    return LinearSpec("lm_head", ("lm_head",), (shard.vocab,), range(config.hidden_size), "rows", False, QuantFormat())
 
 
 def _tensors(config: ModelConfig, quantization: QuantFormat, dtype: DType, shard: Shard) -> list[TensorSpec]:
@@ -159,7 +157,7 @@ def _tensors(config: ModelConfig, quantization: QuantFormat, dtype: DType, shard
         found.append(TensorSpec(f"{prefix}.mlp_norm.weight", hidden, dtype))
         for spec in layer_linears(config, quantization, shard, layer):
             found.extend(linear_tensors(spec, dtype))
-        if quantization.kv_cache == "fp8":
+        if quantization.kv_cache != "auto":
             found.append(TensorSpec(f"{prefix}.attention.k_scale", (), "float32"))
             found.append(TensorSpec(f"{prefix}.attention.v_scale", (), "float32"))
     if shard.is_last:
@@ -170,7 +168,7 @@ def _tensors(config: ModelConfig, quantization: QuantFormat, dtype: DType, shard
     return found
 
 
-def _algorithm(quantization: QuantFormat, sources: tuple[str, ...]) -> Algorithm:
+def _format(quantization: QuantFormat, sources: tuple[str, ...]) -> QuantFormat:
     excluded = [source for source in sources if is_excluded(source, quantization.exclude)]
     if excluded and len(excluded) != len(sources):
         raise UsageProblem(
@@ -178,7 +176,7 @@ def _algorithm(quantization: QuantFormat, sources: tuple[str, ...]) -> Algorithm
             why=f"the engine fuses it with {', '.join(s for s in sources if s not in excluded)}",
             fix="exclude all of them or none",
         )
-    return "none" if excluded else quantization.algorithm
+    return QuantFormat() if excluded else quantization
 
 
 def _check_divisible(config: ModelConfig, tensor: int, pipeline: int) -> None:

@@ -10,9 +10,12 @@ from typing import Literal
 
 from trtx.errors import UsageProblem
 from trtx.models.config import DType
-from trtx.models.formats import ALGORITHMS, Algorithm
+from trtx.models.formats import ALGORITHMS, WHOLE_ROW, Algorithm, QuantFormat
 
 Cut = Literal["rows", "columns"]
+
+# Formats whose inputs ModelOpt scales before they are rounded, where no norm can take the scale.
+AWQ = ("int4_awq", "w4a8_awq", "nvfp4_awq")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class LinearSpec:
 
     `sources` are their names there (`model.layers.0.self_attn.q_proj`) and `rows` the rows each contributes to
     this rank, as ranges of the source's own rows; a column-cut linear has all rows. `columns` is the range of
-    the source's input columns that this rank holds.
+    the source's input columns that this rank holds. `quantization` is the linear's own:
+    that of no algorithm where it is excluded.
     """
 
     name: str
@@ -39,7 +43,17 @@ class LinearSpec:
     columns: range
     cut: Cut
     bias: bool
-    algorithm: Algorithm
+    quantization: QuantFormat
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return self.quantization.algorithm
+
+    @property
+    def group_size(self) -> int | None:
+        """Columns that share one scale; None for formats without groups."""
+        group = self.quantization.columns_per_scale
+        return self.in_features if group == WHOLE_ROW else group
 
     @property
     def in_features(self) -> int:
@@ -56,34 +70,47 @@ def linear_tensors(spec: LinearSpec, dtype: DType) -> tuple[TensorSpec, ...]:
     Raises UsageProblem when the input columns do not divide into groups.
     """
     n, k = spec.out_features, spec.in_features
-    group = ALGORITHMS[spec.algorithm].group_size
-    if group and k % group:
+    group = spec.group_size
+    if group and (k % group or (group % 2 and _is_int4(spec))):
         raise UsageProblem(
             f"{spec.name} cannot be quantized with {spec.algorithm}",
             why=f"its {k} input columns on a rank do not divide into groups of {group}",
             fix="exclude it, lower tensor parallelism, or choose another algorithm",
         )
-    by_algorithm: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {
-        "none": {"weight": ((n, k), dtype)},
-        "fp8": {"weight": ((n, k), "float8_e4m3fn"), "weight_scale": ((n,), "float32"), "input_scale": ((), "float32")},
-        "int8_sq": {
-            "weight": ((n, k), "int8"),
-            "weight_scale": ((n,), "float32"),
-            "input_scale": ((), "float32"),
-            "pre_quant_scale": ((k,), "float32"),
-        },
-        "int8_wo": {"weight": ((n, k), "int8"), "weight_scale": ((n,), "float32")},
-        "int4_wo": _int4_tensors(n, k, group or k),
-        "int4_awq": _int4_tensors(n, k, group or k),
-    }
-    shapes = by_algorithm[spec.algorithm]
-    # ModelOpt folds the AWQ scales of qkv and gate_up into the norm before them.
-    if spec.algorithm == "int4_awq" and spec.cut == "columns":
-        shapes["pre_quant_scale"] = ((k,), "float32")
+    shapes = {"weight": _weight(spec, dtype)} | _scales(spec)
     if spec.bias:
         shapes["bias"] = ((n,), dtype)
     return tuple(TensorSpec(f"{spec.name}.{name}", shape, kind) for name, (shape, kind) in shapes.items())
 
 
-def _int4_tensors(n: int, k: int, group: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    return {"weight": ((n, k // 2), "uint8"), "weight_scale": ((n, k // group), "float32")}
+def _weight(spec: LinearSpec, dtype: DType) -> tuple[tuple[int, ...], str]:
+    n, k = spec.out_features, spec.in_features
+    if _is_int4(spec):
+        return (n, k // 2), "uint8"
+    stored = {"fp8": "float8_e4m3fn", "fp8_dynamic": "float8_e4m3fn", "int8_sq": "int8", "int8_wo": "int8"}
+    return (n, k), stored.get(spec.algorithm, dtype)
+
+
+def _scales(spec: LinearSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+    """What stands beside a weight, all but the column order in float32."""
+    n, k, group = spec.out_features, spec.in_features, spec.group_size
+    facts, algorithm = ALGORITHMS[spec.algorithm], spec.algorithm
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+    if algorithm != "none" and not facts.dequantized:
+        shapes["weight_scale"] = ((n, k // group) if group else (n,), "float32")
+        if spec.quantization.zero_points:
+            shapes["weight_offset"] = (shapes["weight_scale"][0], "float32")
+        if spec.quantization.reordered:
+            shapes["input_order"] = ((k,), "int32")
+    if algorithm in ("fp8", "int8_sq", "w4a8_awq", "nvfp4", "nvfp4_awq"):
+        shapes["input_scale"] = ((), "float32")
+    # ModelOpt folds the AWQ scales of qkv and gate_up into the norm before them. Formats with zero points are others'
+    # AWQ, which folds all of them.
+    folded = spec.cut == "rows" or spec.quantization.zero_points
+    if algorithm == "int8_sq" or (algorithm in AWQ and not folded):
+        shapes["pre_quant_scale"] = ((k,), "float32")
+    return shapes
+
+
+def _is_int4(spec: LinearSpec) -> bool:
+    return spec.algorithm.startswith("int4") or spec.algorithm == "w4a8_awq"

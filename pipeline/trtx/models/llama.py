@@ -82,7 +82,7 @@ class Attention(nn.Module):
         self.qkv = make_linear(f"{prefix}.qkv", config.hidden_size, width, config.attention_bias)
         self.out = make_linear(f"{prefix}.out", self.heads * self.head_dim, config.hidden_size, config.attention_bias)
         self.k_scale = self.v_scale = None
-        if kv_cache == "fp8":
+        if kv_cache != "auto":
             self.k_scale = _parameter(torch.empty((), dtype=torch.float32))
             self.v_scale = _parameter(torch.empty((), dtype=torch.float32))
 

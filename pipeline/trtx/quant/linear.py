@@ -14,8 +14,8 @@ Legend: N output rows, K input columns, Z = K / group size. x stands for activat
 | nvfp4, nvfp4_awq, mxfp4, mxfp8 | rounded(x · pre_quant_scale[K]) · Wᵀ, W in the engine's dtype; quant/rounding.py |
 | fp8_block_wo, int8_gptq | x · Wᵀ, W in the engine's dtype |
 
-Only what a linear has takes part: pre_quant_scale where it was not folded into the norm before, weight_offset where groups
-have zero points, and input_order, the columns of x sorted by group, where those of a group are scattered.
+Only what a linear has takes part: pre_quant_scale where it was not folded into the norm before, weight_offset where
+groups have zero points, and input_order, the columns of x sorted by group, where those of a group are scattered.
 
 Scales are per output row, so that parts with a scale of their own (q, k, v; gate, up) fuse without error. int4 weights
 are bytes [N, K/2]: byte j of a group holds its column j in the low nibble and its column j + half a group in the high
@@ -34,7 +34,7 @@ from trtx.models.formats import QuantFormat
 from trtx.models.layout import Shard, head_linear, layer_linears
 from trtx.models.linear_layout import LinearSpec, linear_tensors
 from trtx.models.llama import MakeLinear
-from trtx.quant.rounding import FP4_MAX, FP8_MAX, fp8_row_scales, round_fp8, round_mx, round_nvfp4, to_fp8
+from trtx.quant.rounding import fp8_row_scales, round_fp8, round_mxfp4, round_mxfp8, round_nvfp4, to_fp8
 
 INT4_OFFSET = 8
 
@@ -82,9 +82,7 @@ class DequantizedLinear(Linear):
     def round(self, x: Tensor) -> Tensor:
         if self.algorithm in ("nvfp4", "nvfp4_awq"):
             return round_nvfp4(self.smooth(x), self.input_scale)
-        if self.algorithm in ("mxfp4", "mxfp8"):
-            return round_mx(x, FP4_MAX if self.algorithm == "mxfp4" else FP8_MAX)
-        return x
+        return round_mxfp4(x) if self.algorithm == "mxfp4" else round_mxfp8(x)
 
 
 class Fp8Linear(Linear):

@@ -13,6 +13,7 @@ from trtx.models.formats import QuantFormat
 from trtx.models.layout import Shard, head_linear, layer_linears
 from trtx.models.rope import make_inv_freq
 from trtx.quant.pack_linear import pack_linear
+from trtx.quant.unpack import read_kv_scale
 
 
 def pack_rank(
@@ -32,10 +33,9 @@ def pack_rank(
         yield f"{here}.mlp_norm.weight", checkpoint.read(f"{there}.post_attention_layernorm.weight").to(kind)
         for spec in layer_linears(config, quantization, shard, layer):
             yield from pack_linear(checkpoint, spec, dtype, shard)
-        if quantization.kv_cache == "fp8":
+        if quantization.kv_cache != "auto":
             for which in "kv":
-                scale = checkpoint.read(f"{there}.self_attn.{which}_proj.{which}_scale")
-                yield f"{here}.attention.{which}_scale", scale.float().reshape(())
+                yield f"{here}.attention.{which}_scale", read_kv_scale(checkpoint, f"{there}.self_attn", which)
     if shard.is_last:
         yield "final_norm.weight", checkpoint.read("model.norm.weight").to(kind)
         if not tied:

@@ -1,56 +1,148 @@
-"""Which number formats a checkpoint has, from its config files."""
+"""Which number formats a checkpoint has, from its config files.
+
+ModelOpt writes hf_quant_config.json and, in newer versions, the same into config.json; all others write
+`quantization_config` of config.json only, and say by `quant_method` who they are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trtx.errors import UsageProblem, did_you_mean
-from trtx.models.checkpoint import Checkpoint, read_entry
-from trtx.models.formats import ALGORITHMS, Algorithm, QuantFormat
+from trtx.models.checkpoint import Checkpoint, read_entry, read_json_file
+from trtx.models.formats import Algorithm, KvCacheFormat, QuantFormat
+from trtx.quant.hub_formats import READERS, refuse
 
 FORMAT_FILE = "hf_quant_config.json"
+CONFIG_ENTRY = "quantization_config"
+
+# ModelOpt's names. It calls three 4-bit formats W4A16_AWQ; a scale that AWQ left on an input tells one of them apart.
+BY_NAME: dict[str | None, Algorithm] = {
+    None: "none",
+    "FP8": "fp8",
+    "FP8_PER_CHANNEL_PER_TOKEN": "fp8_dynamic",
+    "fp8_pb_wo": "fp8_block_wo",
+    "FP8_PB_WO": "fp8_block_wo",
+    "W8A8_SQ_PER_CHANNEL": "int8_sq",
+    "W8A16": "int8_wo",
+    "W4A16_AWQ": "int4_wo",
+    "W4A8_AWQ": "w4a8_awq",
+    "NVFP4": "nvfp4",
+    "NVFP4_AWQ": "nvfp4_awq",
+    "mxfp4": "mxfp4",
+    "MXFP4": "mxfp4",
+    "MXFP8": "mxfp8",
+}
+KV_CACHES: dict[str | None, KvCacheFormat] = {None: "auto", "FP8": "fp8", "INT8": "int8"}
+# Formats whose groups are of one size only.
+FIXED_GROUPS = {"nvfp4": 16, "nvfp4_awq": 16, "mxfp4": 32, "mxfp8": 32}
 
 
 def read_quant_format(checkpoint: Checkpoint) -> QuantFormat:
-    """The number formats of a checkpoint, from its hf_quant_config.json; unquantized when there is none.
+    """The number formats of a checkpoint; unquantized when its config files say nothing about it.
 
-    ModelOpt names both 4-bit formats W4A16_AWQ; a scale that AWQ left on an input tells them apart.
-
-    Raises UsageProblem for a format that trtx cannot run.
+    Raises UsageProblem for a format that trtx cannot run and for files that contradict each other.
     """
-    path = checkpoint.folder / FORMAT_FILE
-    if not path.is_file():
+    path, config = checkpoint.folder / FORMAT_FILE, checkpoint.folder / "config.json"
+    said = read_json_file(config).get(CONFIG_ENTRY) if config.is_file() else None
+    method = said.get("quant_method") if said else None
+    if path.is_file():
+        facts = read_entry(path, "quantization")
+        if said and (method != "modelopt" or said.get("quant_algo") != facts.get("quant_algo")):
+            named = said.get("quant_algo") if method == "modelopt" else method
+            raise UsageProblem(
+                f"{path} says quant_algo {facts.get('quant_algo')!r} and {config} says {CONFIG_ENTRY} {named!r}",
+                fix="fetch or export the checkpoint again",
+            )
+        return read_modelopt(checkpoint, path, facts)
+    if not said:
         return QuantFormat()
-    facts = read_entry(path, "quantization")
-    kv_cache, name = facts.get("kv_cache_quant_algo"), facts.get("quant_algo")
-    if kv_cache not in (None, "FP8"):
-        raise _unknown(path, "KV cache format", kv_cache, ["FP8"])
-    is_awq = any(tensor.endswith(".pre_quant_scale") for tensor in checkpoint.names)
-    by_name: dict[str | None, Algorithm] = {
-        None: "none",
-        "FP8": "fp8",
-        "W8A8_SQ_PER_CHANNEL": "int8_sq",
-        "W8A16": "int8_wo",
-        "W4A16_AWQ": "int4_awq" if is_awq else "int4_wo",
-    }
-    if name not in by_name:
-        raise _unknown(path, "quantization", name, [known for known in by_name if known])
-    algorithm = by_name[name]
-    group = ALGORITHMS[algorithm].group_size
-    if group and facts.get("group_size") != group:
+    if method == "modelopt":
+        return read_modelopt(checkpoint, config, _from_config(said))
+    if method not in READERS:
         raise UsageProblem(
-            f"{name} with groups of {facts.get('group_size')} columns is not supported",
-            why=f"{path} says so",
-            fix=f"quantize with groups of {group}",
+            f"the quantization {method!r} cannot be run",
+            why=f"{config} names it as {CONFIG_ENTRY}.quant_method",
+            fix=did_you_mean(str(method), [*READERS, "modelopt"]),
         )
+    return READERS[method](config, said, checkpoint)
+
+
+def read_modelopt(checkpoint: Checkpoint, path: Path, facts: Mapping[str, Any]) -> QuantFormat:
+    """The formats by ModelOpt's description of them, `quantization` of hf_quant_config.json."""
+    name, excluded = facts.get("quant_algo"), tuple(facts.get("exclude_modules") or ())
+    if name == "MIXED_PRECISION":
+        facts, excluded = _read_mixed(checkpoint, path, facts)
+        name = facts.get("quant_algo")
+    kv_cache = facts.get("kv_cache_quant_algo")
+    if kv_cache not in KV_CACHES:
+        raise _unknown(path, "KV cache format", kv_cache, KV_CACHES)
+    if name not in BY_NAME:
+        raise _unknown(path, "quantization", name, BY_NAME)
+    algorithm = BY_NAME[name]
+    if name == "W4A16_AWQ" and any(tensor.endswith(".pre_quant_scale") for tensor in checkpoint.names):
+        algorithm = "int4_awq"
     return QuantFormat(
         algorithm=algorithm,
-        kv_cache="fp8" if kv_cache else "auto",
-        exclude=tuple(facts.get("exclude_modules") or ()),
+        kv_cache=KV_CACHES[kv_cache],
+        exclude=excluded,
+        group_size=_read_group_size(checkpoint, path, facts, algorithm),
     )
 
 
-def _unknown(path: Path, what: str, name: str, known: list[str]) -> UsageProblem:
+def _read_group_size(checkpoint: Checkpoint, path: Path, facts: Mapping[str, Any], algorithm: Algorithm) -> int | None:
+    """Columns per scale, None for the algorithm's own. Where the description has none, the shape of a scale tells."""
+    own, group = QuantFormat(algorithm=algorithm).columns_per_scale, facts.get("group_size")
+    if own is None:
+        return None
+    if algorithm in FIXED_GROUPS:
+        if group not in (None, own):
+            raise refuse(path, "group_size", group, f"{algorithm} has groups of {own}")
+        return None
+    if facts.get("has_zero_point"):
+        raise refuse(path, "has_zero_point", True, "ModelOpt writes no zero points")
+    if group is None:
+        name = next((n.removesuffix(".weight_scale") for n in checkpoint.names if n.endswith(".weight_scale")), None)
+        if name is None:
+            return None
+        group = checkpoint.shape(f"{name}.weight")[1] // checkpoint.shape(f"{name}.weight_scale")[1]
+    if not isinstance(group, int) or group < 2 or group % 2:
+        raise refuse(path, "group_size", group, "it should be an even number of columns")
+    return None if group == own else group
+
+
+def _read_mixed(
+    checkpoint: Checkpoint, path: Path, facts: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """One format for some linears and none for the rest; more than one cannot be run."""
+    layers: Mapping[str, Mapping[str, Any]] = facts.get("quantized_layers") or {}
+    kinds = {tuple(sorted(layer.items())) for layer in layers.values()}
+    if len(kinds) != 1:
+        names = ", ".join(sorted({str(layer.get("quant_algo")) for layer in layers.values()})) or "none"
+        raise refuse(path, "quantized_layers", names, "an engine has one format besides the unquantized one")
+    modules = {name.removesuffix(".weight") for name in checkpoint.names if name.endswith(".weight")}
+    return {**facts, **dict(next(iter(kinds)))}, tuple(sorted(modules - set(layers)))
+
+
+def _from_config(said: Mapping[str, Any]) -> dict[str, Any]:
+    """ModelOpt's `quantization_config` in the words of its hf_quant_config.json."""
+    scheme = said.get("kv_cache_scheme")
+    if isinstance(scheme, Mapping):
+        scheme = "FP8" if scheme.get("type") == "float" and scheme.get("num_bits") == 8 else str(dict(scheme))
+    groups = [group.get("weights") or {} for group in (said.get("config_groups") or {}).values()]
+    group_size = groups[0].get("group_size") if groups else None
+    return {
+        "group_size": group_size,
+        **{name: said[name] for name in ("quant_algo", "quantized_layers", "group_size") if name in said},
+        "kv_cache_quant_algo": scheme,
+        "exclude_modules": said.get("ignore"),
+    }
+
+
+def _unknown(path: Path, what: str, name: Any, known: Mapping[Any, str]) -> UsageProblem:
+    names = [each for each in known if each]
     return UsageProblem(
-        f"the {what} {name!r} cannot be run", why=f"{path} names it", fix=did_you_mean(str(name), known)
+        f"the {what} {name!r} cannot be run", why=f"{path} names it", fix=did_you_mean(str(name), names)
     )

@@ -18,7 +18,8 @@ CARD_NAME = "engine.json"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A plan needs two of them only.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Limits(_Part):
@@ -32,7 +33,7 @@ class Limits(_Part):
 class KvCache(_Part):
     """One pool per layer for keys and one for values: [num_blocks, tokens_per_block, num_kv_heads, head_dim]."""
 
-    dtype: Literal["float32", "bfloat16", "float16", "float8_e4m3fn"]
+    dtype: Literal["float32", "bfloat16", "float16", "float8_e4m3fn", "int8"]
     tokens_per_block: int
     num_layers: int
     num_kv_heads: int

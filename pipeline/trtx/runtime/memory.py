@@ -8,7 +8,7 @@ from trtx.errors import EnvironmentProblem
 from trtx.hardware.host import cgroup_folders
 from trtx.runtime.card import EngineCard
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
 
 MIB = 1 << 20
 

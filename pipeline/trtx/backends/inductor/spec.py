@@ -12,14 +12,13 @@ from trtx.backends.inductor.choices import ProgramChoices
 from trtx.errors import UsageProblem, did_you_mean
 from trtx.hardware.gpus import ISAS, Isa
 from trtx.models.config import DType, ModelConfig
-from trtx.models.formats import QuantFormat
+from trtx.models.formats import SIMULATED_ON_CPU, QuantFormat
 from trtx.models.layout import make_layout, make_shard
 from trtx.runtime.card import CompiledFor, EngineCard, KvCache, Limits, Program, Rank
 
 ProgramName = Literal["step"]
 
-# Number formats that no CPU of the catalogue computes in.
-SIMULATED_ON_CPU = ("fp8",)
+KV_DTYPES: dict[str, Literal["float8_e4m3fn", "int8"]] = {"fp8": "float8_e4m3fn", "int8": "int8"}
 
 
 class EngineSpec(BaseModel):
@@ -81,7 +80,7 @@ def make_kv_cache(spec: EngineSpec) -> KvCache:
     """The pools of one rank."""
     shard = make_shard(spec.model, spec.rank.tensor, spec.rank.pipeline, spec.rank.rank)
     return KvCache(
-        dtype="float8_e4m3fn" if spec.quantization.kv_cache == "fp8" else spec.dtype,
+        dtype=KV_DTYPES.get(spec.quantization.kv_cache, spec.dtype),
         tokens_per_block=spec.tokens_per_block,
         num_layers=len(shard.layers),
         num_kv_heads=len(shard.kv_heads),
