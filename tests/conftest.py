@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from support.project import ROOT, Project, make_project
+from support.slurm_table import print_table
 
 # Read when torch starts its threads: those that spin while they wait starve what else runs here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -48,3 +49,7 @@ def project(tmp_path: Path) -> Project:
 def project_on_shared_cache(quickstart: Project, shared_cache: Path, tmp_path: Path) -> Project:
     """An empty project whose cache holds the quickstart."""
     return make_project(tmp_path / "project", shared_cache)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    print_table(terminalreporter)

@@ -96,6 +96,7 @@ WAITING: dict[str, str] = {
     "JobArrayTaskLimit": "throttled",
     "BeginTime": "for its start time (requeued jobs wait a few minutes)",
     "ReqNodeNotAvail": "for a node that is drained, down or reserved",
+    "Nodes required for job are DOWN": "for a node that is drained, down or reserved",  # Where no other fits.
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition is not active",
     "PartitionTimeLimit": "asks for more time than the partition allows",

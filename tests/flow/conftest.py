@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,8 @@ from support.checkpoints import make_llama
 from support.engines import raw_tokenizer
 from support.light_worker import LightSteps
 from support.project import Project, make_project
-from support.slurm import Cluster, missing_programs
-from support.slurm_site import Site, write_recipe
+from support.slurm import FAKETIME, Cluster, missing_programs
+from support.slurm_site import Ground, Site, write_recipe
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +48,15 @@ def site(shared_cluster: Cluster, fetched: Path, tmp_path: Path) -> Iterator[Sit
     steps = LightSteps(tmp_path / "light")
     write_recipe(project, fetched, steps)
     yield Site(project, shared_cluster, steps)
-    for path in (steps.folder / "hold").iterdir():
-        path.unlink()
+    steps.release()
     shared_cluster.clear()
+
+
+@pytest.fixture(scope="session")
+def ground(fetched: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    if reason := missing_programs():
+        pytest.skip(reason)
+    if not FAKETIME.exists():
+        pytest.skip("libfaketime is missing: run tests/install")
+    with contextlib.ExitStack() as clusters:
+        yield Ground(tmp_path_factory.mktemp("ground"), fetched, clusters)

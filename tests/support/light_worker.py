@@ -1,7 +1,8 @@
 """The real worker with stages that do nothing but keep count: `python -m support.light_worker job.json`.
 
 The folder that LIGHT_STEPS names says what else a step does, by files: `hold/<step>`: it waits until that file is gone;
-`fail/<step>`: it fails. Slashes in step names are dots there. Each start and each finish is a line of `record`.
+`fail/<step>`: it fails; `eat/<step>`: it takes so many MiB of memory. Slashes in step names are dots there. Each start
+and each finish is a line of `record`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class LightSteps:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("hold", "fail"):
+        for name in ("hold", "fail", "eat"):
             (folder / name).mkdir(parents=True)
         self.python = folder / "python"
         self.python.write_text(
@@ -54,10 +55,20 @@ class LightSteps:
         path.touch()
         return path
 
+    def release(self) -> None:
+        """Have no step wait any more."""
+        for path in (self.folder / "hold").iterdir():
+            path.unlink()
+
     def fail(self, step: str) -> Path:
         path = self.folder / "fail" / step.replace("/", ".")
         path.touch()
         return path
+
+
+    def eat(self, step: str, mebibytes: int) -> None:
+        """Have a step take memory."""
+        (self.folder / "eat" / step.replace("/", ".")).write_text(str(mebibytes))
 
 
 def note(folder: Path, what: str) -> None:
@@ -70,10 +81,13 @@ def run_stage(step: str, context: StepContext) -> dict[str, Any]:
     folder, name = Path(os.environ["LIGHT_STEPS"]), step.replace("/", ".")
     note(folder, f"{step} start")
     print(f"{step} begins", flush=True)
+    eaten = folder / "eat" / name
+    held = [bytearray(b"x" * (1 << 20)) for _ in range(int(eaten.read_text()) if eaten.exists() else 0)]
     while (folder / "hold" / name).exists():
         time.sleep(0.02)
     if (folder / "fail" / name).exists():
         raise StepFailed("it was asked to fail", fix="ask for something else")
+    del held
     (context.output / "output.txt").write_text(f"made of {sorted(context.keys.values())}")
     note(folder, f"{step} finish")
     return {"choices": {}}

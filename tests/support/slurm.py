@@ -177,13 +177,19 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for pid in self._steps():
-            kill_tree(pid)
+        self.kill_steps()
         if self.memory_limits:
             for folder in Path("/sys/fs/cgroup").glob("*/slurm_*"):
                 if folder.name.removeprefix("slurm_") in {node.name for node in self.nodes}:
                     remove_cgroups(folder)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def kill_steps(self, job: str = "") -> None:
+        """Kill all that runs in jobs, or in one, as when nodes lose their power: none of it can leave a word."""
+        for pid in self._steps():
+            # It calls itself "slurmstepd: [12.batch]".
+            if not job or f"[{job}." in Path(f"/proc/{pid}/cmdline").read_text():
+                kill_tree(pid)
 
     def _steps(self) -> list[int]:
         """Step daemons of this cluster: they outlive the slurmd that was killed."""

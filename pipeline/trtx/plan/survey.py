@@ -241,7 +241,14 @@ def _overlay_one(status: StepStatus, event: Mapping[str, Any] | None, driven: bo
 
 def _overlay_made(status: StepStatus, event: Mapping[str, Any]) -> StepStatus:
     """A step whose entry is in the cache: whether this run put it there."""
-    ends_well = {"done": "made in this run", "pulled": f"taken from remote {event.get('remote')} in this run"}
+    ends_well = {"done": f"made in this run{_tell_attempts(event)}", "pulled": f"taken from remote {event.get('remote')} in this run"}
     if event["event"] not in ends_well:
         return status
     return replace(status, state=State.DONE, reason=ends_well[event["event"]], duration_s=event.get("duration_s"))
+
+
+def _tell_attempts(event: Mapping[str, Any]) -> str:
+    """Why a job needed more than one attempt. Of what Slurm started again by itself nothing but the number is known."""
+    if "job" not in event or event.get("attempt", 1) == 1:
+        return ""
+    return f", in attempt {event['attempt']}: {event.get('cause') or 'Slurm had started it again'}"
