@@ -22,6 +22,8 @@ from support.slurm_table import PROPERTY, End, make_row
 
 RUN = ("recipe.yaml:h100/fp32", "--until", "convert")
 FIRST, LAST = "calibrate/fp32", "convert/h100/fp32"
+# Where the second job's submission is kept.
+ROUND = ".trtx/runs/*/slurm/cluster/groups/convert/rounds/1"
 SMALL = (Node("n1", "", 0, 16, 64000, ("cpu",)), Node("n2", "", 0, 16, 64000, ("cpu",)))
 
 
@@ -61,11 +63,17 @@ def the_step_itself_fails(ground: Ground) -> End:
 
 def sbatch_submits_and_its_reply_is_lost(ground: Ground) -> End:
     site = ground.site()
+    held = site.steps.hold(FIRST)
     fails = 'echo "sbatch: error: Batch job submission failed: Socket timed out" >&2; exit 1'
-    path = site.wrap("sbatch", f'/usr/bin/sbatch "$@" > "$0.$n"; if [ $n = 1 ]; then {fails}; fi; cat "$0.$n"')
-    code, errors = apply(site, PATH=path)
+    path = site.wrap("sbatch", f'/usr/bin/sbatch "$@" > "$0.$n"; if [ $n = 2 ]; then {fails}; fi; cat "$0.$n"')
+    with site.driver("apply", *RUN, PATH=path) as driver:
+        site.begun(FIRST)
+        wait_until(lambda: len(site.jobs()) == 2, "the other job waits")
+        wait_until(lambda: list(site.project.folder.glob(f"{ROUND}/submitted.json")), "it is found", seconds=60)
+        held.unlink()
+        errors = site.ends(driver)
     assert (site.steps.folder / "bin/sbatch.calls").read_text() == "2\n"
-    return site.end(FIRST, code, shown(errors, r"job \d+ had been submitted; its reply was lost"))
+    return site.end(LAST, driver.returncode, shown(errors, r"job \d+ had been submitted; its reply was lost"))
 
 
 def squeue_answers_nothing_three_times_and_then_garbage(ground: Ground) -> End:
