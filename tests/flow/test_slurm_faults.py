@@ -254,9 +254,8 @@ AT_ONCE = 6
 @pytest.fixture(scope="module")
 def ends(request: pytest.FixtureRequest, ground: Ground) -> Iterator[dict[str, Future[End]]]:
     """The ends of all faults that are asked for, which happen at the same time; the longest begin first."""
-    asked = {getattr(item, "callspec", None) and item.callspec.params.get("fault") for item in request.session.items}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {fault: pool.submit(fault, ground) for fault in reversed(FAULTS) if fault in asked}
+        yield {fault: pool.submit(fault, ground) for fault in reversed(ground.asked(request, "fault"))}
         pool.shutdown(cancel_futures=True)
 
 

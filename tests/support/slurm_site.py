@@ -75,8 +75,15 @@ class Site:
 
     def jobs(self) -> list[str]:
         """Ids of this run's jobs that have not ended, whatever else the cluster runs."""
-        listed = self.cluster.run("squeue", "-h", "-r", "-o", "%i %Z").stdout.splitlines()
-        return [line.split()[0] for line in listed if line.split()[1].startswith(str(self.project.folder))]
+        return self._list_jobs("-r", "--format=%i %Z")
+
+    def submitted(self) -> set[str]:
+        """Ids of all jobs and arrays that Slurm took of this run, ended or not."""
+        return set(self._list_jobs("--states=all", "--format=%F %Z"))
+
+    def _list_jobs(self, *options: str) -> list[str]:
+        listed = self.cluster.run("squeue", "--noheader", *options).stdout.splitlines()
+        return [line.split()[0] for line in listed if line.split()[1].startswith(f"{self.project.folder}/")]
 
     def begun(self, step: str, times: int = 1) -> None:
         """Wait until a step has begun so many times."""
@@ -160,18 +167,23 @@ class Ground:
     NODES = (*NODES[:4], *(Node(f"p{number}", "", 0, 16, 32000, (f"own{number}",)) for number in (1, 2)))
 
     def __init__(self, folder: Path, fetched: Path, clusters: contextlib.ExitStack) -> None:
-        self._folder, self._fetched, self._clusters = folder, fetched, clusters
+        self.folder, self._fetched, self._clusters = folder, fetched, clusters
         self._numbers = itertools.count()
         self.shared = clusters.enter_context(self.cluster(self.NODES, extra=self.EXTRA))
         self._seed = self._fetch()
 
     def _fetch(self) -> Path:
         """A cache with what every run needs from this machine."""
-        project = make_project(self._folder / "seed", self._folder / "seed/cache")
+        project = make_project(self.folder / "seed", self.folder / "seed/cache")
         write_recipe(project, self._fetched, None)
         done = project.trtx("apply", "recipe.yaml", "--until", "dataset")
         assert done.returncode == 0, done.stderr
-        return self._folder / "seed/cache"
+        return self.folder / "seed/cache"
+
+    def asked(self, request: pytest.FixtureRequest, parameter: str) -> list[Any]:
+        """The values of a parameter that the session's tests are called with."""
+        calls = [getattr(item, "callspec", None) for item in request.session.items]
+        return list(dict.fromkeys(call.params[parameter] for call in calls if call and parameter in call.params))
 
     @functools.cached_property
     def limited(self) -> Cluster:
@@ -194,7 +206,7 @@ class Ground:
 
     def site(self, cluster: Cluster | None = None, **settings: Any) -> Site:
         """A project with its own cache on a cluster, the shared one if none is named; `settings` of its runner."""
-        folder, cluster = self._folder / str(next(self._numbers)), cluster or self.shared
+        folder, cluster = self.folder / str(next(self._numbers)), cluster or self.shared
         project = make_project(folder / "project", folder / "cache")
         shutil.copytree(self._seed, folder / "cache")
         environ = {**project.environ, **cluster.environ, "PYTHONPATH": str(TESTS)}
