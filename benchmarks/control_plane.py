@@ -3,8 +3,10 @@ recipe, and `trtx --help` beside the import of the libraries that any such progr
 
     python benchmarks/control_plane.py [--runs 7] [--cache FOLDER] [--peers FOLDER] [--json]
 
-Wall times in milliseconds; machines are noisy, so what counts are the ratios. The peers are installed from the package
-index into a virtual environment of their own, and get the graph of the trtx plan (benchmarks/peers.py).
+Wall times in milliseconds; machines are noisy, so what counts are the ratios: trtx and its peer are called in turn. The
+peers are installed from the package index into a virtual environment of their own, and get the graph of the trtx plan
+(benchmarks/peers.py). pip compiled them to byte code; a source tree gets that at the first call, which is not measured,
+in a folder that is thrown away, also where PYTHONDONTWRITEBYTECODE is set.
 """
 
 from __future__ import annotations
@@ -55,20 +57,23 @@ class Ratio:
     limit: float
 
 
-def measure(what: str, runs: int, call: Callable[[], object]) -> Timing:
-    """Time `runs` calls after one that fills the caches of the operating system."""
-    call()
-    times_ms = []
-    for _ in range(runs):
-        start = time.perf_counter()
+def measure(runs: int, calls: dict[str, Callable[[], object]]) -> list[Timing]:
+    """Time `runs` rounds of the calls, in turn so that a busy moment is everybody's, after one that fills caches."""
+    times_ms: dict[str, list[float]] = {what: [] for what in calls}
+    for call in calls.values():
         call()
-        times_ms.append((time.perf_counter() - start) * 1000)
-    return Timing(what, min(times_ms), statistics.median(times_ms), runs)
+    for _ in range(runs):
+        for what, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times_ms[what].append((time.perf_counter() - start) * 1000)
+    return [Timing(what, min(times), statistics.median(times), runs) for what, times in times_ms.items()]
 
 
 def run(*command: str, folder: Path, cache: Path) -> str:
     """Run trtx or Python to its end and return its stdout. Raises CalledProcessError with its output shown."""
-    environment = os.environ | {"TRTX_CACHE_DIR": str(cache)}
+    environment = os.environ | {"TRTX_CACHE_DIR": str(cache), "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if answer.returncode:
         print(answer.stdout, answer.stderr, sep="\n", file=sys.stderr)
@@ -119,11 +124,14 @@ def time_start(folder: Path, cache: Path, runs: int) -> list[Timing]:
     def start(*command: str) -> Callable[[], object]:
         return lambda: run(*command, folder=folder, cache=cache)
 
-    return [
-        measure("python -c pass", runs, start(sys.executable, "-c", "pass")),
-        measure(IMPORTS, runs, start(sys.executable, "-c", "import typer, pydantic, yaml")),
-        measure("trtx --help", runs, start(TRTX, "--help")),
-    ]
+    return measure(
+        runs,
+        {
+            "python -c pass": start(sys.executable, "-c", "pass"),
+            IMPORTS: start(sys.executable, "-c", "import typer, pydantic, yaml"),
+            "trtx --help": start(TRTX, "--help"),
+        },
+    )
 
 
 def time_nothing_to_do(folder: Path, cache: Path, peers: Peers, runs: int) -> list[Timing]:
@@ -138,11 +146,14 @@ def time_nothing_to_do(folder: Path, cache: Path, peers: Peers, runs: int) -> li
     write_dvc(dvc, graph)
     peers.run(dvc, "dvc", "init", "--no-scm", "--quiet")
     peers.run(dvc, "dvc", "repro", "--quiet")
-    return [
-        measure("trtx apply, 14 steps done", runs, lambda: run(TRTX, "apply", str(path), folder=folder, cache=cache)),
-        measure("snakemake, 14 steps done", runs, lambda: peers.run(snakemake, "snakemake", "--cores", "1")),
-        measure("dvc repro, 14 steps done", runs, lambda: peers.run(dvc, "dvc", "repro")),
-    ]
+    return measure(
+        runs,
+        {
+            "trtx apply, 14 steps done": lambda: run(TRTX, "apply", str(path), folder=folder, cache=cache),
+            "snakemake, 14 steps done": lambda: peers.run(snakemake, "snakemake", "--cores", "1"),
+            "dvc repro, 14 steps done": lambda: peers.run(dvc, "dvc", "repro"),
+        },
+    )
 
 
 def time_planning(folder: Path, cache: Path, peers: Peers, runs: int) -> list[Timing]:
@@ -166,11 +177,14 @@ def time_planning(folder: Path, cache: Path, peers: Peers, runs: int) -> list[Ti
     snakemake = folder / "snakemake-large"
     write_snakemake(snakemake, graph)
     steps = f"{len(graph):,} steps"
-    return [
-        measure(f"making a plan of {steps} (the function)", runs, plan),
-        measure(f"trtx plan, {steps}", runs, lambda: run(TRTX, "plan", str(path), folder=folder, cache=empty)),
-        measure(f"snakemake -n, {steps}", runs, lambda: peers.run(snakemake, "snakemake", "-n", "--quiet", "rules")),
-    ]
+    return measure(
+        runs,
+        {
+            f"making a plan of {steps} (the function)": plan,
+            f"trtx plan, {steps}": lambda: run(TRTX, "plan", str(path), folder=folder, cache=empty),
+            f"snakemake -n, {steps}": lambda: peers.run(snakemake, "snakemake", "-n", "--quiet", "rules"),
+        },
+    )
 
 
 def read_plan(path: Path, folder: Path, cache: Path) -> dict[str, Any]:

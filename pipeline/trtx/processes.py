@@ -6,7 +6,6 @@ Processes are started from argument lists, never through a shell.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -70,6 +69,8 @@ def start_process(
 
 def die_with_parent(number: signal.Signals) -> None:
     """Have the kernel send this process a signal when its parent ends, however that happens."""
+    import ctypes
+
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 

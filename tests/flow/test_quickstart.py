@@ -36,6 +36,8 @@ def test_a_second_apply_runs_no_step_starts_no_run_and_imports_no_torch(quicksta
     script = (
         "import sys; from trtx.cli.main import main; code = main(sys.argv[1:]);"
         "heavy = {'torch', 'transformers', 'modelopt', 'numpy', 'huggingface_hub'} & set(sys.modules);"
+        "heavy |= {'httpx', 'fsspec', 'docker', 'jinja2', 'rich', 'xml'} & set(sys.modules);"
+        "heavy |= {'trtx.plan.execute', 'trtx.plan.lock_changes', 'trtx.plan.why', 'trtx.cli.why'} & set(sys.modules);"
         "assert not heavy, heavy; sys.exit(code)"
     )
     argv = [sys.executable, "-c", script, "apply", RECIPE, "-o", "json"]

@@ -22,7 +22,8 @@ from typing import Any
 import typer.main
 from typer.core import TyperGroup
 
-from trtx.cli.main import GLOBAL_FLAGS, app
+from trtx.cli.app import make_app
+from trtx.cli.main import GLOBAL_FLAGS
 
 LANGUAGES = ("sh", "bash", "shell", "console")
 MARKER = re.compile(r"<!--\s*test:\s*(?P<kind>run|serve|skip)(?::\s*(?P<reason>.+?))?\s*-->")
@@ -129,7 +130,7 @@ def _problems_of(command: list[str], root: Path) -> Iterator[str]:
 
 
 def _trtx_problems(arguments: list[str]) -> Iterator[str]:
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(make_app())
     words = [word for word in arguments if word not in GLOBAL_FLAGS]
     if not words or words[0] in ("--help", "-h", "--version"):
         return

@@ -10,7 +10,6 @@ from trtx.cli.prepare import Prepared
 from trtx.console import Console
 from trtx.errors import EnvironmentProblem, LockOutOfDate, TrtxError
 from trtx.plan.lock import Lock, lock_path, read_lock, write_lock
-from trtx.plan.lock_changes import LockChange, compare_locks
 from trtx.plan.lock_make import TELLING_STAGES, list_local_steps, make_lock
 from trtx.plan.make import Options, make_plan
 from trtx.plan.offline import check_locked_files, check_offline
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trtx.cli.prepare import Ready
+    from trtx.plan.lock_changes import LockChange
 
 # Sections that follow from a recipe's settings, and are not compared where --set or --unset changes those.
 FOLLOWING = ("builds", "entries")
@@ -55,6 +55,8 @@ def refuse_out_of_date(prepared: Prepared) -> None:
 
 def find_changes(prepared: Prepared, new: Lock) -> list[LockChange]:
     """What another machine with the same recipe and tools would find changed, too."""
+    from trtx.plan.lock_changes import compare_locks
+
     changes = compare_locks(prepared.lock, new, list_local_steps(plan_whole(prepared)))
     return [change for change in changes if not (is_overridden(prepared) and change.section in FOLLOWING)]
 
@@ -151,5 +153,7 @@ def renew_lock(console: Console, prepared: Prepared) -> None:
     if prepared.lock is None:
         console.say(f"wrote {path}, which pins what the recipe leaves open: commit it")
         return
+    from trtx.plan.lock_changes import compare_locks
+
     for change in compare_locks(prepared.lock, new):
         console.detail(f"{path}: {change}")

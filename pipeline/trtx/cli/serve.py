@@ -31,6 +31,7 @@ def command(
     ] = OutputFormat.TABLE,
 ) -> None:
     """Serve an engine with the OpenAI API: completions, chat completions, models, health and metrics."""
+    import gc
     import importlib
 
     from trtx.recipe.units import BadUnit, parse_bytes, parse_seconds
@@ -51,6 +52,7 @@ def command(
             why=f"the package {error.name} is not installed",
             fix="pip install 'trtx[engine]'",
         ) from error
+    gc.set_threshold(700, 10, 10)  # Python's own, which short commands raise: cycles may hold tensors.
     server.serve_engine(
         engine,
         host=host,

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
+# A core metadata field: https://packaging.python.org/en/latest/specifications/core-metadata/#version
+VERSION = re.compile(r"^Version: *(\S+) *$", re.MULTILINE)
+
 
 def installed_version(distribution: str) -> str | None:
     """The version of a distribution by its name on the package index, local part included (`2.13.0+cpu`)."""
     from importlib import metadata
 
     try:
-        return metadata.version(distribution)
+        found = metadata.distribution(distribution)
     except metadata.PackageNotFoundError:
         return None
+    # Ten times as fast as `found.version`, which parses all of it as an e-mail.
+    match = VERSION.search(found.read_text("METADATA") or "")
+    return match[1] if match else found.version

@@ -9,7 +9,7 @@ import pytest
 import typer.main
 from typer.core import TyperGroup
 
-from trtx.cli.main import app
+from trtx.cli.app import make_app
 
 
 def verbs(command: TyperGroup, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -22,7 +22,7 @@ def verbs(command: TyperGroup, name: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{name}{word}", inner
 
 
-VERBS = dict(verbs(typer.main.get_group(app)))
+VERBS = dict(verbs(typer.main.get_group(make_app())))
 
 
 def test_there_are_verbs() -> None:
