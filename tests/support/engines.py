@@ -17,6 +17,7 @@ from trtx.models.formats import QuantFormat
 from trtx.runtime.card import CompiledFor, EngineCard, KvCache, Limits, Rank
 from trtx.runtime.chat import ChatTemplate
 from trtx.runtime.engine import Engine
+from trtx.runtime.scheduler import SchedulerSettings
 from trtx.runtime.tokenizer import Tokenizer
 
 BOS, EOS = "<s>", "</s>"
@@ -161,9 +162,16 @@ def raw_tokenizer() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def make_engine(programs: FakePrograms | None = None, **limits: int) -> Engine:
-    num_blocks = limits.pop("num_blocks", 65)
-    return Engine(programs or FakePrograms(make_card(**limits), num_blocks), make_tokenizer())
+def make_engine(
+    programs: FakePrograms | None = None,
+    *,
+    settings: SchedulerSettings | None = None,
+    overlap: bool = False,
+    num_blocks: int = 65,
+    **limits: int,
+) -> Engine:
+    programs = programs or FakePrograms(make_card(**limits), num_blocks)
+    return Engine(programs, make_tokenizer(), settings=settings or SchedulerSettings(), overlap=overlap)
 
 
 def write_tokenizer_folder(folder: Path) -> None:

@@ -1,7 +1,11 @@
 """The engine: requests in, tokens out, one step at a time.
 
-A step is schedule → tensors → program → sample → text. This loop is plain on purpose: whatever runs faster later is
-held equal to it. An engine belongs to one thread (see loop.py); `make_request` alone may be called from any.
+A step is schedule → tensors → program → sample → text. The plain loop does that in this order. The overlapped loop
+does the same work in another: while a program runs in a thread of its own, the next step is planned as if nothing
+ended, and the text of the last one is made. It gives the same outputs and is held equal by test. What ended meanwhile,
+by a token, a stop string or a cancellation, may be computed once more; nothing of that is ever seen.
+
+An engine belongs to one thread (see loop.py); `make_request` alone may be called from any.
 """
 
 from __future__ import annotations
@@ -11,25 +15,29 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from trtx.hardware.host import count_cpus
 from trtx.runtime.admission import check_ids, find_banned_ids
+from trtx.runtime.batch import Batch
 from trtx.runtime.blocks import BlockPool
 from trtx.runtime.card import load_card
 from trtx.runtime.fit import check_machine
 from trtx.runtime.folders import find_folders
-from trtx.runtime.inputs import InputBuilder
+from trtx.runtime.inputs import InputBuilder, StepInputs
 from trtx.runtime.memory import blocks_per_sequence, plan_num_blocks
 from trtx.runtime.program import Programs, load_programs
 from trtx.runtime.request import FinishReason, Output, Request, Sampled, SamplingParams
 from trtx.runtime.sampler import sample
-from trtx.runtime.scheduler import Scheduler
-from trtx.runtime.stats import EngineStats, Load
+from trtx.runtime.scheduler import Scheduler, SchedulerSettings
+from trtx.runtime.stats import EngineStats, Load, StepStats
 from trtx.runtime.text import OutputText
 from trtx.runtime.threads import choose_num_threads
 from trtx.runtime.tokenizer import Tokenizer
+from trtx.runtime.worker import ProgramThread
 
 DEFAULT_MEMORY_FRACTION = 0.9
 
@@ -43,10 +51,20 @@ class Completion:
     finish_reason: FinishReason
 
 
+@dataclass(slots=True)
+class _Step:
+    """A step on its way: what was planned, and its figures as far as they are known."""
+
+    batch: Batch
+    inputs: StepInputs
+    planned_s: float
+    stats: StepStats
+
+
 class Engine:
     """Programs, scheduler and tokenizer put together.
 
-    `num_threads` is for one operation; None leaves it to torch. `clock` gives seconds; only differences count.
+    `overlap` runs programs in a thread of their own. `num_threads` is for one operation; None leaves it to torch. `clock` gives seconds; only differences count.
     """
 
     def __init__(
@@ -54,6 +72,8 @@ class Engine:
         programs: Programs,
         tokenizer: Tokenizer,
         *,
+        settings: SchedulerSettings = SchedulerSettings(),  # noqa: B008 - frozen
+        overlap: bool = False,
         num_threads: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -64,10 +84,13 @@ class Engine:
         self.clock = clock
         self._num_threads = num_threads
         self._programs = programs
-        self._scheduler = Scheduler(BlockPool(programs.num_blocks), card.limits, card.kv_cache.tokens_per_block)
-        self._inputs = InputBuilder(
-            card.limits.max_batch_size, blocks_per_sequence(card), card.kv_cache.tokens_per_block
-        )
+        size = card.kv_cache.tokens_per_block
+        self._scheduler = Scheduler(BlockPool(programs.num_blocks), card.limits, size, settings)
+        self._inputs = InputBuilder(card.limits.max_batch_size, blocks_per_sequence(card), size)
+        self._worker = ProgramThread(programs, num_threads) if overlap else None
+        self._under_way: _Step | None = None
+        # When the last program ended, while there is something to do.
+        self._last_end_s: float | None = None
         self._texts: dict[int, OutputText] = {}
         self._ids = itertools.count()
 
@@ -80,6 +103,8 @@ class Engine:
         kv_cache_bytes: int | None = None,
         memory_fraction: float = DEFAULT_MEMORY_FRACTION,
         verify: bool = True,
+        settings: SchedulerSettings = SchedulerSettings(),  # noqa: B008 - frozen
+        overlap: bool = False,
     ) -> Engine:
         """Load a ready engine folder, a deployment folder around one, or a build output with `weights` elsewhere.
 
@@ -100,7 +125,8 @@ class Engine:
         # torch obeys OMP_NUM_THREADS, else counts cores; a container may have fewer processors than its machine cores.
         max_threads = min(torch.get_num_threads(), count_cpus(Path("/proc"), Path("/sys/fs/cgroup")))
         programs = load_programs(folders.engine, folders.weights, num_blocks, verify=verify)
-        engine = cls(programs, tokenizer, num_threads=choose_num_threads(weights_bytes, max_threads))
+        num_threads = choose_num_threads(weights_bytes, max_threads)
+        engine = cls(programs, tokenizer, settings=settings, overlap=overlap, num_threads=num_threads)
         engine.use_thread()
         return engine
 
@@ -116,7 +142,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting)
+        return bool(self._scheduler.running or self._scheduler.waiting or self._under_way)
 
     @property
     def load_now(self) -> Load:
@@ -150,24 +176,32 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Run one batch and return what it added to each request that got a token; empty when there is no work."""
-        batch = self._scheduler.schedule()
-        if batch is None:
+        outputs = self._step_plain() if self._worker is None else self._step_overlapped(self._worker)
+        if not self.has_work:
+            self._last_end_s = None
+        return outputs
+
+    def _step_plain(self) -> list[Output]:
+        step = self._plan()
+        if step is None:
             return []
-        inputs = self._inputs.make(batch)
-        inputs.fill(batch.decodes)
-        logits_NV = self._programs.step(*inputs.tensors())
-        self.stats.prompt_tokens += batch.num_chunk_tokens
-        if batch.chunks:
-            self.stats.prefill_steps += 1
-        else:
-            self.stats.decode_steps += 1
-        requests = batch.sampled
-        sampled = sample(logits_NV, requests) if requests else []
-        token_ids = [one.token_id for one in sampled]
-        self._scheduler.commit(batch, requests, token_ids)
-        time_s = self.clock()
-        self.stats.output_tokens += len(token_ids)
-        return [self._read(request, one, time_s) for request, one in zip(requests, sampled, strict=True)]
+        step.inputs.fill(step.batch.decodes)
+        began_s = perf_counter()
+        logits_NV = self._programs.step(*step.inputs.tensors())
+        self._time(step, began_s, perf_counter())
+        return self._read(step, self._choose(step, logits_NV))
+
+    def _step_overlapped(self, worker: ProgramThread) -> list[Output]:
+        step = self._under_way or self._launch(worker, self._plan())
+        if step is None:
+            return []
+        following = self._plan()
+        self._under_way = None
+        logits_NV, began_s, ended_s = worker.result()
+        self._time(step, began_s, ended_s)
+        chosen = self._choose(step, logits_NV)
+        self._under_way = self._launch(worker, following)
+        return self._read(step, chosen)
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
@@ -190,13 +224,72 @@ class Engine:
         if queued != self._texts.keys():
             raise AssertionError("texts are kept for other requests than those queued")
 
-    def _read(self, request: Request, sampled: Sampled, time_s: float) -> Output:
+    def _plan(self) -> _Step | None:
+        """The next step, up to the tokens that are not known yet."""
+        scheduler, planned_s = self._scheduler, perf_counter()
+        batch = scheduler.schedule()
+        if batch is None:
+            return None
+        scheduled_s = perf_counter()
+        inputs = self._inputs.make(batch)
+        stats = StepStats(
+            prompt_tokens=batch.num_chunk_tokens,
+            cached_tokens=batch.num_cached,
+            batch_size=len(batch.decodes) + len(batch.chunks),
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            kv_blocks_used=scheduler.pool.num_used,
+            paused=batch.num_paused,
+            schedule_s=scheduled_s - planned_s,
+            inputs_s=perf_counter() - scheduled_s,
+        )
+        return _Step(batch, inputs, planned_s, stats)
+
+    def _launch(self, worker: ProgramThread, step: _Step | None) -> _Step | None:
+        """Start a step that was planned, unless all its requests have ended since."""
+        if step is None:
+            return None
+        requests = (*step.batch.decodes, *(chunk.request for chunk in step.batch.chunks))
+        if all(request.finish_reason is not None for request in requests):
+            return None
+        step.inputs.fill(step.batch.decodes)
+        worker.submit(step.inputs.tensors())
+        return step
+
+    def _time(self, step: _Step, began_s: float, ended_s: float) -> None:
+        since_s = step.planned_s if self._last_end_s is None else self._last_end_s
+        step.stats.step_s, step.stats.program_s = ended_s - since_s, ended_s - began_s
+        self._last_end_s = ended_s
+
+    def _choose(self, step: _Step, logits_NV: Tensor) -> list[tuple[Request, Sampled]]:
+        """Sample a token for every request that has not ended meanwhile, and record them."""
+        started_s = perf_counter()
+        requests: Sequence[Request] = step.batch.sampled
+        live = [row for row, request in enumerate(requests) if request.finish_reason is None]
+        if len(live) < len(requests):
+            requests, logits_NV = [requests[row] for row in live], logits_NV[live]
+        sampled = sample(logits_NV, requests) if requests else []
+        sampled_s = perf_counter()
+        self._scheduler.commit(step.batch, requests, [one.token_id for one in sampled])
+        step.stats.output_tokens = len(sampled)
+        step.stats.sample_s, step.stats.commit_s = sampled_s - started_s, perf_counter() - sampled_s
+        return list(zip(requests, sampled, strict=True))
+
+    def _read(self, step: _Step, chosen: Sequence[tuple[Request, Sampled]]) -> list[Output]:
+        """The text of a step's tokens."""
+        started_s, time_s = perf_counter(), self.clock()
+        outputs = [self._read_one(request, sampled, time_s) for request, sampled in chosen]
+        step.stats.end_s, step.stats.text_s = time_s, perf_counter() - started_s
+        self.stats.add(step.stats)
+        return outputs
+
+    def _read_one(self, request: Request, sampled: Sampled, time_s: float) -> Output:
         """Turn one new token into text, and end the request at a stop string."""
         piece, stop = self._texts[request.id].push(sampled.token_id)
         if stop is not None:
             self._scheduler.finish(request, "stop")
             request.finish_reason, request.stop_reason = "stop", stop
-        if request.finished:
+        if request.finish_reason is not None:
             self._forget(request)
         logprobs = (sampled,) if request.params.logprobs is not None else ()
         return Output(request, (sampled.token_id,), piece, request.finish_reason, time_s, logprobs)

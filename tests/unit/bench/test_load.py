@@ -4,6 +4,7 @@ from itertools import islice
 
 import pytest
 from support.engines import EOS_ID, FakePrograms, make_card, make_engine, make_tokenizer
+from torch import Tensor
 
 from trtx.bench.load import make_prompts, run_load
 from trtx.runtime.engine import Engine
@@ -46,9 +47,9 @@ def test_never_more_requests_are_in_flight_than_the_concurrency() -> None:
     seen: list[int] = []
 
     class Watching(FakePrograms):
-        def decode(self, tokens_B, positions_B, block_tables_BW):  # type: ignore[no-untyped-def]
-            seen.append(len(tokens_B))
-            return super().decode(tokens_B, positions_B, block_tables_BW)
+        def step(self, *inputs: Tensor) -> Tensor:
+            seen.append(len(inputs[3]))
+            return super().step(*inputs)
 
     engine = Engine(Watching(make_card()), make_tokenizer())
     run_load(engine, first_prompts(engine, 9), output_tokens=5, concurrency=3)

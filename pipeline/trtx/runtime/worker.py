@@ -1,0 +1,64 @@
+"""A thread that runs programs, so that the engine can do other work meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from trtx.runtime.program import Programs
+
+# The logits, and when the program began and ended on time.perf_counter; or what it raised.
+Result = tuple[Tensor, float, float] | BaseException
+
+
+class ProgramThread:
+    """Runs one step at a time, in the order given. The thread ends with this object."""
+
+    def __init__(self, programs: Programs, num_threads: int | None) -> None:
+        self._tasks: SimpleQueue[tuple[Tensor, ...] | None] = SimpleQueue()
+        self._results: SimpleQueue[Result] = SimpleQueue()
+        # A daemon: a process that is told to end at once must not wait for a step.
+        thread = threading.Thread(
+            target=_run, args=(programs, num_threads, self._tasks, self._results), name="programs", daemon=True
+        )
+        thread.start()
+        weakref.finalize(self, self._tasks.put, None)
+
+    def submit(self, inputs: tuple[Tensor, ...]) -> None:
+        """Start a step; the inputs must not change before its result is there."""
+        self._tasks.put(inputs)
+
+    def result(self) -> tuple[Tensor, float, float]:
+        """Wait for the step submitted first: its logits, when its program began and when it ended.
+
+        Raises what the program raised.
+        """
+        result = self._results.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+
+def _run(
+    programs: Programs,
+    num_threads: int | None,
+    tasks: SimpleQueue[tuple[Tensor, ...] | None],
+    results: SimpleQueue[Result],
+) -> None:
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    while (inputs := tasks.get()) is not None:
+        try:
+            began_s = time.perf_counter()
+            logits_NV = programs.step(*inputs)
+            results.put((logits_NV, began_s, time.perf_counter()))
+        # Whatever it is, whoever waits must hear of it.
+        except BaseException as error:
+            results.put(error)
+        # Not kept until the next step: they may be large.
+        del inputs
