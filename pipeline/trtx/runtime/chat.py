@@ -42,11 +42,14 @@ class ChatTemplate:
             ) from error
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt that asks for the assistant's next message. Raises RequestRefused when the template refuses."""
-        variables = {"tools": None, "documents": None, "add_generation_prompt": True, **self._special_tokens}
+    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+        """The prompt that asks for the assistant's next message; `variables` are further ones, such as `tools`.
+
+        Raises RequestRefused when the template refuses.
+        """
+        usual = {"tools": None, "documents": None, "add_generation_prompt": True, **self._special_tokens}
         try:
-            return self._template.render(messages=[dict(message) for message in messages], **variables)
+            return self._template.render({**usual, **variables, "messages": [dict(message) for message in messages]})
         # Templates fail in any way that Python can: on a missing key, on None + "text".
         except Exception as error:
             raise RequestRefused(

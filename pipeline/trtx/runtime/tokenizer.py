@@ -12,6 +12,7 @@ import tokenizers
 
 from trtx.errors import VerificationFailed
 from trtx.runtime.chat import ChatTemplate, find_template
+from trtx.runtime.token_bytes import TokenBytes
 
 REPLACEMENT = "\ufffd"
 
@@ -42,6 +43,7 @@ class Tokenizer:
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special) | self.eos_ids
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.token_bytes = TokenBytes(tokenizer)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -76,14 +78,16 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """Token ids of a conversation that is ready for the assistant's answer.
+
+        `variables` are for the template: `tools`, and what else the model's own knows.
 
         Raises RequestRefused when there is no chat template or the template refuses the messages.
         """
         if self.chat_template is None:
             raise ChatTemplate.missing()
-        return self.encode(self.chat_template.render(messages), add_special_tokens=False)
+        return self.encode(self.chat_template.render(messages, **variables), add_special_tokens=False)
 
 
 class TextStream:
