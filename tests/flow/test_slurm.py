@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import signal
 
-import pytest
 from support.slurm import wait_until
 from support.slurm_site import NUM_GROUPS, STAGES, TARGETS, Site
 
@@ -56,42 +55,6 @@ def test_a_driver_that_detaches_leaves_a_run_that_attach_finishes(site: Site) ->
     assert (site.project.folder / "recipe.lock.yaml").exists()
     site.check_all_ran_once()
     assert site.sbatch_calls() == NUM_GROUPS
-
-
-@pytest.mark.parametrize("verb", ["apply", "attach"])
-@pytest.mark.parametrize("moment", ["when all is submitted", "while a build runs", "when all has ended"])
-def test_a_driver_that_is_killed_is_followed_by_another(moment: str, verb: str, site: Site) -> None:
-    held = [site.steps.hold("calibrate/fp32"), site.steps.hold("build/b200/fp32")]
-    with site.start("apply", "recipe.yaml") as driver:
-        wait_until(lambda: site.sbatch_calls() == NUM_GROUPS, "all is submitted")
-        if moment != "when all is submitted":
-            held.pop(0).unlink()
-            wait_until(lambda: site.steps.counts()["build/b200/fp32 start"], "the build runs")
-        driver.kill()
-    if moment == "when all has ended":
-        held.pop().unlink()
-        wait_until(lambda: not site.cluster.jobs(), "all jobs have ended")
-    for path in held:
-        path.unlink()
-    done = site.project.trtx(verb, *(["recipe.yaml"] if verb == "apply" else []))
-    assert done.returncode == 0, done.stderr
-    assert (site.project.folder / "out/small/b200/fp32").is_dir()
-    site.check_all_ran_once()
-    assert site.sbatch_calls() == NUM_GROUPS
-    assert len(list(site.project.folder.glob(".trtx/runs/*"))) == 1
-
-
-def test_a_driver_killed_between_two_submissions_is_continued(site: Site) -> None:
-    held = site.steps.hold("calibrate/fp32")
-    with site.start("apply", "recipe.yaml") as driver:
-        wait_until(lambda: site.sbatch_calls() >= 2, "two groups are submitted", pause_s=0.001)
-        driver.kill()
-    assert site.sbatch_calls() < NUM_GROUPS
-    held.unlink()
-    done = site.project.trtx("apply", "recipe.yaml")
-    assert done.returncode == 0, done.stderr
-    assert "nothing is submitted twice" in done.stderr
-    site.check_all_ran_once()
 
 
 def test_ctrl_c_leaves_the_jobs_and_says_how_to_find_them_again(site: Site) -> None:

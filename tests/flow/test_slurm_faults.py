@@ -132,6 +132,8 @@ def the_time_limit_is_near_and_the_step_stops_in_order(ground: Ground) -> End:
         site.begun(FIRST, 2)
         held.unlink()
         site.ends(driver)
+    [script] = site.project.folder.glob(".trtx/runs/*/slurm/cluster/groups/calibrate/rounds/2/job.sh")
+    assert "#SBATCH --time=2\n" in script.read_text()
     return site.end(FIRST, driver.returncode)
 
 

@@ -1,8 +1,7 @@
-"""Clusters that the tests of a session share, and the table of what became of what at its end."""
+"""Clusters that the tests of a session share."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +10,9 @@ import pytest
 from support.slurm import FAKETIME, Cluster, missing_programs
 from support.slurm_config import Node
 from support.slurm_runs import Run
+from support.slurm_table import PROPERTY, End, make_row
 
 from trtx.runners.slurm.runner import SlurmRunner
-
-ROWS: list[tuple[str, ...]] = []
 
 
 def started(**options: object) -> Iterator[Cluster]:
@@ -54,22 +52,7 @@ def shared_fast_cluster() -> Iterator[Cluster]:
     """A cluster whose controller lives ten times as fast: limits, requeues and failures take seconds."""
     if not FAKETIME.exists():
         pytest.skip("libfaketime is missing: run tests/install")
-    extra = (
-        "PreemptType=preempt/partition_prio",
-        "PreemptMode=REQUEUE",
-        "PartitionName=low Nodes=cpu-1 PriorityTier=1 PreemptMode=REQUEUE",
-        "PartitionName=gone Nodes=cpu-1 PriorityTier=1 PreemptMode=CANCEL",
-        "PartitionName=high Nodes=cpu-1 PriorityTier=9 PreemptMode=OFF",
-    )
-    yield from started(speed=10, extra=extra)
-
-
-@pytest.fixture(scope="session")
-def limited_cluster() -> Iterator[Cluster]:
-    """A cluster that holds jobs to their memory; its node's name is its own, since control groups are named by it."""
-    if not os.access("/sys/fs/cgroup/memory", os.W_OK):
-        pytest.skip("memory limits need a writable memory control group, version 1")
-    yield from started(memory_limits=True, nodes=(Node(f"m{os.getpid()}", "", 0, 16, 64000, ("cpu",)),))
+    yield from started(speed=10)
 
 
 @pytest.fixture(scope="session")
@@ -84,27 +67,20 @@ def run(tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Callable[[Run, SlurmRunner], None]:
+def tell(
+    request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> Callable[[Run, SlurmRunner], None]:
     """Note what became of a run's steps for the table at the end."""
 
     def note(run: Run, runner: SlurmRunner) -> None:
         name = request.node.name.removeprefix("test_").replace("_", " ")
-        ends: dict[tuple[str, ...], int] = {}
+        counts = run.counts()
+        ends: dict[tuple[str, str], list[str]] = {}
         for item in runner.outcomes():
-            key = (item.state.value, item.cause.value, str(item.ended.exit_code), str(item.attempt))
-            ends[key] = ends.get(key, 0) + 1
-        finishes = [count for what, count in run.counts().items() if what.endswith(" finish")]
-        for key, number in ends.items():
-            ROWS.append((name, str(number), *key, str(max(finishes, default=0))))
+            ends.setdefault((item.state.value, item.cause.value), []).append(item.step)
+        for (state, cause), steps in ends.items():
+            most = [max(counts[f"{step} {what}"] for step in steps) for what in ("start", "finish")]
+            begun = sum(bool(counts[f"{step} start"]) for step in steps)
+            record_property(PROPERTY, make_row(name, End(state, cause, None, begun, *most)))
 
     return note
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not ROWS:
-        return
-    from trtx.console import plain_table
-
-    columns = ("what happened", "steps", "state", "cause", "exit", "attempts", "most finishes of a step")
-    terminalreporter.section("Slurm: what became of each step")
-    terminalreporter.write_line(plain_table(columns, ROWS))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,17 +67,6 @@ def test_a_step_whose_program_is_not_there_says_so_at_once(cluster: Cluster, run
     tell(run, runner)
 
 
-def test_cancelled_from_outside(cluster: Cluster, run: Run, tell: Tell) -> None:
-    runner = run.runner(cluster)
-    runner.submit([run.group("build", {"running": ()}, sleep=[600])])
-    wait_until(lambda: run.counts()["running start"], "the step runs")
-    cluster.run("scancel", "--user=root")
-    run.follow(runner)
-    assert (only(runner).state, only(runner).cause) == (TaskState.CANCELLED, Cause.CANCELLED)
-    assert run.counts() == {"running start": 1, "running stopped": 1}
-    tell(run, runner)
-
-
 def test_cancelled_by_trtx_and_nothing_else_is(cluster: Cluster, run: Run, tell: Tell) -> None:
     cluster.run("sbatch", "--wrap=sleep 60", "--output=/dev/null")
     other = cluster.jobs()
@@ -93,18 +81,6 @@ def test_cancelled_by_trtx_and_nothing_else_is(cluster: Cluster, run: Run, tell:
     again.submit(groups)
     assert {item.state for item in again.outcomes()} == {TaskState.CANCELLED}
     tell(run, again)
-
-
-def test_a_dependency_that_can_never_be_satisfied(cluster: Cluster, run: Run, tell: Tell) -> None:
-    runner = run.runner(cluster)
-    runner.submit([run.group("a", {"a": ()}, sleep=[600]), run.group("b", {"b": ("a",)})])
-    wait_until(lambda: run.counts()["a start"], "the first step runs")
-    cluster.run("scancel", "--user=root", "--state=RUNNING")
-    wait_until(lambda: not cluster.jobs(), "Slurm ended both")
-    run.follow(runner)
-    ends = {step: (end.state, end.cause) for step, end in run.outcomes(runner).items()}
-    assert ends == {"a": (TaskState.CANCELLED, Cause.CANCELLED), "b": (TaskState.BLOCKED, Cause.DEPENDENCY)}
-    tell(run, runner)
 
 
 def test_a_node_whose_setup_fails_is_left_out_of_the_next_round(cluster: Cluster, run: Run, tell: Tell) -> None:
@@ -125,81 +101,6 @@ def test_a_node_whose_setup_fails_is_left_out_of_the_next_round(cluster: Cluster
     tell(run, runner)
 
 
-def test_the_time_limit_ends_a_step_in_order_and_doubles_once(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
-    run.options = dataclasses.replace(run.options, warn_s=30)
-    resources = dataclasses.replace(CPU, time_s=60)
-    runner = run.runner(fast_cluster)
-    runner.submit([run.group("build", {"build": ()}, resources=resources, sleep=[30, 0])])
-    run.follow(runner)
-    assert causes_retried(run) == [Cause.TIMEOUT]
-    assert only(runner).state is TaskState.DONE
-    assert run.counts() == {"build start": 2, "build stopped": 1, "build finish": 1}
-    script = (run.folder / "slurm/groups/build/rounds/2/job.sh").read_text()
-    assert "#SBATCH --time=2\n" in script
-    tell(run, runner)
-
-
-def test_a_step_killed_by_slurm_at_its_limit_twice_fails(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
-    run.options = dataclasses.replace(run.options, setup=("trap '' TERM",))
-    resources = dataclasses.replace(CPU, time_s=30)
-    runner = run.runner(fast_cluster)
-    runner.submit([run.group("build", {"build": ()}, resources=resources, sleep=[60])])
-    run.follow(runner)
-    assert causes_retried(run) == [Cause.TIMEOUT]
-    assert (only(runner).state, only(runner).cause) == (TaskState.FAILED, Cause.TIMEOUT)
-    assert only(runner).attempt == 2
-    tell(run, runner)
-
-
-def test_a_preempted_step_is_requeued_by_slurm_and_runs_again(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
-    preempt(fast_cluster, run, "low")
-    runner = run.runner(fast_cluster)
-    run.follow(runner)
-    assert only(runner).state is TaskState.DONE
-    assert run.counts() == {"build start": 2, "build stopped": 1, "build finish": 1}
-    assert len(list((run.folder / "slurm/groups/build/rounds").iterdir())) == 1
-    tell(run, runner)
-
-
-def test_a_preempted_step_that_slurm_cancelled_is_submitted_again(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
-    preempt(fast_cluster, run, "gone")
-    runner = run.runner(fast_cluster)
-    run.follow(runner)
-    assert causes_retried(run) == [Cause.PREEMPTED]
-    assert only(runner).state is TaskState.DONE
-    assert run.counts() == {"build start": 2, "build stopped": 1, "build finish": 1}
-    tell(run, runner)
-
-
-def preempt(cluster: Cluster, run: Run, partition: str) -> None:
-    """Start a step that fills the node of a low partition, then a job of a high one."""
-    run.options = dataclasses.replace(run.options, requeue=partition == "low")
-    resources = dataclasses.replace(CPU, cpus=16, partition=partition)
-    run.runner(cluster).submit([run.group("build", {"build": ()}, resources=resources, sleep=[60, 0])])
-    wait_until(lambda: run.counts()["build start"], "the step runs")
-    cluster.run(
-        "sbatch", "--partition=high", "--cpus-per-task=16", "--wrap=sleep 0.5", "--output=/dev/null", check=True
-    )
-    wait_until(lambda: run.counts()["build stopped"], "the step was preempted")
-
-
-def test_a_node_that_dies_under_a_step_is_survived(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
-    runner = run.runner(fast_cluster)
-    runner.submit([run.group("build", {"build": ()}, resources=Resources(cpus=1, partition="gpu"), sleep=[8, 0])])
-    wait_until(lambda: run.counts()["build start"], "the step runs")
-    wait_until(lambda: (run.folder / "steps/build/attempts/1/log.txt").read_text(), "it says where")
-    node = node_of(run, "build")
-    fast_cluster.kill(f"slurmd.{node}")
-    try:
-        run.follow(runner)
-    finally:
-        fast_cluster.start_node(node)
-        fast_cluster.wait_for_nodes(len(fast_cluster.nodes))
-    assert only(runner).state is TaskState.DONE
-    assert run.counts()["build finish"] == 1
-    tell(run, runner)
-
-
 def test_a_node_set_down_fails_its_job_and_is_left_out(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
     run.options = dataclasses.replace(run.options, requeue=False)
     runner = run.runner(fast_cluster)
@@ -215,47 +116,6 @@ def test_a_node_set_down_fails_its_job_and_is_left_out(fast_cluster: Cluster, ru
     assert causes_retried(run) == [Cause.NODE]
     assert only(runner).state is TaskState.DONE
     assert f"--exclude={node}" in (run.folder / "slurm/groups/build/rounds/2/job.sh").read_text()
-    tell(run, runner)
-
-
-def test_a_drained_node_is_waited_for_with_a_reason(cluster: Cluster, run: Run, tell: Tell) -> None:
-    cluster.run("scontrol", "update", "nodename=cpu-1", "state=drain", "reason=test")
-    runner = run.runner(cluster)
-    try:
-        runner.submit([run.group("build", {"build": ()}, resources=CPU)])
-        run.follow(runner, until=lambda: "drained" in runner.status()[0].reason)
-    finally:
-        cluster.run("scontrol", "update", "nodename=cpu-1", "state=resume")
-    run.follow(runner)
-    assert only(runner).state is TaskState.DONE
-    tell(run, runner)
-
-
-def test_a_controller_killed_and_started_again_loses_nothing(fast_cluster: Cluster, run: Run, tell: Tell) -> None:
-    runner = run.runner(fast_cluster)
-    runner.submit(
-        [run.group("a", {"a-1": (), "a-2": ()}, sleep=[1]), run.group("b", {"b-1": ("a-1",), "b-2": ("a-2",)})]
-    )
-    wait_until(lambda: run.counts()["a-1 start"], "a step runs")
-    fast_cluster.kill("slurmctld", signal.SIGKILL)
-    run.follow(runner, until=lambda: runner.silence())
-    wait_until(lambda: run.counts()["a-1 finish"], "the steps went on without it")
-    fast_cluster.start_controller()
-    run.follow(runner)
-    assert {item.state for item in runner.outcomes()} == {TaskState.DONE}
-    assert set(run.counts().values()) == {1}
-    tell(run, runner)
-
-
-def test_a_step_that_needs_more_memory_gets_twice_as_much_once(limited_cluster: Cluster, run: Run, tell: Tell) -> None:
-    resources = Resources(cpus=1, memory_bytes=80 << 20)
-    runner = run.runner(limited_cluster)
-    group = run.group("build", {"build": ()}, resources=resources, memory_mb=100)
-    runner.submit([group, run.group("next", {"next": ("build",)}, resources=resources)])
-    run.follow(runner)
-    assert causes_retried(run) == [Cause.MEMORY, Cause.INPUT]
-    assert {item.state for item in runner.outcomes()} == {TaskState.DONE}
-    assert run.counts()["build finish"] == run.counts()["next finish"] == 1
     tell(run, runner)
 
 

@@ -18,13 +18,13 @@ COLUMNS = ("what happened", "state", "cause shown", "exit code", "steps begun", 
 class End:
     """What became of the step that a fault hit, as `trtx status` showed it, and of its run.
 
-    `exit_code` is that of the last `trtx apply` or `attach`; starts and finishes are the lines that executions left in
-    a file: the number of steps with a start, and the most of any one step.
+    `exit_code` is that of the last `trtx apply` or `attach`, None where the runner was driven without them. Starts and
+    finishes are the lines that executions left in a file: the number of steps with a start, and the most of any step.
     """
 
     state: str
     cause: str
-    exit_code: int
+    exit_code: int | None
     steps: int
     starts: int
     finishes: int
@@ -40,7 +40,7 @@ def print_table(terminal: pytest.TerminalReporter) -> None:
         for name, value in report.user_properties:
             if name == PROPERTY:
                 what, *cells = value
-                rows.append((f"{what}{failed}", *map(str, cells)))
+                rows.append((f"{what}{failed}", *("" if cell is None else str(cell) for cell in cells)))
     if rows:
         from trtx.console import plain_table
 
