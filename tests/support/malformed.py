@@ -228,7 +228,6 @@ UNAVAILABLE_CASES = (
     case("reuse", engine("  kv_cache: {reuse: «true}"), ("kv_cache.reuse: true", "not available")),
     case("eviction", engine("  scheduler: {policy: «max-utilization}"), ("guaranteed-no-evict",)),
     case("chunked prefill", engine("  scheduler: {chunked_prefill: «true}"), ("not available",)),
-    case("nvfp4", recipe(quantization="quantization: {a: {algorithm: «nvfp4}}\n"), ("nvfp4", "not available")),
     case("tensor parallelism", target(", parallelism: {tensor: «2}"), ("tensor: 2", "not available")),
     case("pipeline parallelism", target(", parallelism: {pipeline: «2}"), ("pipeline: 2", "not available")),
     case("gates", recipe(gates="«gates: {accuracy: {baseline: fp32, max_rise: 2%}}\n"), ("gates", "not available")),

@@ -18,13 +18,17 @@ from typing import Protocol
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SCALE_BYTES = 4
 
-# Weight bits and columns per scale (None: one scale per row); trtx.models.formats has the same facts.
+# Weight bits and columns per scale (None: one scale per row); trtx.models.formats has the same facts. Formats that are
+# not here are stored dequantized, in the engine's dtype.
 WEIGHT_BITS: dict[str, tuple[int, int | None]] = {
     "fp8": (8, None),
+    "fp8_dynamic": (8, None),
     "int8_sq": (8, None),
     "int8_wo": (8, None),
     "int4_wo": (4, 128),
     "int4_awq": (4, 128),
+    "int4_gptq": (4, 128),
+    "w4a8_awq": (4, 128),
 }
 
 GIB = float(1 << 30)
@@ -122,7 +126,7 @@ def weight_bytes(model: ModelShape, setup: Setup) -> int:
 
 def kv_bytes_per_token(model: ModelShape, setup: Setup) -> int:
     """Bytes that one token takes in one rank's KV cache."""
-    number_bytes = 1 if setup.kv_cache == "fp8" else DTYPE_BYTES[setup.dtype]
+    number_bytes = 1 if setup.kv_cache in ("fp8", "int8") else DTYPE_BYTES[setup.dtype]
     heads = max(1, model.num_kv_heads // setup.tensor)
     return 2 * heads * model.head_dim * number_bytes * -(-model.num_layers // setup.pipeline)
 

@@ -12,9 +12,9 @@ __all__ = ["GPUS", "SUPPORT", "Gpu", "Level", "support_of", "support_problem"]
 
 Level = Literal["native", "simulated", "none"]
 
-ANYWHERE = ("none", "int8_sq", "int8_wo", "int4_wo", "int4_awq", "int4_gptq")
-FP8 = ("fp8", "w4a8_awq")
-FP4 = ("nvfp4", "mxfp4")
+ANYWHERE = ("none", "int8_sq", "int8_wo", "int8_gptq", "int4_wo", "int4_awq", "int4_gptq")
+FP8 = ("fp8", "fp8_dynamic", "fp8_block_wo", "w4a8_awq")
+FP4 = ("nvfp4", "nvfp4_awq", "mxfp4", "mxfp8")
 ALL = (*ANYWHERE, *FP8, *FP4)
 
 
@@ -24,9 +24,9 @@ def _levels(native: tuple[str, ...], otherwise: Level) -> Mapping[str, Level]:
 
 # Tensor core formats by compute capability: the support matrix of TensorRT-LLM 1.2
 # (docs/source/features/quantization.md, docs/source/legacy/reference/support-matrix.md). CPUs have integer
-# arithmetic; FP8 and FP4 are kept in their own bits there, every number is rounded through the format, and products are
-# computed in the engine's dtype: the format's results and memory without its speed. An FP8 KV cache is stored in 8 bits
-# everywhere, and numbers are converted where they are read.
+# arithmetic; every number of FP8 and FP4 is rounded through the format there, and products are computed in the engine's
+# dtype: the format's results without its speed. A KV cache of 8 bits is stored in 8 bits everywhere, and numbers are
+# converted where they are read.
 SUPPORT: Mapping[str, Mapping[str, Level]] = MappingProxyType(
     {
         "x86-64-v3": _levels(ANYWHERE, "simulated"),
@@ -53,7 +53,7 @@ def support_problem(arch: str, algorithm: str) -> tuple[str, str, str] | None:
     if level == "native":
         return None
     if level == "simulated":
-        why = f"this processor has no {algorithm} arithmetic: results and memory are those of the format, speed is not"
+        why = f"this processor has no {algorithm} arithmetic: results are those of the format, speed is not"
         return "warning", f"{algorithm} is simulated on {arch}", why
     able = [name for name, levels in SUPPORT.items() if levels[algorithm] == "native"]
     return "error", f"{algorithm} does not run on {arch}", f"it needs {', '.join(able)}"

@@ -50,6 +50,11 @@ DERIVED: Mapping[str, Derived] = {
     "build.params.arch": Derived("recipe", "what the catalogue compiles for this device"),
     "build.params.rank": Derived("trtx", "an engine is one process"),
     "package.params.cell": Derived("recipe", "names of the target, the variant and the matrix's values"),
+    **{
+        f"{stage}.params.quantization.{name}": Derived("trtx", "how ModelOpt packs the algorithm")
+        for stage in ("calibrate", "build")
+        for name in ("group_size", "zero_points", "reordered", "packing")
+    },
 }
 TOOLS: Mapping[str, tuple[Kind, str]] = {
     "c++": ("machine", "compiler on PATH"),

@@ -10,7 +10,16 @@ from trtx.recipe.load import LoadedRecipe
 from trtx.recipe.problems import Path, Problem
 
 # Columns that share one scale; trtx.models.formats has the same facts.
-GROUP_SIZES = {"int4_wo": 128, "int4_awq": 128, "w4a8_awq": 128, "int4_gptq": 128}
+GROUP_SIZES = {
+    "int4_wo": 128,
+    "int4_awq": 128,
+    "int4_gptq": 128,
+    "w4a8_awq": 128,
+    "nvfp4": 16,
+    "nvfp4_awq": 16,
+    "mxfp4": 32,
+    "mxfp8": 32,
+}
 
 
 class ModelShape(Protocol):

@@ -20,7 +20,7 @@ from trtx.recipe.tree import dotted
 from trtx.recipe.unavailable import GPU_ENGINE, GPU_ENGINE_FIX
 
 # Algorithms that observe activations, and so need text; trtx.models.formats has the same facts.
-NEEDS_CALIBRATION = frozenset({"fp8", "int8_sq", "int4_awq", "w4a8_awq", "int4_gptq", "nvfp4", "mxfp4"})
+NEEDS_CALIBRATION = frozenset({"fp8", "int8_sq", "int4_awq", "int4_gptq", "w4a8_awq", "nvfp4", "nvfp4_awq"})
 # Image tags that mean something else tomorrow; trtx.backends.images has the same.
 MOVING_TAGS = frozenset({"latest", "main", "master", "edge", "nightly", "stable"})
 # Held-out text is cut into windows of calibration.max_length tokens, or this many; trtx.quant.perplexity has the same.
@@ -148,7 +148,9 @@ def _why_calibrate(variant: Quantization) -> str:
     """Why a variant needs calibration text; empty when it does not."""
     if variant.algorithm in NEEDS_CALIBRATION:
         return f"{variant.algorithm} takes its scales from activations on real text"
-    return "an fp8 KV cache takes its scales from keys and values on real text" if variant.kv_cache == "fp8" else ""
+    if variant.kv_cache == "auto":
+        return ""
+    return f"an {variant.kv_cache} KV cache takes its scales from keys and values on real text"
 
 
 def _check_references(loaded: LoadedRecipe) -> Iterator[Problem]:

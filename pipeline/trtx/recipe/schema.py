@@ -21,7 +21,20 @@ DEMO = "demo://"
 DEMO_DATASET = "demo://docs"
 
 Algorithm = Literal[
-    "none", "fp8", "int8_sq", "int8_wo", "int4_wo", "int4_awq", "w4a8_awq", "int4_gptq", "nvfp4", "mxfp4"
+    "none",
+    "fp8",
+    "fp8_dynamic",
+    "fp8_block_wo",
+    "int8_sq",
+    "int8_wo",
+    "int4_wo",
+    "int4_awq",
+    "int4_gptq",
+    "w4a8_awq",
+    "nvfp4",
+    "nvfp4_awq",
+    "mxfp4",
+    "mxfp8",
 ]
 
 # Grammar of image references: https://pkg.go.dev/github.com/distribution/reference
@@ -71,7 +84,7 @@ class Quantization(Part):
     algorithm: Algorithm = Field(
         description="none keeps the checkpoint's numbers; _wo: weights only; _sq: SmoothQuant; _awq: activation-aware."
     )
-    kv_cache: Literal["auto", "fp8"] = Field(
+    kv_cache: Literal["auto", "fp8", "int8"] = Field(
         default="auto", description="Number format of the KV cache; auto is the engine's dtype."
     )
     exclude: Annotated[tuple[Text, ...], Field(strict=False)] = Field(

@@ -50,11 +50,6 @@ ENGINE_RULES = (
 )
 
 RULES: tuple[Unavailable, ...] = (
-    _rule(
-        "quantization.*.algorithm",
-        _among("w4a8_awq", "int4_gptq", "nvfp4", "mxfp4"),
-        "use none, fp8, int8_sq, int8_wo, int4_wo or int4_awq",
-    ),
     *ENGINE_RULES,
     *(Unavailable(("targets", "*", *rule.path), rule.refuses, rule.fix) for rule in ENGINE_RULES),
     _rule("targets.*.parallelism.tensor", _more_than_one, "use 1: an engine runs in one process"),
