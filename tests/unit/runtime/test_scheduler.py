@@ -10,7 +10,7 @@ from trtx.runtime.scheduler import Scheduler, SchedulerSettings
 
 STOP = 99
 MAX_UTILIZATION = SchedulerSettings("max-utilization")
-NO_REUSE = SchedulerSettings(prefix_reuse=False)
+NO_REUSE = SchedulerSettings("guaranteed-no-evict", prefix_reuse=False)
 
 
 def make_scheduler(
@@ -132,14 +132,15 @@ def test_under_guaranteed_no_evict_a_request_starts_only_when_blocks_for_all_its
     assert (first.block_ids, len(second.block_ids)) == ([], 1)
 
 
-def test_under_max_utilization_a_request_starts_with_the_blocks_of_its_prompt() -> None:
-    scheduler = make_scheduler(num_blocks=5, settings=MAX_UTILIZATION)
-    add(scheduler, make_request(0, 7, max_tokens=9), make_request(1, [2] * 7, max_tokens=9))
-    assert shape(run_step(scheduler)) == ([], [(0, 0, 7), (1, 0, 7)])
+def test_under_max_utilization_a_request_starts_with_the_blocks_of_its_prompt_and_one_spare_for_all_that_run() -> None:
+    for num_blocks, num_started in ((6, 2), (5, 1)):
+        scheduler = make_scheduler(num_blocks=num_blocks, settings=MAX_UTILIZATION)
+        add(scheduler, make_request(0, 7, max_tokens=9), make_request(1, [2] * 7, max_tokens=9))
+        assert shape(run_step(scheduler)) == ([], [(0, 0, 7), (1, 0, 7)][:num_started])
 
 
 def test_under_max_utilization_the_youngest_makes_room_and_goes_on_where_it_was() -> None:
-    scheduler = make_scheduler(num_blocks=5, settings=SchedulerSettings("max-utilization", prefix_reuse=False))
+    scheduler = make_scheduler(num_blocks=6, settings=SchedulerSettings("max-utilization", prefix_reuse=False))
     first, second = make_request(0, 7, max_tokens=6), make_request(1, 7, max_tokens=6)
     add(scheduler, first, second)
     run_step(scheduler)
@@ -159,7 +160,7 @@ def test_under_max_utilization_the_youngest_makes_room_and_goes_on_where_it_was(
 
 
 def test_a_paused_request_is_the_next_to_start_whoever_came_meanwhile() -> None:
-    scheduler = make_scheduler(num_blocks=5, settings=MAX_UTILIZATION)
+    scheduler = make_scheduler(num_blocks=6, settings=MAX_UTILIZATION)
     add(scheduler, make_request(0, 7, max_tokens=6), make_request(1, [2] * 7, max_tokens=6), make_request(2, 1))
     while not scheduler.waiting or scheduler.waiting[0].id != 1:
         run_step(scheduler)
@@ -220,7 +221,7 @@ def test_a_prompt_that_begins_like_an_earlier_one_computes_only_the_rest() -> No
 
 def test_requests_that_run_together_share_blocks_and_count_them_once() -> None:
     # Room for 4 + 2 × 1 blocks, not for 2 × 5.
-    scheduler = make_scheduler(num_blocks=7, settings=SchedulerSettings())
+    scheduler = make_scheduler(num_blocks=7, settings=SchedulerSettings("guaranteed-no-evict"))
     first, second = (make_request(name, [*range(16), 30 + name], max_tokens=2) for name in range(2))
     add(scheduler, first)
     run_step(scheduler)
