@@ -21,6 +21,7 @@ from trtx.runtime.loop import EngineFailed
 from trtx.runtime.params import RequestRefused, SamplingParams
 from trtx.runtime.request import Request
 from trtx.runtime.results import CompletionOutput, Logprob, RequestOutput
+from trtx.runtime.tokenizer import Tokenizer
 
 __all__ = [
     "LLM",
@@ -139,6 +140,11 @@ class LLM:
         """
         text, requests = self._prepare(prompt, sampling_params or SamplingParams())
         return Generation(self._driver, requests, text, streaming=streaming)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The engine's tokenizer: `encode`, `decode`, `render_chat`."""
+        return self._engine.tokenizer
 
     def get_stats(self) -> dict[str, Any]:
         """What the engine has counted since it started, how full it is now, and its last steps, one by one."""

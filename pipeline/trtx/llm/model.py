@@ -69,7 +69,9 @@ def _build_checkpoint(model: Path, dtype: str, quantization: str, limits: Mappin
         "targets": {"here": {"gpu": "cpu"}},
     }
     text = json.dumps(recipe, indent=2)
-    folder = cache_dir(os.environ) / "llm" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    # Beside the cache, which has nothing in it but its own.
+    cache = cache_dir(os.environ)
+    folder = cache.with_name(f"{cache.name}-llm") / hashlib.sha256(text.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     # JSON is YAML, too.
     (folder / "recipe.yaml").write_text(text)
