@@ -75,7 +75,7 @@ def _sacct_row(line: str) -> Row:
 
 
 def _scontrol_row(line: str) -> Row:
-    fields = dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
+    fields: dict[str, str] = dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
     if "JobId" not in fields or "JobState" not in fields:
         raise ValueError("not a job")
     return _row(

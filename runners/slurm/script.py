@@ -108,7 +108,7 @@ def make_launch(options: SlurmOptions, resources: Resources, root: Path) -> list
         return []
     nodes, ranks, container = resources.nodes, resources.ranks, options.container
     words = ["srun", f"--nodes={nodes}", f"--ntasks={ranks}", f"--ntasks-per-node={ranks // nodes}"]
-    words.append("--kill-on-bad-exit=1")
+    words += ["--kill-on-bad-exit=1", "--label"]
     mounts = [*(f"{m.source}:{m.target}{':ro' if m.read_only else ''}" for m in container.mounts), f"{root}:{root}"]
     if container.runtime == "pyxis":
         words += [f"--container-image={image_reference(container)}", *(f"--container-mounts={m}" for m in mounts)]

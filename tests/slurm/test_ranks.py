@@ -7,16 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.plans import plan_of, versions_here
 from support.slurm import Cluster
 from support.slurm_runs import Run
 
+from trtx.cache.store import Store
 from trtx.errors import UsageProblem
+from trtx.files import write_text
 from trtx.runners.slurm.groups import Group, SlurmTask
 from trtx.runners.slurm.options import Container, Gpu, Mount, Resources, SlurmOptions
 from trtx.runners.slurm.outcome import TaskState
 from trtx.runners.slurm.runner import SlurmRunner
 from trtx.runners.slurm.script import make_launch, make_script
 from trtx.runners.slurm.states import Cause
+from trtx.stages.job import JOB_NAME, dump_file, read_result
 
 GLOO = """
 import os, sys
@@ -30,6 +34,8 @@ keys = ("SLURMD_NODENAME", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE
 dist.all_gather_object(names, [os.environ[key] for key in keys])
 if dist.get_rank() == 0:
     print(int(total), names, flush=True)
+dist.barrier()
+dist.destroy_process_group()
 """
 FOUR = Resources(cpus=1, gpu=Gpu(1, "h100"), nodes=2, ranks=4)
 IMAGE = "registry.example.com/llm/engine@sha256:" + "0" * 64
@@ -67,6 +73,91 @@ def test_all_ranks_end_when_one_fails(cluster: Cluster, run: Run, tell: Callable
     tell(run, runner)
 
 
+# A stage of the real worker; MODE says what rank 3 does, and rank 0 meanwhile.
+STAGE = """
+import os, signal, sys, time
+from datetime import timedelta
+from types import SimpleNamespace
+import torch, torch.distributed as dist
+from trtx.errors import EnvironmentProblem
+from trtx.stages import worker
+
+def run(params, context):
+    mode = os.environ["MODE"]
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    total = torch.tensor([float(context.rank + 1)])
+    dist.all_reduce(total)
+    if mode != "works" and context.rank == 3:
+        if mode == "is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise EnvironmentProblem("there is no room", fix="make some")
+    if mode == "fails while rank 0 sleeps" and context.rank == 0:
+        time.sleep(600)
+    (context.work / "scratch").write_text("")
+    (context.output / f"rank{context.rank}.bin").write_text(f"{int(total)} of {context.ranks}")
+    dist.barrier()
+    dist.destroy_process_group()
+    return {"ranks": context.ranks}
+
+worker.load_stage = lambda _name: SimpleNamespace(run=run)
+sys.exit(worker.main(sys.argv[1:]))
+"""
+
+
+def group_of_worker(run: Run, tmp_path: Path, mode: str) -> tuple[Group, Store, str]:
+    """A step of the real worker that runs as four processes; its cache and its key."""
+    plan = plan_of(tmp_path, versions=versions_here())
+    step = next(step for step in plan.steps if not step.inputs)
+    folder = run.folder / "steps" / "build"
+    write_text(folder / JOB_NAME, dump_file(step.job(plan)))
+    environment = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "MODE": mode}
+    task = SlurmTask("build", 0, folder, (sys.executable, "-c", STAGE, JOB_NAME), environment)
+    return Group("build", (task,), FOUR), Store(Path(plan.cache_dir)), step.key
+
+
+def test_the_ranks_of_a_step_fill_one_entry_that_rank_0_publishes(
+    cluster: Cluster, run: Run, tell: Callable[[Run, SlurmRunner], None], tmp_path: Path
+) -> None:
+    group, store, key = group_of_worker(run, tmp_path, "works")
+    runner = run.runner(cluster)
+    runner.submit([group])
+    run.follow(runner)
+    attempt = run.folder / "steps/build/attempts/1"
+    assert [item.state for item in runner.outcomes()] == [TaskState.DONE], (attempt / "log.txt").read_text()
+    manifest = store.find(key).manifest
+    assert manifest is not None
+    assert sorted(file.path for file in manifest.files) == [f"rank{number}.bin" for number in range(4)]
+    assert (store.output(key) / "rank3.bin").read_text() == "10 of 4"
+    assert read_result(attempt).state == "published"
+    assert (attempt / "log.txt").read_text().count("published") == 1
+    tell(run, runner)
+
+
+@pytest.mark.parametrize(
+    ("mode", "what"),
+    [
+        ("fails while rank 0 sleeps", "there is no room"),
+        ("is killed", "it was killed by SIGKILL"),
+    ],
+)
+def test_a_rank_that_fails_fails_the_step_with_its_words(
+    mode: str, what: str, cluster: Cluster, run: Run, tell: Callable[[Run, SlurmRunner], None], tmp_path: Path
+) -> None:
+    group, store, key = group_of_worker(run, tmp_path, mode)
+    runner = run.runner(cluster)
+    runner.submit([group])
+    run.follow(runner)
+    attempt = run.folder / "steps/build/attempts/1"
+    assert [item.state for item in runner.outcomes()] == [TaskState.FAILED]
+    result = read_result(attempt)
+    assert result is not None, (attempt / "log.txt").read_text()
+    assert result.failure is not None
+    assert result.failure.what.startswith("rank 3 of ")
+    assert result.failure.what.endswith(f"on h100-2: {what}")
+    assert store.find(key).manifest is None
+    tell(run, runner)
+
+
 def test_with_containers_each_rank_is_in_one(tmp_path: Path) -> None:
     mounts = (Mount("/data", "/data", read_only=True),)
     words = make_launch(SlurmOptions(container=Container("pyxis", IMAGE, mounts)), FOUR, tmp_path)
@@ -74,7 +165,7 @@ def test_with_containers_each_rank_is_in_one(tmp_path: Path) -> None:
     assert f"--container-image=registry.example.com#llm/engine@sha256:{'0' * 64}" in words
     assert "--container-mounts=/data:/data:ro" in words
     words = make_launch(SlurmOptions(container=Container("apptainer", IMAGE, mounts)), FOUR, tmp_path)
-    assert words[5:11] == ["apptainer", "exec", "--nv", "--bind", "/data:/data:ro", "--bind"]
+    assert words[6:12] == ["apptainer", "exec", "--nv", "--bind", "/data:/data:ro", "--bind"]
     assert words[-4:] == [f"docker://{IMAGE}", "python3", "-m", "trtx.runners.slurm.rank"]
 
 

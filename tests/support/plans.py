@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from trtx.hardware.host import read_host
+from trtx.hardware.versions import installed_version
 from trtx.models.config import read_model_config
 from trtx.models.sources.base import Resolved
-from trtx.plan.facts import TOOLCHAIN, Facts
+from trtx.plan.facts import ABSENT, TOOLCHAIN, Facts
 from trtx.plan.make import Options, make_plan
 from trtx.plan.resolve import PinnedModel, PinnedSources, dataset_name, model_name
 from trtx.plan.steps import Plan
@@ -65,6 +66,12 @@ def make_facts(tmp_path: Path, **versions: str) -> Facts:
         python="/usr/bin/python3",
         cache_dir=tmp_path / "cache",
     )
+
+
+def versions_here() -> dict[str, str]:
+    """For plans whose steps run: what the toolchain of this interpreter is."""
+    names = {name for stage in TOOLCHAIN.values() for name in stage}
+    return {name: installed_version(name) or ABSENT for name in names}
 
 
 def pin(recipe: Recipe, identity: str = "seed=0", **config: Any) -> PinnedSources:

@@ -31,7 +31,8 @@ class StepContext:
     """What a running step sees.
 
     `inputs` are read-only folders by name; `output` is an empty folder to fill; `work` is scratch space that is
-    deleted afterwards; `keys` are the inputs' keys (for evidence, not for decisions that change bytes).
+    deleted afterwards; `keys` are the inputs' keys (for evidence, not for decisions that change bytes). Of a step of
+    several processes each runs the stage, with its `rank` of `ranks`: they share `output`, and have their own `work`.
     """
 
     inputs: Mapping[str, Path]
@@ -39,6 +40,8 @@ class StepContext:
     work: Path
     keys: Mapping[str, str] = field(default_factory=dict)
     progress_file: Path | None = None
+    rank: int = 0
+    ranks: int = 1
     _last_progress: float = 0.0
 
     def say(self, text: str) -> None:

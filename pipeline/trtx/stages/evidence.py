@@ -23,7 +23,15 @@ from trtx.cache.failures import folder_bytes, open_failure, trim_failures
 from trtx.cache.store import Store
 from trtx.errors import TrtxError
 from trtx.files import write_json
-from trtx.stages.job import ATTEMPT_VARIABLE, PARENT_VARIABLE, Failure, Job, dump_file
+from trtx.stages.job import (
+    ATTEMPT_VARIABLE,
+    PARENT_VARIABLE,
+    RANK_VARIABLE,
+    RANKS_VARIABLE,
+    Failure,
+    Job,
+    dump_file,
+)
 
 LOG_NAME = "log.txt"
 LOG_TAIL_BYTES = 64 << 10
@@ -55,7 +63,7 @@ SAFE_VARIABLES = frozenset(
     }
 )
 # Set by a runner for one attempt; they mean nothing in another.
-ATTEMPT_ONLY = frozenset({ATTEMPT_VARIABLE, PARENT_VARIABLE})
+ATTEMPT_ONLY = frozenset({ATTEMPT_VARIABLE, PARENT_VARIABLE, RANK_VARIABLE, RANKS_VARIABLE})
 SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH|PROXY|COOKIE|WEBHOOK|DSN|_PWD$|(^|_)(PAT|PEM)(_|$)", re.IGNORECASE
 )

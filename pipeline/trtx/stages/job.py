@@ -19,10 +19,15 @@ PROGRESS_NAME = "progress.json"
 ATTEMPT_VARIABLE = "TRTX_ATTEMPT"
 # Set by runners whose steps must not outlive them.
 PARENT_VARIABLE = "TRTX_PARENT_PID"
+# Set by runners that start several processes for a step: which this one is, and how many there are.
+RANK_VARIABLE = "TRTX_RANK"
+RANKS_VARIABLE = "TRTX_RANKS"
+# Where they tell each other how they are, in the attempt's folder.
+RANKS_FOLDER = "ranks"
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
 
 class Input(_File):

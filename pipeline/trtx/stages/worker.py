@@ -35,6 +35,7 @@ from trtx.stages.job import (
     ATTEMPT_VARIABLE,
     PARENT_VARIABLE,
     PROGRESS_NAME,
+    RANKS_FOLDER,
     RESULT_NAME,
     Failure,
     Job,
@@ -43,6 +44,11 @@ from trtx.stages.job import (
     dump_file,
 )
 from trtx.stages.params import PARAMS
+from trtx.stages.ranks import OtherRanks, Rank, read_rank, tell_end, wait_for_stage
+from trtx.stages.toolchain import check_toolchain
+
+ALONE = Rank()
+STOPPED = Interrupted("the step was stopped", fix="run `trtx apply` again to continue")
 
 
 def main(arguments: list[str]) -> int:
@@ -55,11 +61,18 @@ def main(arguments: list[str]) -> int:
     path = Path(arguments[0]).absolute()
     try:
         job = read_job(path)
-        folder = _open_attempt(path.parent)
+        rank = read_rank(os.environ)
+        folder = _open_attempt(path.parent, rank)
     except TrtxError as error:
         print(error.render(), file=sys.stderr)
         return error.exit_code
-    result = run_job(job, folder)
+    if rank.number > 0:
+        return run_rank(job, folder, rank)
+    return _tell_result(job, folder, run_job(job, folder, rank))
+
+
+def _tell_result(job: Job, folder: Path, result: Result) -> int:
+    """Write result.json, and the end of the log; returns the exit code."""
     try:
         write_text(folder / RESULT_NAME, dump_file(result))
     except TrtxError as error:  # The entry, if there is one, is in the cache all the same.
@@ -103,8 +116,14 @@ def read_job(path: Path) -> Job:
         raise UsageProblem(f"{path} is not a job of this version of trtx", why=f"{where}: {first['msg']}") from error
 
 
-def _open_attempt(step_folder: Path) -> Path:
+def _open_attempt(step_folder: Path, rank: Rank) -> Path:
     """The attempt's folder: the one the runner made, else the next free number."""
+    if rank.count > 1 and not os.environ.get(ATTEMPT_VARIABLE):
+        raise UsageProblem(
+            "a step of several processes needs the number of its attempt",
+            why="each of them would take one of its own",
+            fix=f"set {ATTEMPT_VARIABLE} to the same number for all of them",
+        )
     if number := os.environ.get(ATTEMPT_VARIABLE):
         folder = attempt_folder(step_folder, int(number))
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,22 +140,48 @@ def _open_attempt(step_folder: Path) -> Path:
             return folder
 
 
-def run_job(job: Job, folder: Path) -> Result:
-    """Run a job to its end, whatever the end is."""
+def run_job(job: Job, folder: Path, rank: Rank = ALONE) -> Result:
+    """Run a job to its end, whatever the end is; as rank 0 of several, with the others."""
     started = time.time()
     evidence = Evidence(job, folder, os.environ)
     outcome: dict[str, Any]
     try:
-        outcome = _perform(job, folder, started, evidence)
+        outcome = _perform(job, folder, started, evidence, rank)
     except TrtxError as error:
         _print_cause(error)
         outcome = _failed(error, evidence, error)
     except (KeyboardInterrupt, SystemExit):
-        stopped = Interrupted("the step was stopped", fix="run `trtx apply` again to continue")
-        outcome = {"state": "failed", "failure": Failure.of(stopped)}
+        outcome = {"state": "failed", "failure": Failure.of(STOPPED)}
     except BaseException as error:  # noqa: BLE001  The last resort: every end of a step has a result.
         traceback.print_exc()
         outcome = _failed(describe_unexpected(error), evidence, error)
+    return _make_result(job, folder, started, outcome)
+
+
+def run_rank(job: Job, folder: Path, rank: Rank) -> int:
+    """Work for rank 0 in the folder that it stages; returns the exit code."""
+    error: TrtxError | None = None
+    try:
+        staged = wait_for_stage(folder)
+        if staged is None:
+            return 0
+        store = Store(Path(job.cache_dir))
+        check_toolchain(job.step, job.factors)
+        own = folder / RANKS_FOLDER / f"progress-{rank.number}.json"
+        _run_stage(job, _make_context(store, job, staged, own, rank))
+    except TrtxError as caught:
+        _print_cause(caught)
+        error = caught
+    except (KeyboardInterrupt, SystemExit):
+        return STOPPED.exit_code
+    except BaseException as caught:  # noqa: BLE001  As for the step itself.
+        traceback.print_exc()
+        error = describe_unexpected(caught)
+    tell_end(folder, rank, Failure.of(error) if error else None)
+    return error.exit_code if error else 0
+
+
+def _make_result(job: Job, folder: Path, started: float, outcome: dict[str, Any]) -> Result:
     return Result(
         step=job.step,
         key=job.key,
@@ -154,7 +199,7 @@ def _failed(error: TrtxError, evidence: Evidence, cause: BaseException) -> dict[
     return {"state": "failed", "failure": Failure.of(error), "evidence": str(kept) if kept else None}
 
 
-def _perform(job: Job, folder: Path, started: float, evidence: Evidence) -> dict[str, Any]:
+def _perform(job: Job, folder: Path, started: float, evidence: Evidence, rank: Rank) -> dict[str, Any]:
     store = Store(Path(job.cache_dir))
     store.prepare()
     uses = [entry.key for entry in job.inputs.values()]
@@ -163,23 +208,44 @@ def _perform(job: Job, folder: Path, started: float, evidence: Evidence) -> dict
         if adopted is not None:
             check_expected(job.step, job.expected, adopted.files)
             return {"state": "adopted"}
-        params = PARAMS[job.stage].model_validate(job.params)
-        inputs = {name: _open_input(store, job, name) for name in job.inputs}
+        check_toolchain(job.step, job.factors)
+
+        def give_up(error: TrtxError) -> None:
+            """Leave although the stage does not: it waits for a rank that is gone."""
+            failed = {"state": "failed", "failure": Failure.of(error)}
+            os._exit(_tell_result(job, folder, _make_result(job, folder, started, failed)))
+
         with store.stage(job.key, uses) as staged, evidence.of_staging(staged):
-            context = StepContext(
-                inputs=inputs,
-                output=staged / "output",
-                work=staged / "work",
-                keys={name: entry.key for name, entry in job.inputs.items()},
-                progress_file=folder / PROGRESS_NAME,
-            )
-            with disk_errors(context.output):
-                summary = load_stage(job.stage).run(params, context)
+            context = _make_context(store, job, staged, folder / PROGRESS_NAME, rank)
+            with OtherRanks(job.step, folder, rank).working(staged, give_up):
+                summary = _run_stage(job, context)
             draft = Manifest(job.key, job.step, job.stage, job.factors, (), _provenance(job, started), summary)
             store.publish(staged, draft, lambda files: check_expected(job.step, job.expected, files))
     for key in uses:
         store.accept_links(key)
     return {"state": "published", "summary": summary}
+
+
+def _make_context(store: Store, job: Job, staged: Path, progress_file: Path, rank: Rank) -> StepContext:
+    work = staged / "work"
+    if rank.number > 0:
+        work = work / f"rank-{rank.number}"
+        work.mkdir(parents=True)
+    return StepContext(
+        inputs={name: _open_input(store, job, name) for name in job.inputs},
+        output=staged / "output",
+        work=work,
+        keys={name: entry.key for name, entry in job.inputs.items()},
+        progress_file=progress_file,
+        rank=rank.number,
+        ranks=rank.count,
+    )
+
+
+def _run_stage(job: Job, context: StepContext) -> dict[str, Any]:
+    params = PARAMS[job.stage].model_validate(job.params)
+    with disk_errors(context.output):
+        return load_stage(job.stage).run(params, context)
 
 
 def _tell_waiting(folder: Path, text: str) -> None:

@@ -1,0 +1,49 @@
+"""Whether the interpreter that runs a step has what the step was planned with: its key says that it had."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from trtx.errors import EnvironmentProblem
+from trtx.hardware.software import read_compiler
+from trtx.hardware.versions import installed_version
+from trtx.stages.params import PARAMS
+
+ABSENT = "absent"
+# Factors that are no distributions: trtx's own files are compared by the stages' code versions.
+NOT_HERE = frozenset({"trtx", "engine"})
+
+
+def check_toolchain(step: str, factors: Mapping[str, Any]) -> None:
+    """Compare a step's factors with this interpreter. Raises EnvironmentProblem, one sentence, where they differ."""
+    planned = dict(factors.get("toolchain", {}))
+    wrong = [
+        f"{name} {version}, here is {here}"
+        for name, version in planned.items()
+        if name not in NOT_HERE and (here := find_version(name)) != version
+    ]
+    code = PARAMS[factors["stage"]].code_version if factors.get("stage") in PARAMS else None
+    if code is not None and factors.get("code", code) != code:
+        wrong.append(f"version {factors['code']} of the stage {factors['stage']}, here is version {code}")
+    if wrong:
+        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        raise EnvironmentProblem(
+            f"{step} was planned with other versions: {'; '.join(wrong)}",
+            why=f"{sys.executable} on {host} is not the installation that the plan was made with",
+            fix="install the same versions there and here, or name another interpreter: runners.NAME.python",
+        )
+
+
+def find_version(name: str) -> str:
+    """What stands in the factors for a name of the toolchain, by this interpreter and machine."""
+    if name == "python":
+        return platform.python_version()
+    if name == "c++":
+        version = read_compiler(os.environ)
+        return f"g++ {version}" if version else ABSENT
+    return installed_version(name) or ABSENT
