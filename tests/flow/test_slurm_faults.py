@@ -163,7 +163,7 @@ def cancelled_from_outside(ground: Ground) -> End:
     site.steps.hold(FIRST)
     with site.driver("apply", *RUN) as driver:
         site.begun(FIRST)
-        site.cluster.run("scancel", *site.jobs()[-1:])
+        site.cluster.run("scancel", "--state=RUNNING", *site.jobs())
         site.ends(driver)
     return site.end(FIRST, driver.returncode)
 

@@ -1,8 +1,8 @@
 """The real worker with stages that do nothing but keep count: `python -m support.light_worker job.json`.
 
 The folder that LIGHT_STEPS names says what else a step does, by files: `hold/<step>`: it waits until that file is gone;
-`fail/<step>`: it fails; `eat/<step>`: it takes so many MiB of memory. Slashes in step names are dots there. Each start
-and each finish is a line of `record`.
+`fail/<step>`: it fails; `eat/<step>`: it takes so many MiB of memory; `sleep`: all take so many seconds. Slashes in
+step names are dots there. Each start and each finish is a line of `record`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,9 @@ class LightSteps:
         path.touch()
         return path
 
+    def sleep(self, seconds: float) -> None:
+        """Have every step take so long."""
+        (self.folder / "sleep").write_text(str(seconds))
 
     def eat(self, step: str, mebibytes: int) -> None:
         """Have a step take memory."""
@@ -83,6 +86,8 @@ def run_stage(step: str, context: StepContext) -> dict[str, Any]:
     print(f"{step} begins", flush=True)
     eaten = folder / "eat" / name
     held = [bytearray(b"x" * (1 << 20)) for _ in range(int(eaten.read_text()) if eaten.exists() else 0)]
+    if (folder / "sleep").exists():
+        time.sleep(float((folder / "sleep").read_text()))
     while (folder / "hold" / name).exists():
         time.sleep(0.02)
     if (folder / "fail" / name).exists():

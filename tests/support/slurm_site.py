@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import os
@@ -11,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,15 +167,17 @@ class Ground:
     NODES = (*NODES[:4], *(Node(f"p{number}", "", 0, 16, 32000, (f"own{number}",)) for number in (1, 2)))
 
     def __init__(self, folder: Path, fetched: Path, clusters: contextlib.ExitStack) -> None:
-        self.folder, self._fetched, self._clusters = folder, fetched, clusters
+        self.folder, self.fetched, self._clusters = folder, fetched, clusters
         self._numbers = itertools.count()
+        self._limited: Cluster | None = None
+        self._limited_lock = threading.Lock()
         self.shared = clusters.enter_context(self.cluster(self.NODES, extra=self.EXTRA))
         self._seed = self._fetch()
 
     def _fetch(self) -> Path:
         """A cache with what every run needs from this machine."""
         project = make_project(self.folder / "seed", self.folder / "seed/cache")
-        write_recipe(project, self._fetched, None)
+        write_recipe(project, self.fetched, None)
         done = project.trtx("apply", "recipe.yaml", "--until", "dataset")
         assert done.returncode == 0, done.stderr
         return self.folder / "seed/cache"
@@ -185,8 +187,13 @@ class Ground:
         calls = [getattr(item, "callspec", None) for item in request.session.items]
         return list(dict.fromkeys(call.params[parameter] for call in calls if call and parameter in call.params))
 
-    @functools.cached_property
+    @property
     def limited(self) -> Cluster:
+        with self._limited_lock:
+            self._limited = self._limited or self._start_limited()
+            return self._limited
+
+    def _start_limited(self) -> Cluster:
         """Its node's name is its own: control groups are named by it."""
         if not os.access("/sys/fs/cgroup/memory", os.W_OK):
             pytest.skip("memory limits need a writable memory control group, version 1")
@@ -212,5 +219,5 @@ class Ground:
         environ = {**project.environ, **cluster.environ, "PYTHONPATH": str(TESTS)}
         project = QuickProject(project.folder, environ)
         steps = LightSteps(folder / "light")
-        write_recipe(project, self._fetched, steps, settings)
+        write_recipe(project, self.fetched, steps, settings)
         return Site(project, cluster, steps)
