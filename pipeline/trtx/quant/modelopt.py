@@ -10,7 +10,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.files import write_json
 from trtx.models.formats import ALGORITHMS, QuantFormat, is_excluded
+from trtx.models.linear_layout import AWQ
 from trtx.models.sources.transfer import saving
+from trtx.quant.block_rounding import rounding_on_cpu
 from trtx.quant.checkpoint_folder import (
     check_finite,
     copy_tokenizer,
@@ -31,6 +33,7 @@ from trtx.quant.checkpoint_folder import (
     load_tokenizer,
     write_plain_format,
 )
+from trtx.quant.kv_scales import add_scales, take_int8_scales
 from trtx.quant.perplexity import MAX_WINDOW, make_windows, mean_nats, perplexity_of
 from trtx.quant.rows import encode_rows, make_batches, read_rows
 
@@ -77,7 +80,8 @@ def quantize_checkpoint(
         if is_plain
         else make_batches(encode_rows(tokenizer, read_rows(data / "calibration.jsonl")), length, batch_size)
     )
-    run = Forward(model, progress, count_passes(quantization, len(windows_KU), batch_size, len(batches)))
+    passes = count_passes(quantization, len(windows_KU), batch_size, len(batches), model.config.num_hidden_layers)
+    run = Forward(model, progress, passes)
 
     before = mean_nats(run.logits, windows_KU, batch_size)
     say(f"perplexity {perplexity_of(before):.4f} on {windows_KU[:, 1:].numel()} held-out tokens, {describe(model)}")
@@ -86,11 +90,12 @@ def quantize_checkpoint(
         copy_weights(folder, output, model)
         write_plain_format(output)
     else:
-        insert_quantizers(model, quantization, run, batches)
-        after = mean_nats(run.logits, windows_KU, batch_size)
+        with rounding_on_cpu() if model.device.type == "cpu" else nullcontext():
+            insert_quantizers(model, quantization, run, batches)
+            after = mean_nats(run.logits, windows_KU, batch_size)
         say(f"perplexity {perplexity_of(after):.4f} as {quantization.algorithm}, KV cache {quantization.kv_cache}")
         check_damage(before, after)
-        export_checkpoint(model, output)
+        export_checkpoint(model, output, quantization)
     copy_tokenizer(folder, output, tokenizer)
     with saving(output):
         save_file({"tokens": windows_KU}, output / HELD_OUT_NAME)
@@ -114,12 +119,18 @@ def quantize_checkpoint(
     return report
 
 
-def count_passes(quantization: QuantFormat, num_windows: int, batch_size: int, num_batches: int) -> int:
-    """Forward passes of a whole calibration, for the progress display: AWQ observes, then searches."""
+def count_passes(
+    quantization: QuantFormat, num_windows: int, batch_size: int, num_batches: int, num_layers: int
+) -> int:
+    """Forward passes of a whole calibration, for the progress display: AWQ observes, then searches; GPTQ goes through
+    the model once for every layer; formats whose scales are those of each block at hand observe nothing."""
     measured = math.ceil(num_windows / batch_size)
     if num_batches == 0:
         return measured
-    return 2 * measured + (2 if quantization.algorithm == "int4_awq" else 1) * num_batches
+    special = {**dict.fromkeys(AWQ, 2), "int4_gptq": num_layers, "mxfp4": 0, "mxfp8": 0}
+    if quantization.kv_cache != "auto":
+        special |= {"mxfp4": 1, "mxfp8": 1}
+    return 2 * measured + special.get(quantization.algorithm, 1) * num_batches
 
 
 class Forward:
@@ -128,13 +139,18 @@ class Forward:
     def __init__(self, model: Any, progress: Progress, total: int) -> None:
         self.model, self.progress, self.total, self.done = model, progress, total, 0
 
-    @torch.no_grad()
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, V]."""
-        logits_BTV: Tensor = self.model(input_ids=tokens_BT.to(self.model.device), use_cache=False).logits
+        logits_BTV: Tensor = self.pass_through(tokens_BT).logits
+        return logits_BTV
+
+    @torch.no_grad()
+    def pass_through(self, tokens_BT: Tensor) -> Any:
+        """What the model gives for tokens; None while ModelOpt calibrates it layer by layer."""
+        answer = self.model(input_ids=tokens_BT.to(self.model.device), use_cache=False)
         self.done += 1
         self.progress(min(self.done, self.total), self.total, "forward passes")
-        return logits_BTV
+        return answer
 
 
 def insert_quantizers(model: Any, quantization: QuantFormat, run: Forward, batches: Sequence[Tensor]) -> None:
@@ -154,7 +170,7 @@ def insert_quantizers(model: Any, quantization: QuantFormat, run: Forward, batch
     check_groups({name: linears[name] for name in linears if name not in excluded}, quantization)
     config = make_config(mtq, quantization, excluded)
     with known_warnings():
-        mtq.quantize(model, config, lambda _: [run.logits(batch_BT) for batch_BT in batches])
+        mtq.quantize(model, config, lambda _: [run.pass_through(batch_BT) for batch_BT in batches])
     requantize_resmooth_fused_llm_layers(model)
 
 
@@ -171,12 +187,18 @@ def make_config(mtq: Any, quantization: QuantFormat, excluded: Sequence[str]) ->
         )
     if quantization.kv_cache == "fp8":
         rules.extend(copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"]))
+    elif quantization.kv_cache == "int8":
+        rules.append({"quantizer_name": "*[kv]_bmm_quantizer", "cfg": {"num_bits": 8, "axis": None}})
+    if quantization.kv_cache != "auto":
+        config["algorithm"] = config["algorithm"] or "max"  # MX formats need none for the weights
+    if quantization.algorithm == "int4_gptq":
+        config["algorithm"] = {"method": "gptq", "layerwise": {"enable": True}}
     return config
 
 
 def check_groups(linears: dict[str, nn.Linear], quantization: QuantFormat) -> None:
     """Raise UsageProblem for a matrix whose columns do not divide into the format's groups."""
-    group = quantization.group_size
+    group = quantization.columns_per_scale
     for name, linear in linears.items():
         if group is not None and linear.in_features % group:
             raise UsageProblem(
@@ -197,12 +219,15 @@ def check_damage(before: float, after: float) -> None:
     )
 
 
-def export_checkpoint(model: Any, output: Path) -> None:
+def export_checkpoint(model: Any, output: Path, quantization: QuantFormat) -> None:
     """Write the unified Hugging Face checkpoint. The model is packed in place and cannot be run afterwards."""
     from modelopt.torch.export import export_hf_checkpoint
 
+    int8_scales = take_int8_scales(model) if quantization.kv_cache == "int8" else {}
     with saving(output), torch.inference_mode(), known_warnings():
         export_hf_checkpoint(model, export_dir=output)
+    if int8_scales:
+        add_scales(output, int8_scales)
 
 
 @contextmanager

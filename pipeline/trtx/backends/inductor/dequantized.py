@@ -1,0 +1,84 @@
+"""The weights of a unified checkpoint in float32: the second opinion about what its packed numbers mean.
+
+The arithmetic here is written anew from the formats' descriptions (quant/unpack.py has the table), not shared with the
+engine's, so that an error in either shows. Legend: N output rows, C input columns of a linear, Z groups of columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trtx.models.checkpoint import Checkpoint
+from trtx.models.formats import QuantFormat
+
+# Tensors that stand beside a quantized weight or a KV cache.
+SCALES = ("weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "k_scale", "v_scale")
+# Eight sizes, and the sign in the fourth bit.
+FP4_NUMBERS = [sign * size for sign in (1, -1) for size in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]
+
+
+def read_dequantized(checkpoint: Checkpoint, quantization: QuantFormat) -> dict[str, Tensor]:
+    """All weights of a checkpoint in float32, scales multiplied in.
+
+    Raises NotImplementedError for a checkpoint that is packed in another way than ModelOpt's.
+    """
+    if quantization.packing != "plain":
+        raise NotImplementedError(f"weights packed as {quantization.packing}")
+    weights = {}
+    for name in checkpoint.names:
+        module, _, part = name.rpartition(".")
+        if part in SCALES:
+            continue
+        weight = checkpoint.read(name)
+        if part == "weight" and f"{module}.weight_scale" in checkpoint:
+            weight = dequantize(
+                weight,
+                checkpoint.read(f"{module}.weight_scale"),
+                checkpoint.read(f"{module}.weight_scale_2") if f"{module}.weight_scale_2" in checkpoint else None,
+                quantization,
+            )
+            if f"{module}.pre_quant_scale" in checkpoint:
+                weight = weight * checkpoint.read(f"{module}.pre_quant_scale").float()
+        weights[name] = weight.float()
+    return weights
+
+
+def dequantize(weight: Tensor, scale: Tensor, scale_2: Tensor | None, quantization: QuantFormat) -> Tensor:
+    """One weight, float32 [N, C]. W4A8's rounding to fp8, in units of `scale_2`, is left out here as in the engine."""
+    algorithm, group = quantization.algorithm, quantization.columns_per_scale
+    if algorithm == "fp8_block_wo":
+        return _dequantize_squares(weight.float(), scale.float())
+    if group is None:
+        return weight.float() * scale.float().reshape(-1, 1)
+    if algorithm in ("nvfp4", "nvfp4_awq"):
+        numbers, steps = _fp4_columns(weight), scale.float() * scale_2
+    elif algorithm in ("mxfp4", "mxfp8"):
+        numbers = _fp4_columns(weight) if algorithm == "mxfp4" else weight.float()
+        steps = torch.ldexp(torch.ones(scale.shape), scale.int() - 127)
+    else:
+        numbers, steps = _int4_rows(weight), scale.float()
+    return numbers * steps.repeat_interleave(group, dim=1)
+
+
+def _int4_rows(weight: Tensor) -> Tensor:
+    signed = weight.to(torch.int16)
+    low, high = signed % 16, signed // 16
+    rows_NC = torch.empty(2 * weight.shape[0], weight.shape[1])
+    rows_NC[0::2], rows_NC[1::2] = low - 16 * (low > 7), high - 16 * (high > 7)
+    return rows_NC
+
+
+def _fp4_columns(weight: Tensor) -> Tensor:
+    numbers = torch.tensor(FP4_NUMBERS)
+    columns_NC = torch.empty(weight.shape[0], 2 * weight.shape[1])
+    columns_NC[:, 0::2], columns_NC[:, 1::2] = numbers[weight.long() % 16], numbers[weight.long() // 16]
+    return columns_NC
+
+
+def _dequantize_squares(numbers: Tensor, scale: Tensor) -> Tensor:
+    for row in range(0, numbers.shape[0], 128):
+        for column in range(0, numbers.shape[1], 128):
+            square = scale if scale.numel() == 1 else scale[row // 128, 0, column // 128, 0]
+            numbers[row : row + 128, column : column + 128] *= square
+    return numbers
