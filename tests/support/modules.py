@@ -14,8 +14,8 @@ from trtx.backends.inductor.module import load_eager, make_module
 from trtx.backends.inductor.spec import EngineSpec, make_card
 from trtx.files import write_json
 from trtx.models.config import DType
+from trtx.models.decoder import Decoder
 from trtx.models.layout import make_layout
-from trtx.models.llama import Llama
 from trtx.models.weights_config import WeightsConfig, load_weights_config
 from trtx.models.weights_file import map_weights
 from trtx.runtime.card import CARD_NAME, Limits, Rank
@@ -53,13 +53,13 @@ def make_eager_engine(folder: Path, checkpoint: Path, dtype: DType = "float32", 
     return load_eager(folder / "engine", folder / "weights", num_blocks)
 
 
-def load_rank(weights: Path, rank: int) -> tuple[Llama, dict[str, Tensor]]:
+def load_rank(weights: Path, rank: int) -> tuple[Decoder, dict[str, Tensor]]:
     """One rank's module over its own file, and the tensors of the file."""
     config = load_weights_config(weights)
     layout = make_layout(config.model, config.quantization, config.dtype, config.tensor, config.pipeline, rank)
     tensors = map_weights(weights / config.ranks[rank].file, layout.tensors)
     where = Rank(tensor=config.tensor, pipeline=config.pipeline, rank=rank)
-    module = make_module(config.model, config.quantization, config.dtype, where)
+    module = make_module(config.model, config.quantization, config.dtype, where, LIMITS.max_seq_len)
     module.load_state_dict(tensors, strict=True, assign=True)
     return module, tensors
 

@@ -7,6 +7,7 @@ transformers.PreTrainedModel.save_pretrained.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -31,11 +32,13 @@ class Checkpoint:
         """
         self.folder = folder
         self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
+        # The file that has a tensor, and the tensor's name there.
+        self._files: dict[str, tuple[Any, str]] = {}
+        self._transposed: frozenset[str] = frozenset()
         try:
             for name in _file_names(folder):
                 handle = self._stack.enter_context(self._open(name))
-                self._files.update(dict.fromkeys(handle.keys(), handle))
+                self._files.update({tensor: (handle, tensor) for tensor in handle.keys()})  # noqa: SIM118
         except BaseException:
             self._stack.close()
             raise
@@ -55,38 +58,56 @@ class Checkpoint:
         """Names of all tensors."""
         return sorted(self._files)
 
+    def assume_base(self, base: str) -> None:
+        """Let a checkpoint of the model without its head look like one of the whole: `base.` before all names."""
+        if not any(name.startswith(f"{base}.") for name in self._files):
+            self._files.update({f"{base}.{name}": found for name, found in self._files.items()})
+
+    def transpose(self, names: Iterable[str]) -> None:
+        """Show these matrices [K, N] as [N, K]."""
+        self._transposed = frozenset(names)
+
     def dtype(self, name: str) -> str:
         """How a tensor is stored, by its name in the format: `BF16`, `F8_E4M3`, `I8` …"""
-        stored: str = self._find(name).get_slice(name).get_dtype()
+        stored: str = self._slice(name).get_dtype()
         return stored
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor. Raises VerificationFailed when there is none of that name."""
-        return tuple(self._find(name).get_slice(name).get_shape())
+        shape = tuple(self._slice(name).get_shape())
+        return shape[::-1] if name in self._transposed else shape
 
     def read(self, name: str) -> Tensor:
         """One whole tensor. Raises VerificationFailed when there is none of that name."""
-        tensor: Tensor = self._find(name).get_tensor(name)
-        return tensor
+        handle, stored = self._find(name)
+        tensor: Tensor = handle.get_tensor(stored)
+        return tensor.t() if name in self._transposed else tensor
 
     def read_part(self, name: str, rows: range, columns: range | None = None) -> Tensor:
         """A contiguous part of a tensor; only that part is read from disk when it is made of whole rows.
 
         Raises VerificationFailed when the tensor is missing or smaller.
         """
-        part = self._find(name).get_slice(name)
-        shape = part.get_shape()
+        shape = self.shape(name)
         if rows.stop > shape[0] or (columns is not None and columns.stop > shape[1]):
             raise VerificationFailed(
                 f"{name} in {self.folder} has the wrong shape",
                 why=f"it is {shape} and config.json asks for {rows.stop}" + (f" × {columns.stop}" if columns else ""),
                 fix="fetch or export the checkpoint again",
             )
-        where = slice(rows.start, rows.stop)
-        tensor: Tensor = part[where] if columns is None else part[where, columns.start : columns.stop]
+        part, where = self._slice(name), slice(rows.start, rows.stop)
+        there = slice(None) if columns is None else slice(columns.start, columns.stop)
+        if name in self._transposed:
+            transposed: Tensor = part[there, where]
+            return transposed.t()
+        tensor: Tensor = part[where] if columns is None else part[where, there]
         return tensor
 
-    def _find(self, name: str) -> Any:
+    def _slice(self, name: str) -> Any:
+        handle, stored = self._find(name)
+        return handle.get_slice(stored)
+
+    def _find(self, name: str) -> tuple[Any, str]:
         if name not in self._files:
             raise VerificationFailed(
                 f"the checkpoint {self.folder} has no tensor {name}",

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trtx.errors import UsageProblem, did_you_mean
+from trtx.models.architecture import Architecture
+from trtx.models.read_config import Activation
 
 DType = Literal["float32", "bfloat16", "float16"]
 
-# RoPE kinds whose frequencies do not depend on the length of the sequence and need no attention factor, with their
-# parameters (transformers.modeling_rope_utils); see models/rope.py.
-ROPE_TYPES: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+# The `architectures` field of config.json → the module that declares it.
+ARCHITECTURES = {
+    "LlamaForCausalLM": "trtx.models.architectures.llama",
+    "MistralForCausalLM": "trtx.models.architectures.mistral",
+    "Qwen2ForCausalLM": "trtx.models.architectures.qwen2",
+    "Qwen3ForCausalLM": "trtx.models.architectures.qwen3",
+    "Qwen3MoeForCausalLM": "trtx.models.architectures.qwen3_moe",
+    "Gemma2ForCausalLM": "trtx.models.architectures.gemma2",
+    "Gemma3ForCausalLM": "trtx.models.architectures.gemma3",
+    "Phi3ForCausalLM": "trtx.models.architectures.phi3",
+    "MixtralForCausalLM": "trtx.models.architectures.mixtral",
+    "GPT2LMHeadModel": "trtx.models.architectures.gpt2",
+    "GPTNeoXForCausalLM": "trtx.models.architectures.gpt_neox",
 }
-
-# The `architectures` field of config.json → the module that builds the program.
-ARCHITECTURES = {"LlamaForCausalLM": "trtx.models.llama"}
 
 
 class ModelConfig(BaseModel):
-    """Everything a compiled program depends on besides number formats; no weight values, no token ids."""
+    """Everything a compiled program depends on besides number formats; no weight values, no token ids.
+
+    `rotary_dim` is how many channels of a head are rotated, None for all, 0 for none; `local_rope_*` is another RoPE
+    for layers with a window. `windows` has the window of each layer, 0 for the whole context, and is empty when no
+    layer has one. Scores are multiplied by `attention_scale`, None for head_dim^-0.5; softcaps of 0 are none.
+    `attention_bias` is about q, k, v and, where the architecture has it, the output projection. The sizes after
+    `num_experts` are of layers with a mixture of experts, which are all but `dense_layers` unless there are 0 experts.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,71 +52,109 @@ class ModelConfig(BaseModel):
     head_dim: int
     max_position_embeddings: int
     norm_epsilon: float
-    rope_theta: float
-    rope_scaling: dict[str, Any] | None
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
     tie_word_embeddings: bool
     attention_bias: bool
     mlp_bias: bool
     dtype: DType
+    activation: Activation = "silu"
+    rotary_dim: int | None = None
+    local_rope_theta: float | None = None
+    local_rope_scaling: dict[str, Any] | None = None
+    windows: tuple[int, ...] = ()
+    attention_scale: float | None = None
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    embedding_scale: float = 1.0
+    parallel_residual: bool = False
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_size: int = 0
+    normalize_experts: bool = False
+    dense_layers: tuple[int, ...] = ()
+
+    @property
+    def rotated_channels(self) -> int:
+        """Channels of a head that RoPE rotates; 0 for a model with learned positions."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    def window(self, layer: int) -> int:
+        """How many tokens a token of this layer sees, itself counted; 0 for all."""
+        return self.windows[layer] if self.windows else 0
+
+    def has_local_rope(self, layer: int) -> bool:
+        """Whether this layer has the other RoPE."""
+        return self.local_rope_theta is not None and self.window(layer) > 0
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether this layer has a mixture of experts in place of one MLP."""
+        return self.num_experts > 0 and layer not in self.dense_layers
+
+
+def load_architecture(name: str) -> Architecture:
+    """The declaration of an architecture of ARCHITECTURES."""
+    found: Architecture = import_module(ARCHITECTURES[name]).ARCHITECTURE
+    return found
 
 
 def read_model_config(config: Mapping[str, Any]) -> ModelConfig:
     """Build a ModelConfig from the content of a config.json.
 
-    Format: https://huggingface.co/docs/transformers/model_doc/llama (LlamaConfig); transformers 4 wrote
-    `rope_theta`, `rope_scaling` and `torch_dtype`, transformers 5 writes `rope_parameters` and `dtype`.
-
-    Raises UsageProblem for an architecture, activation or position encoding trtx cannot compile.
+    Raises UsageProblem for an architecture, activation, position encoding or feature that trtx cannot compile.
     """
-    architecture = (config.get("architectures") or ["(none)"])[0]
-    if architecture not in ARCHITECTURES:
+    name = (config.get("architectures") or ["(none)"])[0]
+    if name not in ARCHITECTURES:
         raise UsageProblem(
-            f"trtx cannot compile the architecture {architecture}",
+            f"trtx cannot compile the architecture {name}",
             why="config.json names it under `architectures`",
-            fix=did_you_mean(architecture, ARCHITECTURES),
+            fix=did_you_mean(name, ARCHITECTURES),
         )
-    activation = config.get("hidden_act", "silu")
-    if activation != "silu":
-        raise UsageProblem(
-            f"{architecture} with hidden_act {activation!r} is not supported", fix="use a model with silu"
-        )
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     try:
-        shape = _read_shape(config)
+        shape = ModelConfig(architecture=name, dtype=dtype, **_read_fields(name, config))
     except (KeyError, TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
         why = f"it lacks {error}" if isinstance(error, KeyError) else _first_line(error)
         raise UsageProblem(
             "config.json does not describe a model", why=why, fix="fetch or save the model again"
         ) from error
-    if shape.head_dim % 2 or shape.num_heads % shape.num_kv_heads:
+    _check(shape)
+    return shape
+
+
+def _read_fields(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    fields = load_architecture(name).read_config(config)
+    # One spelling of a model without windows, so that its programs and keys do not depend on how it was saved.
+    return fields if any(fields.get("windows", ())) else {**fields, "windows": ()}
+
+
+def _check(shape: ModelConfig) -> None:
+    if shape.rotated_channels % 2 or shape.num_heads % shape.num_kv_heads:
         raise UsageProblem(
             f"{shape.num_heads} attention heads of {shape.head_dim} channels over {shape.num_kv_heads} key-value heads "
             "are not supported",
             why="channels are rotated in pairs, and each key-value head serves equally many heads",
         )
-    return shape
-
-
-def _read_shape(config: Mapping[str, Any]) -> ModelConfig:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    rope = dict(config.get("rope_parameters") or {})
-    return ModelConfig(
-        architecture=config["architectures"][0],
-        vocab_size=config["vocab_size"],
-        hidden_size=hidden,
-        intermediate_size=config["intermediate_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        max_position_embeddings=config["max_position_embeddings"],
-        norm_epsilon=config.get("rms_norm_eps", 1e-6),
-        rope_theta=rope.get("rope_theta") or config.get("rope_theta") or 10000.0,
-        rope_scaling=_read_rope_scaling(config.get("rope_scaling") or rope),
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
-        attention_bias=config.get("attention_bias", False),
-        mlp_bias=config.get("mlp_bias", False),
-        dtype=config.get("dtype") or config.get("torch_dtype") or "float32",
-    )
+    if shape.windows and len(shape.windows) != shape.num_layers:
+        raise UsageProblem(
+            "config.json does not describe a model",
+            why=f"`layer_types` has {len(shape.windows)} entries for {shape.num_layers} layers",
+            fix="fetch or save the model again",
+        )
+    if shape.experts_per_token > shape.num_experts and shape.num_experts:
+        raise UsageProblem(
+            "config.json does not describe a model",
+            why=f"each token takes {shape.experts_per_token} of {shape.num_experts} experts",
+            fix="fetch or save the model again",
+        )
+    for scaling in (shape.rope_scaling, shape.local_rope_scaling):
+        factors = [scaling[key] for key in ("short_factor", "long_factor") if key in scaling] if scaling else []
+        if any(len(factor) != shape.rotated_channels // 2 for factor in factors):
+            raise UsageProblem(
+                f"longrope needs {shape.rotated_channels // 2} factors",
+                why="there is one for each pair of rotated channels",
+                fix="complete config.json's rope parameters",
+            )
 
 
 def _first_line(error: Exception) -> str:
@@ -110,29 +162,3 @@ def _first_line(error: Exception) -> str:
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return str(error).splitlines()[0]
-
-
-def _read_rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The parameters of a scaled RoPE as floats, with `rope_type`; None for plain RoPE.
-
-    Only what the kind uses is kept, so that configs written by different transformers agree.
-    """
-    rope_type = rope.get("rope_type") or rope.get("type") or "default"
-    if rope_type not in ROPE_TYPES:
-        raise UsageProblem(
-            f"RoPE scaling of type {rope_type!r} is not supported",
-            why="config.json names it under `rope_parameters` or `rope_scaling`",
-            fix=f"use a model with one of: {', '.join(ROPE_TYPES)}",
-        )
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UsageProblem(
-            "RoPE on a part of each head is not supported", fix="use a model without partial_rotary_factor"
-        )
-    if missing := [key for key in ROPE_TYPES[rope_type] if key not in rope]:
-        raise UsageProblem(
-            f"RoPE scaling of type {rope_type!r} lacks {', '.join(missing)}",
-            fix="complete config.json's rope parameters",
-        )
-    if rope_type == "default":
-        return None
-    return {"rope_type": rope_type, **{key: float(rope[key]) for key in ROPE_TYPES[rope_type]}}

@@ -6,13 +6,15 @@ Sharding, for `tensor` × `pipeline` ranks (rank = pipeline index × tensor + te
 
 | tensor | tensor parallel | pipeline parallel |
 |---|---|---|
-| embed.weight | whole on every rank | first stage; also the last when the embeddings are tied |
+| embed, positions | whole on every rank | first stage; embed also on the last when it is tied to the head |
 | attention.qkv | output rows by head: the rank's query, then key, then value heads | its own layers |
 | attention.out | input columns by head | its own layers |
-| mlp.gate_up | output rows: the rank's gate rows, then its up rows | its own layers |
+| mlp.up, mlp.gate_up | output rows: the rank's gate rows, then its up rows | its own layers |
 | mlp.down | input columns | its own layers |
 | norms | whole | its own layers; final_norm on the last stage |
+| mlp.router and the experts' mlp.gate_up, mlp.down | not cut: one rank only | its own layers |
 | lm_head | output rows; absent when tied, then every rank of the last stage computes all logits | last stage |
+| rope.inv_freq, local_rope.inv_freq | whole | stages with a layer that uses it |
 
 Key and value heads are repeated when there are more tensor ranks than such heads. What runs along the input columns
 of a linear (pre_quant_scale, groups of a group-wise format) is cut with them. Biases of `attention.out` and
@@ -21,11 +23,14 @@ of a linear (pre_quant_scale, groups of a group-wise format) is cut with them. B
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from trtx.errors import UsageProblem
 from trtx.files import canonical_json, sha256_bytes
-from trtx.models.config import DType, ModelConfig
+from trtx.models.architecture import Architecture
+from trtx.models.config import DType, ModelConfig, load_architecture
 from trtx.models.formats import SAME_PROGRAM, QuantFormat, is_excluded
 from trtx.models.linear_layout import Cut, LinearSpec, TensorSpec, linear_tensors
 
@@ -63,6 +68,41 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Plain:
+    """A tensor in the engine's dtype: those of the checkpoint that it is made of, one below the other, as `shape`."""
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KvScales:
+    """The two scales of a layer's quantized cache; `name` and `source` are of the attention."""
+
+    name: str
+    source: str
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """The frequencies of a RoPE, one for each pair of channels; longrope has a row for short and one for long."""
+
+    name: str
+    channels: int
+    theta: float
+    scaling: dict[str, Any] | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        pairs = self.channels // 2
+        return (2, pairs) if self.scaling and self.scaling["rope_type"] == "longrope" else (pairs,)
+
+
+RankPart = Plain | LinearSpec | KvScales | RopeTable
+
+
+@dataclass(frozen=True)
 class Layout:
     """All tensors of one rank file, in file order, and the digest that ties programs to weights.
 
@@ -82,7 +122,8 @@ def make_layout(
     Raises UsageProblem when the model cannot be cut or quantized this way.
     """
     shard = make_shard(config, tensor, pipeline, rank)
-    tensors = tuple(_tensors(config, quantization, dtype, shard))
+    parts = rank_parts(config, quantization, shard)
+    tensors = tuple(spec for part in parts for spec in _part_tensors(part, dtype))
     facts = {
         "model": config.model_dump(mode="json", exclude={"dtype"}),
         "algorithm": SAME_PROGRAM.get(quantization.algorithm, quantization.algorithm),
@@ -117,55 +158,147 @@ def make_shard(config: ModelConfig, tensor: int = 1, pipeline: int = 1, rank: in
     )
 
 
+def rank_parts(config: ModelConfig, quantization: QuantFormat, shard: Shard) -> Iterator[RankPart]:
+    """What one rank holds, in file order.
+
+    Raises UsageProblem when the model cannot be quantized this way.
+    """
+    names, tied = load_architecture(config.architecture), config.tie_word_embeddings
+    hidden = config.hidden_size
+    if shard.is_first or (shard.is_last and tied):
+        embed = names.base_source(names.embed)
+        yield Plain("embed.weight", (config.vocab_size, hidden), (f"{embed}.weight",))
+    if shard.is_first and names.positions:
+        positions = names.base_source(names.positions)
+        yield Plain("positions.weight", (config.max_position_embeddings, hidden), (f"{positions}.weight",))
+    for layer in shard.layers:
+        yield from _layer_parts(config, names, quantization, shard, layer)
+    if shard.is_last:
+        yield from _norm("final_norm", names.base_source(names.final_norm), hidden, names)
+        if not tied:
+            yield head_linear(config, shard)
+    yield from rope_tables(config, shard)
+
+
+def _layer_parts(
+    config: ModelConfig, names: Architecture, quantization: QuantFormat, shard: Shard, layer: int
+) -> Iterator[RankPart]:
+    here = f"layers.{layer}"
+    for name, source in names.layer_norms:
+        yield from _norm(f"{here}.{name}", names.layer_source(layer, source), config.hidden_size, names)
+    for which, source in zip("qk", names.head_norms or (), strict=False):
+        yield from _norm(f"{here}.attention.{which}_norm", names.layer_source(layer, source), config.head_dim, names)
+    yield from layer_linears(config, quantization, shard, layer)
+    if config.has_experts(layer):
+        yield from _experts(config, names, quantization, layer)
+    if quantization.kv_cache != "auto":
+        attention = names.layer_source(layer, names.qkv[0]).rpartition(".")[0]
+        yield KvScales(f"{here}.attention", attention)
+
+
 def layer_linears(config: ModelConfig, quantization: QuantFormat, shard: Shard, layer: int) -> tuple[LinearSpec, ...]:
-    """The four linears of one layer on one rank: qkv, out, gate_up, down."""
-    d = config.head_dim
-    heads, kv_heads = _scale(shard.heads, d), _scale(shard.kv_heads, d)
-    hidden = range(config.hidden_size)
-    here, there = f"layers.{layer}", f"model.layers.{layer}"
+    """The linears of one layer on one rank: qkv, out, gate_up or up, down; without the last two if it has experts."""
+    names = load_architecture(config.architecture)
+    hidden, middle = range(config.hidden_size), shard.intermediate
 
-    def make(
-        name: str, sources: tuple[str, ...], rows: tuple[range, ...], columns: range, cut: Cut, bias: bool
-    ) -> LinearSpec:
-        full = tuple(f"{there}.{source}" for source in sources)
-        return LinearSpec(f"{here}.{name}", full, rows, columns, cut, bias, _format(quantization, full))
+    def make(name: str, parts: list[tuple[str, range]], columns: range, cut: Cut, bias: bool) -> LinearSpec:
+        sources = tuple(names.layer_source(layer, source) for source, _ in parts)
+        rows = tuple(rows for _, rows in parts)
+        return LinearSpec(f"layers.{layer}.{name}", sources, rows, columns, cut, bias, _format(quantization, sources))
 
-    q, k, v = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
-    gate, up = "mlp.gate_proj", "mlp.up_proj"
-    middle = shard.intermediate
-    return (
-        make("attention.qkv", (q, k, v), (heads, kv_heads, kv_heads), hidden, "rows", config.attention_bias),
-        make("attention.out", ("self_attn.o_proj",), (hidden,), heads, "columns", config.attention_bias),
-        make("mlp.gate_up", (gate, up), (middle, middle), hidden, "rows", config.mlp_bias),
-        make("mlp.down", ("mlp.down_proj",), (hidden,), middle, "columns", config.mlp_bias),
+    heads = _scale(shard.heads, config.head_dim)
+    out_bias = config.attention_bias and names.out_has_bias
+    attention = (
+        make("attention.qkv", _qkv_rows(config, names, shard), hidden, "rows", config.attention_bias),
+        make("attention.out", [(names.out, hidden)], heads, "columns", out_bias),
     )
+    if config.has_experts(layer):
+        return attention
+    up = _up_rows(config, names, shard)
+    return (
+        *attention,
+        make("mlp.gate_up" if names.gated else "mlp.up", up, hidden, "rows", config.mlp_bias),
+        make("mlp.down", [(names.down, hidden)], middle, "columns", config.mlp_bias),
+    )
+
+
+def _qkv_rows(config: ModelConfig, names: Architecture, shard: Shard) -> list[tuple[str, range]]:
+    """Which rows of which source the rank's query, key and value heads are."""
+    d, counts = config.head_dim, (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    each = (shard.heads, shard.kv_heads, shard.kv_heads)
+    if len(names.qkv) > 1:
+        return [(source, _scale(heads, d)) for source, heads in zip(names.qkv, each, strict=True)]
+    (fused,) = names.qkv
+    if names.qkv_fusion == "by_head":
+        starts = [(3 * head + part) * d for part, heads in enumerate(each) for head in heads]
+        return [(fused, range(start, start + d)) for start in starts]
+    starts = [sum(counts[:part]) * d for part in range(3)]
+    return [(fused, _shift(_scale(heads, d), start)) for heads, start in zip(each, starts, strict=True)]
+
+
+def _up_rows(config: ModelConfig, names: Architecture, shard: Shard) -> list[tuple[str, range]]:
+    """Which rows of which source the rank's gate and up rows are."""
+    if names.gated and len(names.up) == 1:
+        (fused,) = names.up
+        return [(fused, shard.intermediate), (fused, _shift(shard.intermediate, config.intermediate_size))]
+    return [(source, shard.intermediate) for source in names.up]
 
 
 def head_linear(config: ModelConfig, shard: Shard) -> LinearSpec:
     """The output projection, never quantized; a tied one has no tensors of its own."""
-    return LinearSpec("lm_head", ("lm_head",), (shard.vocab,), range(config.hidden_size), "rows", False, QuantFormat())
+    head = load_architecture(config.architecture).head
+    return LinearSpec("lm_head", (head,), (shard.vocab,), range(config.hidden_size), "rows", False, QuantFormat())
 
 
-def _tensors(config: ModelConfig, quantization: QuantFormat, dtype: DType, shard: Shard) -> list[TensorSpec]:
-    hidden = (config.hidden_size,)
-    found = []
-    if shard.is_first or (shard.is_last and config.tie_word_embeddings):
-        found.append(TensorSpec("embed.weight", (config.vocab_size, config.hidden_size), dtype))
-    for layer in shard.layers:
-        prefix = f"layers.{layer}"
-        found.append(TensorSpec(f"{prefix}.attention_norm.weight", hidden, dtype))
-        found.append(TensorSpec(f"{prefix}.mlp_norm.weight", hidden, dtype))
-        for spec in layer_linears(config, quantization, shard, layer):
-            found.extend(linear_tensors(spec, dtype))
-        if quantization.kv_cache != "auto":
-            found.append(TensorSpec(f"{prefix}.attention.k_scale", (), "float32"))
-            found.append(TensorSpec(f"{prefix}.attention.v_scale", (), "float32"))
-    if shard.is_last:
-        found.append(TensorSpec("final_norm.weight", hidden, dtype))
-        if not config.tie_word_embeddings:
-            found.extend(linear_tensors(head_linear(config, shard), dtype))
-    found.append(TensorSpec("rope.inv_freq", (config.head_dim // 2,), "float32"))
+def rope_tables(config: ModelConfig, shard: Shard) -> list[RopeTable]:
+    """The RoPEs that the rank's layers use."""
+    found, channels = [], config.rotated_channels
+    local = [config.has_local_rope(layer) for layer in shard.layers]
+    if channels and not all(local):
+        found.append(RopeTable("rope", channels, config.rope_theta, config.rope_scaling))
+    if config.local_rope_theta is not None and any(local):
+        found.append(RopeTable("local_rope", channels, config.local_rope_theta, config.local_rope_scaling))
     return found
+
+
+def _norm(name: str, source: str, size: int, names: Architecture) -> Iterator[Plain]:
+    for part in ("weight", "bias") if names.norm == "layer" else ("weight",):
+        yield Plain(f"{name}.{part}", (size,), (f"{source}.{part}",))
+
+
+def _experts(config: ModelConfig, names: Architecture, quantization: QuantFormat, layer: int) -> Iterator[Plain]:
+    """The router and the experts' matrices, one expert's below the other's."""
+    assert names.experts is not None  # noqa: S101 - the architecture has them
+    hidden, size, numbers = config.hidden_size, config.expert_size, range(config.num_experts)
+    gate_up = [
+        names.layer_source(layer, name.format(number))
+        for number in numbers
+        for name in (names.experts.gate, names.experts.up)
+    ]
+    down = [names.layer_source(layer, names.experts.down.format(number)) for number in numbers]
+    if _format(quantization, (*gate_up, *down)).algorithm != "none":
+        raise UsageProblem(
+            f"a mixture of experts cannot be quantized with {quantization.algorithm} yet",
+            why="the engine multiplies experts in its own dtype only",
+            fix="exclude 'experts.*'",
+        )
+    here, count = f"layers.{layer}.mlp", len(numbers)
+    router = names.layer_source(layer, names.experts.router)
+    yield Plain(f"{here}.router.weight", (count, hidden), (f"{router}.weight",))
+    yield Plain(f"{here}.gate_up.weight", (count, 2 * size, hidden), tuple(f"{name}.weight" for name in gate_up))
+    yield Plain(f"{here}.down.weight", (count, hidden, size), tuple(f"{name}.weight" for name in down))
+
+
+def _part_tensors(part: RankPart, dtype: DType) -> tuple[TensorSpec, ...]:
+    match part:
+        case Plain():
+            return (TensorSpec(part.name, part.shape, dtype),)
+        case LinearSpec():
+            return linear_tensors(part, dtype)
+        case KvScales():
+            return tuple(TensorSpec(f"{part.name}.{which}_scale", (), "float32") for which in "kv")
+        case RopeTable():
+            return (TensorSpec(f"{part.name}.inv_freq", part.shape, "float32"),)
 
 
 def _format(quantization: QuantFormat, sources: tuple[str, ...]) -> QuantFormat:
@@ -181,6 +314,12 @@ def _format(quantization: QuantFormat, sources: tuple[str, ...]) -> QuantFormat:
 
 def _check_divisible(config: ModelConfig, tensor: int, pipeline: int) -> None:
     kv = config.num_kv_heads
+    if tensor > 1 and config.num_experts:
+        raise UsageProblem(
+            f"a mixture of experts cannot be cut into {tensor} tensor-parallel ranks yet",
+            why="experts stand whole on one rank",
+            fix="set tensor parallelism to 1",
+        )
     uneven = [
         f"{count} {what}"
         for what, count, fits in (
@@ -212,3 +351,7 @@ def _split(count: int, parts: int, index: int) -> range:
 
 def _scale(items: range, size: int) -> range:
     return range(items.start * size, items.stop * size)
+
+
+def _shift(items: range, by: int) -> range:
+    return range(items.start + by, items.stop + by)

@@ -29,11 +29,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trtx.models.blocks import MakeLinear
 from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import QuantFormat
 from trtx.models.layout import Shard, head_linear, layer_linears
 from trtx.models.linear_layout import LinearSpec, linear_tensors
-from trtx.models.llama import MakeLinear
 from trtx.quant.rounding import fp8_row_scales, round_fp8, round_mxfp4, round_mxfp8, round_nvfp4, to_fp8
 
 INT4_OFFSET = 8

@@ -1,4 +1,4 @@
-"""Turns the tensors of a unified Hugging Face checkpoint into engine tensors, in the order of models/layout.py."""
+"""Turns the tensors of a Hugging Face checkpoint into engine tensors, in the order of models/layout.py."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from trtx.models.checkpoint import Checkpoint
-from trtx.models.config import DType, ModelConfig
+from trtx.models.config import DType, ModelConfig, load_architecture
 from trtx.models.formats import QuantFormat
-from trtx.models.layout import Shard, head_linear, layer_linears
+from trtx.models.layout import KvScales, Plain, RopeTable, Shard, layer_linears, rank_parts
+from trtx.models.linear_layout import LinearSpec
 from trtx.models.rope import make_inv_freq
 from trtx.quant.pack_linear import pack_linear
 from trtx.quant.unpack import read_kv_scale
@@ -23,21 +24,28 @@ def pack_rank(
 
     Raises VerificationFailed when the checkpoint is not what its config files say.
     """
-    kind = getattr(torch, dtype)
-    tied = config.tie_word_embeddings
-    if shard.is_first or (shard.is_last and tied):
-        yield "embed.weight", checkpoint.read("model.embed_tokens.weight").to(kind)
-    for layer in shard.layers:
-        here, there = f"layers.{layer}", f"model.layers.{layer}"
-        yield f"{here}.attention_norm.weight", checkpoint.read(f"{there}.input_layernorm.weight").to(kind)
-        yield f"{here}.mlp_norm.weight", checkpoint.read(f"{there}.post_attention_layernorm.weight").to(kind)
-        for spec in layer_linears(config, quantization, shard, layer):
-            yield from pack_linear(checkpoint, spec, dtype, shard)
-        if quantization.kv_cache != "auto":
-            for which in "kv":
-                yield f"{here}.attention.{which}_scale", read_kv_scale(checkpoint, f"{there}.self_attn", which)
-    if shard.is_last:
-        yield "final_norm.weight", checkpoint.read("model.norm.weight").to(kind)
-        if not tied:
-            yield from pack_linear(checkpoint, head_linear(config, shard), dtype, shard)
-    yield "rope.inv_freq", make_inv_freq(config)
+    adapt(checkpoint, config, shard)
+    for part in rank_parts(config, quantization, shard):
+        match part:
+            case Plain():
+                # Experts of a mixture are matrices of their own in the checkpoint.
+                pieces = [checkpoint.read(source) for source in part.sources]
+                whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces).view(part.shape)
+                yield part.name, whole.to(getattr(torch, dtype))
+            case LinearSpec():
+                yield from pack_linear(checkpoint, part, dtype, shard)
+            case KvScales():
+                for which in "kv":
+                    yield f"{part.name}.{which}_scale", read_kv_scale(checkpoint, part.source, which)
+            case RopeTable():
+                yield f"{part.name}.inv_freq", make_inv_freq(part)
+
+
+def adapt(checkpoint: Checkpoint, config: ModelConfig, shard: Shard) -> None:
+    """Let a checkpoint look as the layout describes it, where its architecture has another custom."""
+    names = load_architecture(config.architecture)
+    if names.bare_base:
+        checkpoint.assume_base(names.base)
+    if names.transposed:
+        linears = [spec for layer in shard.layers for spec in layer_linears(config, QuantFormat(), shard, layer)]
+        checkpoint.transpose(f"{source}.weight" for spec in linears for source in spec.sources)

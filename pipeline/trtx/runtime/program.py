@@ -51,7 +51,7 @@ class Programs(Protocol):
     ) -> Tensor:
         """Logits [N, V], float32, of chosen tokens; keys and values of all tokens go to the pools.
 
-        See models/llama.py for the inputs; all are on the CPU, and at least one sequence, token and row.
+        See models/decoder.py for the inputs; all are on the CPU, and at least one sequence, token and row.
         """
         ...
 

@@ -8,14 +8,14 @@ from support.checkpoints import E2M1, FP8, HF_NAMES, Unified, make_unified
 from support.modules import convert_quietly, load_rank
 from torch import Tensor
 
+from trtx.models.decoder import Decoder
 from trtx.models.layout import make_shard
-from trtx.models.llama import Llama
 from trtx.quant.linear import Linear, linear_factory
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 64}
 
 
-def load(tmp_path: Path, algorithm: str) -> tuple[Unified, Llama]:
+def load(tmp_path: Path, algorithm: str) -> tuple[Unified, Decoder]:
     checkpoint = make_unified(tmp_path / "checkpoint", algorithm, **SHAPE)
     convert_quietly(checkpoint.folder, tmp_path / "weights")
     return checkpoint, load_rank(tmp_path / "weights", 0)[0]

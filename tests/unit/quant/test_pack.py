@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.models.checkpoint import Checkpoint
-from trtx.models.llama import Llama
+from trtx.models.decoder import Decoder
 from trtx.quant.linear import Linear, dequantize_int4
 from trtx.quant.read_format import read_quant_format
 
@@ -40,7 +40,7 @@ def float_weight(linear: Linear) -> Tensor:
     return weight if linear.pre_quant_scale is None else weight * linear.pre_quant_scale
 
 
-def split_rows(module: Llama, layer: int) -> dict[str, Tensor]:
+def split_rows(module: Decoder, layer: int) -> dict[str, Tensor]:
     """A rank's fused weights of one layer by their names in the checkpoint."""
     attention, mlp = module.layers[str(layer)].attention, module.layers[str(layer)].mlp
     d, kv = attention.head_dim, attention.kv_heads
@@ -94,12 +94,12 @@ def test_the_ranks_of_any_cut_put_together_are_the_checkpoint(
 
 
 @torch.inference_mode()
-def run_ranks(ranks: list[Llama], tensor: int, tokens_BT: Tensor) -> Tensor:
+def run_ranks(ranks: list[Decoder], tensor: int, tokens_BT: Tensor) -> Tensor:
     """Logits [B·T, V] of all ranks in this one process: partial outputs are added up, logits put side by side."""
     batch, length = tokens_BT.shape
     tables = torch.arange(1, batch + 1)[:, None]
     tokens_M, *where = flatten(list(tokens_BT), [0] * batch, tables, length)
-    x = ranks[0].embed(tokens_M)
+    x = ranks[0].embed_tokens(tokens_M, where[0])
     for start in range(0, len(ranks), tensor):
         group = ranks[start : start + tensor]
         step = group[0].start(*where, tokens_per_block=length)

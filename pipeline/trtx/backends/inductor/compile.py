@@ -67,7 +67,8 @@ def export_program(spec: EngineSpec) -> ExportedProgram:
 
     The weights' memory is reserved and never touched, so it costs nothing.
     """
-    module = make_module(spec.model, spec.quantization, spec.dtype, spec.rank).to_empty(device="cpu")
+    limit = spec.limits.max_seq_len
+    module = make_module(spec.model, spec.quantization, spec.dtype, spec.rank, limit).to_empty(device="cpu")
     pools = make_pools(make_kv_cache(spec), EXAMPLE["P"])
     inputs, sizes = make_inputs(spec, len(pools))
     module.forward = module.step

@@ -8,26 +8,36 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trtx.models.attention import AttentionKind
 from trtx.models.config import DType, ModelConfig
+from trtx.models.decoder import Decoder
 from trtx.models.formats import QuantFormat
 from trtx.models.layout import make_shard
-from trtx.models.llama import Llama
 from trtx.quant.linear import linear_factory
 from trtx.runtime.card import EngineCard, Rank, load_card
 from trtx.runtime.program import EagerPrograms, load_weights
 
 
-def make_module(config: ModelConfig, quantization: QuantFormat, dtype: DType, rank: Rank) -> Llama:
+def make_module(
+    config: ModelConfig,
+    quantization: QuantFormat,
+    dtype: DType,
+    rank: Rank,
+    max_seq_len: int,
+    attention: AttentionKind = "gather",
+) -> Decoder:
     """One rank's module on the meta device: shapes without values."""
     shard = make_shard(config, rank.tensor, rank.pipeline, rank.rank)
     with torch.device("meta"):
         make_linear = linear_factory(config, quantization, dtype, shard)
-        return Llama(config, shard, quantization.kv_cache, getattr(torch, dtype), make_linear).eval()
+        kind = getattr(torch, dtype)
+        module = Decoder(config, shard, quantization.kv_cache, kind, make_linear, max_seq_len, attention)
+        return module.eval()
 
 
 def make_eager(card: EngineCard, weights: Mapping[str, Tensor], num_blocks: int) -> EagerPrograms:
     """The engine's module over weights that are taken as they are, without a copy."""
-    module = make_module(card.model, card.quantization, card.dtype, card.rank)
+    module = make_module(card.model, card.quantization, card.dtype, card.rank, card.limits.max_seq_len)
     module.load_state_dict(dict(weights), strict=True, assign=True)
     return EagerPrograms(card, module, num_blocks)
 
