@@ -1,0 +1,148 @@
+"""The operators as torch sees them: schemas, shapes for tracing, and the way to call them.
+
+    y = ops.linear_int8(x, weight, scale)
+
+A call goes to the operators of one namespace, `trtx_kernels` unless `use_namespace` named another: a program is traced
+with the namespace of the library that is built for it. Operators run in the library when one of their namespace is
+loaded (trtx.runtime.native) and in plain torch otherwise.
+
+Legend: see reference.py. x is contiguous, float32 or bfloat16, and y has its dtype; scales are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library, register_fake
+
+from trtx.kernels import reference
+
+DEFAULT_NAMESPACE = "trtx_kernels"
+
+# What takes tensors; implemented in plain torch, too.
+KERNELS: dict[str, str] = {
+    "paged_attention": "(Tensor q, Tensor k_pool, Tensor v_pool, Tensor block_tables, Tensor query_starts,"
+    " Tensor context_lens, float scale, int window, float softcap, Tensor? k_scale, Tensor? v_scale) -> Tensor",
+    "linear_bf16": "(Tensor x, Tensor weight) -> Tensor",
+    "linear_int8": "(Tensor x, Tensor weight, Tensor scale) -> Tensor",
+    "linear_int4": "(Tensor x, Tensor weight, Tensor scale, Tensor? offset, int group) -> Tensor",
+    "linear_fp8": "(Tensor x, Tensor weight, Tensor scale) -> Tensor",
+    "linear_w8a8": "(Tensor x, Tensor weight, Tensor scale, Tensor? input_scale, Tensor? pre_quant_scale) -> Tensor",
+}
+
+# What only a library can do: run programs, and say and change which level of its kernels runs.
+LIBRARY: dict[str, str] = {
+    "load_program": "(str folder, str name) -> int",
+    "constant_names": "(int program) -> str[]",
+    "set_constants": "(int program, str[] names, Tensor[] values) -> ()",
+    "run_program": "(int program, Tensor[] inputs) -> Tensor[]",
+    "unload_program": "(int program) -> ()",
+    "current_level": "() -> str",
+    "choose_level": "(str name) -> ()",
+    "supported_levels": "() -> str[]",
+}
+
+_declared: dict[str, Library] = {}
+_current = DEFAULT_NAMESPACE
+
+
+def declare(namespace: str) -> Any:
+    """The operators of a namespace, `torch.ops.<namespace>`, declared when this is the first call for it."""
+    if namespace not in _declared:
+        library = Library(namespace, "DEF")  # type: ignore[no-untyped-call]
+        for name, schema in {**KERNELS, **LIBRARY}.items():
+            library.define(name + schema)  # type: ignore[no-untyped-call]
+        for name in KERNELS:
+            plain = getattr(reference, name)
+            library.impl(name, plain, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+            fake: Callable[..., Tensor] = _like_q if name == "paged_attention" else _rows_of_weight
+            register_fake(f"{namespace}::{name}", fake, lib=library)
+        _declared[namespace] = library
+    return getattr(torch.ops, namespace)
+
+
+def use_namespace(namespace: str) -> None:
+    """Let the functions below call the operators of this namespace, in the whole process."""
+    global _current
+    declare(namespace)
+    _current = namespace
+
+
+def paged_attention(
+    q_MHD: Tensor,
+    k_pool_PSGD: Tensor,
+    v_pool_PSGD: Tensor,
+    block_tables_BW: Tensor,
+    query_starts_B1: Tensor,
+    context_lens_B: Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> Tensor:
+    """Attention [M, H, D] of a step's tokens over the pools, their own keys and values included.
+
+    Sequence b owns the tokens query_starts[b] … query_starts[b+1]-1, the last of them at position context_lens[b]-1.
+    A token sees itself and all before it, of these only the last `window` (itself counted) unless that is 0. Scores are
+    q·k·scale, and softcap·tanh(score / softcap) unless `softcap` is 0. Pools are float32, bfloat16, int8 or uint8 (the
+    bits of e4m3); `k_scale` and `v_scale` multiply them. Tables, starts and lengths are int32. Slots that no token sees
+    are not read.
+    """
+    tensors = (q_MHD, k_pool_PSGD, v_pool_PSGD, block_tables_BW, query_starts_B1, context_lens_B)
+    y: Tensor = declare(_current).paged_attention(*tensors, scale, window, softcap, k_scale, v_scale)
+    return y
+
+
+def linear_bf16(x: Tensor, weight: Tensor) -> Tensor:
+    """x · weightᵀ, weight bfloat16 [N, K]."""
+    y: Tensor = declare(_current).linear_bf16(x, weight)
+    return y
+
+
+def linear_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """x · (weight · scale)ᵀ, weight int8 [N, K], scale [N]."""
+    y: Tensor = declare(_current).linear_int8(x, weight, scale)
+    return y
+
+
+def linear_int4(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
+    """x · (int4 · scale + offset)ᵀ, weight uint8 [N, K/2] in the layout of quant/linear.py, scale and offset [N, Z].
+
+    Weights are rounded to x's dtype before they are multiplied.
+    """
+    y: Tensor = declare(_current).linear_int4(x, weight, scale, offset, 2 * weight.shape[1] // scale.shape[1])
+    return y
+
+
+def linear_fp8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """x · (weight · scale)ᵀ, weight float8_e4m3fn [N, K], scale [N]. x is not rounded."""
+    y: Tensor = declare(_current).linear_fp8(x, weight, scale)
+    return y
+
+
+def linear_w8a8(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    input_scale: Tensor | None = None,
+    pre_quant_scale: Tensor | None = None,
+) -> Tensor:
+    """(int8(x · pre_quant_scale[K] / input_scale) · weightᵀ) · input_scale · scale[N], summed in int32.
+
+    Without input_scale every token has its own, its largest magnitude / 127. Weight int8 [N, K].
+    """
+    y: Tensor = declare(_current).linear_w8a8(x, weight, scale, input_scale, pre_quant_scale)
+    return y
+
+
+def _like_q(q: Tensor, *_rest: object) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+def _rows_of_weight(x: Tensor, weight: Tensor, *_rest: object) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))

@@ -1,0 +1,95 @@
+"""What every operator computes, in plain torch: the reference of the tests, and what runs where no library is loaded.
+
+Legend: M tokens, N output rows, K input columns, Z = K / group; B sequences, W blocks per table, S tokens per block,
+P blocks in a pool, H query heads, G key-value heads, D channels per head, T tokens of one sequence, C its keys.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+INT4_OFFSET = 8
+
+
+def linear_bf16(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight.to(x.dtype))
+
+
+def linear_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    return (F.linear(x, weight.to(x.dtype)).float() * scale).to(x.dtype)
+
+
+def linear_fp8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    return (F.linear(x, weight.to(x.dtype)).float() * scale).to(x.dtype)
+
+
+def linear_int4(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, group: int) -> Tensor:
+    packed_NZh = weight.view(*scale.shape, group // 2)
+    numbers_NZg = torch.cat([packed_NZh & 15, packed_NZh >> 4], -1).float() - INT4_OFFSET
+    weight_NZg = numbers_NZg * scale.unsqueeze(-1)
+    if offset is not None:
+        weight_NZg = weight_NZg + offset.unsqueeze(-1)
+    return F.linear(x, weight_NZg.flatten(1).to(x.dtype))
+
+
+def linear_w8a8(
+    x: Tensor, weight: Tensor, scale: Tensor, input_scale: Tensor | None, pre_quant_scale: Tensor | None
+) -> Tensor:
+    smoothed = x.float() if pre_quant_scale is None else x.float() * pre_quant_scale
+    if input_scale is None:
+        largest = smoothed.abs().amax(-1, keepdim=True)
+        input_scale = torch.where(largest > 0, largest / 127, 1.0)
+    x_MK = (smoothed / input_scale).round().clamp(-128, 127).to(torch.int8).flatten(0, -2)
+    y_MN = torch._int_mm(x_MK, weight.t()).float()
+    y: Tensor = y_MN.view(*x.shape[:-1], -1) * (input_scale * scale)
+    return y.to(x.dtype)
+
+
+def paged_attention(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+) -> Tensor:
+    y = torch.empty_like(q)
+    starts = query_starts.tolist()
+    for sequence, length in enumerate(context_lens.tolist()):
+        first, last = starts[sequence], starts[sequence + 1]
+        blocks = block_tables[sequence].long()
+        k_CGD = _read(k_pool, blocks, length, k_scale)
+        v_CGD = _read(v_pool, blocks, length, v_scale)
+        positions_T1 = torch.arange(length - (last - first), length)[:, None]
+        keys_C = torch.arange(length)
+        hidden_TC = keys_C > positions_T1
+        if window:
+            hidden_TC |= keys_C <= positions_T1 - window
+        y[first:last] = _attend(q[first:last].float(), k_CGD, v_CGD, hidden_TC, scale, softcap).to(q.dtype)
+    return y
+
+
+def _attend(q_THD: Tensor, k_CGD: Tensor, v_CGD: Tensor, hidden_TC: Tensor, scale: float, softcap: float) -> Tensor:
+    repeats = q_THD.shape[1] // k_CGD.shape[1]
+    k_CHD, v_CHD = k_CGD.repeat_interleave(repeats, 1), v_CGD.repeat_interleave(repeats, 1)
+    scores_HTC = torch.einsum("thd,chd->htc", q_THD, k_CHD) * scale
+    if softcap:
+        scores_HTC = softcap * torch.tanh(scores_HTC / softcap)
+    weights_HTC = scores_HTC.masked_fill(hidden_TC, float("-inf")).softmax(-1)
+    # A key that nobody sees may hold anything, and 0 · NaN is NaN.
+    unseen_C11 = hidden_TC.all(0)[:, None, None]
+    return torch.einsum("htc,chd->thd", weights_HTC, v_CHD.masked_fill(unseen_C11, 0.0))
+
+
+def _read(pool: Tensor, blocks: Tensor, length: int, scale: Tensor | None) -> Tensor:
+    used = blocks[: -(-length // pool.shape[1])].clamp(0, pool.shape[0] - 1)
+    x = pool[used].flatten(0, 1)[:length]
+    x = x.view(torch.float8_e4m3fn).float() if x.dtype == torch.uint8 else x.float()
+    return x if scale is None else x * scale
