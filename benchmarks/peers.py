@@ -56,8 +56,9 @@ class Peers:
 
     def environ(self, folder: Path) -> dict[str, str]:
         """An environment in which neither asks the network or writes outside of `folder`."""
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return {
-            **os.environ,
+            **inherited,
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "HOME": str(folder),
             "XDG_CACHE_HOME": str(folder / ".cache"),
