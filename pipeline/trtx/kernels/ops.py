@@ -6,7 +6,8 @@ A call goes to the operators of one namespace, `trtx_kernels` unless `use_namesp
 with the namespace of the library that is built for it. Operators run in the library when one of their namespace is
 loaded (trtx.runtime.native) and in plain torch otherwise.
 
-Legend: see reference.py. x is contiguous, float32 or bfloat16, and y has its dtype; scales are float32.
+Legend: see reference.py. y has x's dtype, scales are float32. The library takes float32 and bfloat16; for other dtypes
+the plain torch form becomes part of the program.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.library import Library, register_fake
 
@@ -98,16 +100,22 @@ def paged_attention(
     return y
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x · weightᵀ + bias, all of one dtype: the library's product in bfloat16, torch's in others."""
+    if x.dtype != torch.bfloat16:
+        return F.linear(x, weight, bias)
+    y = linear_bf16(x, weight)
+    return y if bias is None else y + bias
+
+
 def linear_bf16(x: Tensor, weight: Tensor) -> Tensor:
     """x · weightᵀ, weight bfloat16 [N, K]."""
-    y: Tensor = declare(_current).linear_bf16(x, weight)
-    return y
+    return _call("linear_bf16", x, weight)
 
 
 def linear_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x · (weight · scale)ᵀ, weight int8 [N, K], scale [N]."""
-    y: Tensor = declare(_current).linear_int8(x, weight, scale)
-    return y
+    return _call("linear_int8", x, weight, scale)
 
 
 def linear_int4(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
@@ -115,14 +123,12 @@ def linear_int4(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None 
 
     Weights are rounded to x's dtype before they are multiplied.
     """
-    y: Tensor = declare(_current).linear_int4(x, weight, scale, offset, 2 * weight.shape[1] // scale.shape[1])
-    return y
+    return _call("linear_int4", x, weight, scale, offset, 2 * weight.shape[1] // scale.shape[1])
 
 
 def linear_fp8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x · (weight · scale)ᵀ, weight float8_e4m3fn [N, K], scale [N]. x is not rounded."""
-    y: Tensor = declare(_current).linear_fp8(x, weight, scale)
-    return y
+    return _call("linear_fp8", x, weight, scale)
 
 
 def linear_w8a8(
@@ -136,7 +142,14 @@ def linear_w8a8(
 
     Without input_scale every token has its own, its largest magnitude / 127. Weight int8 [N, K].
     """
-    y: Tensor = declare(_current).linear_w8a8(x, weight, scale, input_scale, pre_quant_scale)
+    return _call("linear_w8a8", x, weight, scale, input_scale, pre_quant_scale)
+
+
+def _call(name: str, x: Tensor, *rest: object) -> Tensor:
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        plain: Tensor = getattr(reference, name)(x, *rest)
+        return plain
+    y: Tensor = getattr(declare(_current), name)(x.contiguous(), *rest)
     return y
 
 

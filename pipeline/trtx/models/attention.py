@@ -1,7 +1,8 @@
 """Attention over the paged key-value pools, in two forms that compute the same.
 
-`gather` is plain torch: pad the tokens to a grid, gather each sequence's blocks, attend under a mask. It copies the
-whole context of every sequence in every layer and is the reference that the other form is held to.
+`native` is an operator of the kernel library, which reads every key and value once, from where it lies. `gather` is
+plain torch: pad the tokens to a grid, gather each sequence's blocks, attend under a mask. It copies the whole context
+of every sequence in every layer and is the reference that the other form is held to.
 
 Legend: M tokens of a step, flattened without padding; B sequences, T tokens of the longest one; W blocks per table,
 S tokens per block, C = W·S context slots, P blocks in a pool; H query heads, G key-value heads, D channels per head.
@@ -15,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AttentionKind = Literal["gather"]
+from trtx.kernels import ops
+
+AttentionKind = Literal["native", "gather"]
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # largest finite e4m3 number; conversion beyond it would give NaN
@@ -41,6 +44,37 @@ class Attend(Protocol):
         k_scale: Tensor | None = None,
         v_scale: Tensor | None = None,
     ) -> Tensor: ...
+
+
+class NativeAttention:
+    """The kernel library's operator over the tables of one step."""
+
+    def __init__(self, block_tables_BW: Tensor, query_starts_B1: Tensor, context_lens_B: Tensor) -> None:
+        self._batch = (block_tables_BW, query_starts_B1, context_lens_B)
+
+    def __call__(
+        self,
+        q_MHD: Tensor,
+        k_pool_PSGD: Tensor,
+        v_pool_PSGD: Tensor,
+        *,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
+    ) -> Tensor:
+        return ops.paged_attention(
+            q_MHD,
+            k_pool_PSGD,
+            v_pool_PSGD,
+            *self._batch,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            k_scale=k_scale,
+            v_scale=v_scale,
+        )
 
 
 class GatherAttention:
@@ -140,6 +174,8 @@ def make_attention(
     tokens_per_block: int,
 ) -> Attend:
     """The attention of one step."""
+    if kind == "native":
+        return NativeAttention(block_tables_BW, query_starts_B1, context_lens_B)
     return GatherAttention(block_tables_BW, query_starts_B1, context_lens_B, num_tokens, tokens_per_block)
 
 

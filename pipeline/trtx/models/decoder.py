@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trtx.kernels import ops
 from trtx.models.architecture import Architecture
 from trtx.models.attention import Attend, AttentionKind, make_attention, write_pool
 from trtx.models.blocks import NORMS, Embedding, GatedMlp, MakeLinear, Mlp, Rope, make_parameter
@@ -220,6 +220,6 @@ class Decoder(nn.Module):
     def logits(self, x_NE: Tensor) -> Tensor:
         """Logits, float32 [N, V], of hidden states that left the last layer."""
         x_NE = self.final_norm(x_NE)
-        projected_NV: Tensor = F.linear(x_NE, self.embed.weight) if self.tied else self.lm_head(x_NE)
+        projected_NV: Tensor = ops.linear(x_NE, self.embed.weight) if self.tied else self.lm_head(x_NE)
         logits_NV = projected_NV.float()
         return self.logit_softcap * torch.tanh(logits_NV / self.logit_softcap) if self.logit_softcap else logits_NV

@@ -21,14 +21,16 @@ Scales are per output row, so that parts with a scale of their own (q, k, v; gat
 are bytes [N, K/2]: byte j of a group holds its column j in the low nibble and its column j + half a group in the high
 one, each a value -8…7 stored plus 8. So both halves widen to vectors as they lie; with neighbours in a byte, widening
 takes 2.5 times as long.
+
+Products are operators of the kernel library (trtx.kernels.ops), which read weights in the format they are stored in.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trtx.kernels import ops
 from trtx.models.blocks import MakeLinear
 from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import QuantFormat
@@ -70,14 +72,14 @@ class PlainLinear(Linear):
     """Weights in the engine's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return ops.linear(x, self.weight, self.bias)
 
 
 class DequantizedLinear(Linear):
     """Weights dequantized when they were converted; activations rounded as the format does."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.round(x).to(x.dtype), self.weight, self.bias)
+        return ops.linear(self.round(x).to(x.dtype), self.weight, self.bias)
 
     def round(self, x: Tensor) -> Tensor:
         if self.algorithm in ("nvfp4", "nvfp4_awq"):
@@ -91,25 +93,23 @@ class Fp8Linear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         scale = self.input_scale if self.algorithm == "fp8" else fp8_row_scales(x)
         rounded = to_fp8(x.float(), scale).to(x.dtype)
-        y = F.linear(rounded, self.weight.to(x.dtype)).float()
-        return self.add_bias((y * (scale * self.weight_scale)).to(x.dtype))
+        y = ops.linear_fp8(rounded, self.weight, self.weight_scale).float()
+        return self.add_bias((y * scale).to(x.dtype))
 
 
 class Int8Linear(Linear):
     """SmoothQuant (Xiao et al., arXiv:2211.10438): int8 weights per row, int8 activations with one static scale."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x_MK = (self.smooth(x) / self.input_scale).round().clamp(-128, 127).to(torch.int8).flatten(0, -2)
-        y_MN = torch._int_mm(x_MK, self.weight.t()).float() * (self.input_scale * self.weight_scale)
-        return self.add_bias(y_MN.to(x.dtype).view(*x.shape[:-1], -1))
+        y = ops.linear_w8a8(x, self.weight, self.weight_scale, self.input_scale, self.pre_quant_scale)
+        return self.add_bias(y)
 
 
 class Int8WeightLinear(Linear):
     """int8 weights per row, activations as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight.to(x.dtype)).float() * self.weight_scale
-        return self.add_bias(y.to(x.dtype))
+        return self.add_bias(ops.linear_int8(x, self.weight, self.weight_scale))
 
 
 class Int4WeightLinear(Linear):
@@ -118,7 +118,7 @@ class Int4WeightLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.prepare(x)
-        return self.add_bias(F.linear(x, dequantize_int4(self.weight, self.weight_scale, x.dtype, self.weight_offset)))
+        return self.add_bias(ops.linear_int4(x, self.weight, self.weight_scale, self.weight_offset))
 
     def prepare(self, x: Tensor) -> Tensor:
         """What is multiplied with the weights: x scaled, rounded and sorted, in its own dtype."""
