@@ -36,13 +36,20 @@ def test_a_completion_has_the_shape_that_clients_expect(server: RunningServer) -
     assert (answer["object"], answer["model"]) == ("text_completion", MODEL)
     assert isinstance(answer["created"], int)
     assert answer["choices"] == [
-        {"index": 0, "text": expected_text(LONG, 12), "logprobs": None, "finish_reason": "length"}
+        {
+            "index": 0,
+            "text": expected_text(LONG, 12),
+            "logprobs": None,
+            "finish_reason": "length",
+            "stop_reason": None,
+        }
     ]
     prompt_tokens = len(TOKENIZER.encode(LONG))
     assert answer["usage"] == {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": 12,
         "total_tokens": prompt_tokens + 12,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

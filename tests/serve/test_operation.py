@@ -139,7 +139,7 @@ def test_health_and_models_describe_the_server(server: RunningServer) -> None:
 def test_metrics_count_requests_tokens_and_latencies() -> None:
     with running_server(make_engine()) as server:
         server.post("/v1/completions", LONG | {"max_tokens": 10})
-        server.post("/v1/completions", LONG | {"n": 2})
+        server.post("/v1/completions", LONG | {"n": 0})
         found = read_metrics(server)
     assert found['trtx_requests_total{reason="length"}'] == 1
     assert found["trtx_requests_refused_total"] == 1
@@ -147,6 +147,10 @@ def test_metrics_count_requests_tokens_and_latencies() -> None:
     assert found["trtx_output_tokens_total"] == 10
     assert found["trtx_time_to_first_token_seconds_count"] == 1
     assert found["trtx_inter_token_latency_seconds_count"] == 9
+    assert found["trtx_request_seconds_count"] == found["trtx_queue_seconds_count"] == 1
+    assert found["trtx_request_seconds_sum"] >= found["trtx_time_to_first_token_seconds_sum"] > 0
+    assert found["trtx_kv_cache_usage_ratio"] == 0
+    assert found["trtx_preemptions_total"] == found["trtx_cached_prompt_tokens_total"] == 0
     assert found['trtx_steps_total{kind="decode"}'] == 9
     assert found["trtx_kv_blocks"] == 64
 

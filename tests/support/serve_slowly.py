@@ -16,9 +16,9 @@ STEP_S = 0.01
 
 
 class SlowPrograms(FakePrograms):
-    def decode(self, *tensors: Any) -> Any:
+    def step(self, *tensors: Any) -> Any:
         threading.Event().wait(STEP_S)
-        return super().decode(*tensors)
+        return super().step(*tensors)
 
 
 def main() -> None:

@@ -56,10 +56,10 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(engine: Engine) -> Iterator[RunningServer]:
+def running_server(engine: Engine, **options: Any) -> Iterator[RunningServer]:
     listener = bind("127.0.0.1", 0)
     config = uvicorn.Config(
-        create_app(engine, model_name=MODEL), log_level="error", lifespan="on", timeout_graceful_shutdown=5
+        create_app(engine, model_name=MODEL, **options), log_level="error", lifespan="on", timeout_graceful_shutdown=5
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +18,7 @@ from trtx.runtime.engine import DEFAULT_MEMORY_FRACTION, Engine
 from trtx.runtime.generation import Generation, GenerationFailed
 from trtx.runtime.loop import EngineFailed
 from trtx.runtime.params import RequestRefused, SamplingParams
+from trtx.runtime.report import describe_engine
 from trtx.runtime.request import Request
 from trtx.runtime.results import CompletionOutput, Logprob, RequestOutput
 from trtx.runtime.tokenizer import Tokenizer
@@ -148,14 +148,7 @@ class LLM:
 
     def get_stats(self) -> dict[str, Any]:
         """What the engine has counted since it started, how full it is now, and its last steps, one by one."""
-        stats, load = self._engine.stats, self._engine.load_now
-        totals = {item.name: getattr(stats, item.name) for item in fields(stats) if item.name != "steps"}
-        return {
-            **totals,
-            "finished": dict(stats.finished),
-            **asdict(load),
-            "steps": list(map(asdict, list(stats.steps))),
-        }
+        return describe_engine(self._engine)
 
     def shutdown(self) -> None:
         """End the engine's thread; what runs or is asked for later raises EngineFailed. May be called twice."""

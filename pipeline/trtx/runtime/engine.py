@@ -230,6 +230,9 @@ class Engine:
         batch = scheduler.schedule()
         if batch is None:
             return None
+        for chunk in batch.chunks:
+            if chunk.request.started_s is None:
+                chunk.request.started_s = self.clock()
         scheduled_s = perf_counter()
         inputs = self._inputs.make(batch)
         stats = StepStats(

@@ -36,6 +36,7 @@ class Sampled(NamedTuple):
 class Request:
     """One sequence on its way through the engine; changed by the scheduler only.
 
+    `arrival_s` and `started_s`, when its first step was planned, are on the engine's clock.
     `stop_ids` are all token ids that end the sequence. `random` draws one number in [0, 1) per sampled token.
     `banned_ids` are token sequences that must not appear, those of `params.bad_words` among them. `stop_reason` is
     the stop string or the id of `params.stop_token_ids` that ended it. `failure` says why it ended by an error.
@@ -67,6 +68,7 @@ class Request:
     num_cached: int = 0
     num_preemptions: int = 0
     digests: list[bytes] = field(default_factory=list)
+    started_s: float | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     failure: str | None = None

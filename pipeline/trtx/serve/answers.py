@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from fastapi import Request
@@ -11,6 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from trtx.runtime.loop import EngineFailed, Stream
+from trtx.runtime.request import Output
 from trtx.serve.problems import engine_unavailable
 from trtx.serve.replies import DONE_EVENT, Choice, Reply, Usage, make_event
 
@@ -18,10 +21,10 @@ from trtx.serve.replies import DONE_EVENT, Choice, Reply, Usage, make_event
 STATUS_CLIENT_GONE = 499
 
 
-async def answer_whole(http: Request, stream: Stream, reply: Reply) -> Response:
+async def answer_whole(http: Request, call: Call) -> Response:
     """Wait for all choices, or for the client to leave."""
-    with stream:
-        work = asyncio.create_task(_collect(stream))
+    with call, call.stream:
+        work = asyncio.create_task(_collect(call))
         gone = asyncio.create_task(_wait_until_gone(http))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -31,53 +34,114 @@ async def answer_whole(http: Request, stream: Stream, reply: Reply) -> Response:
         finally:
             work.cancel()
             gone.cancel()
-    usage = Usage(_prompt_tokens(stream), sum(choice.num_tokens for choice in choices))
-    return JSONResponse(reply.whole(choices, usage))
+    call.note(choices)
+    return JSONResponse(call.reply.whole(choices, call.usage(choices)))
 
 
 class EventAnswer(StreamingResponse):
-    """Server-sent events while the engine works; requests are queued when sending begins and cancelled when it ends."""
+    """Server-sent events while the engine works; requests are queued when sending begins and cancelled when it ends.
 
-    def __init__(self, stream: Stream, reply: Reply, *, include_usage: bool) -> None:
-        events = _write_events(stream, reply, include_usage=include_usage)
+    What a client does not read stays here, and the engine does not wait for it: at most the connection's send buffer
+    and the outputs of its own request, which `max_tokens` and `n` bound and a single choice joins into one.
+    """
+
+    def __init__(self, call: Call, *, include_usage: bool) -> None:
+        events = _write_events(call, include_usage=include_usage)
         # A proxy that collects a response before passing it on would defeat the purpose.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._stream = stream
+        self._call = call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._stream:
+        with self._call, self._call.stream:
             await super().__call__(scope, receive, send)
 
 
-async def _collect(stream: Stream) -> list[Choice]:
-    choices = {request.id: Choice() for request in stream.requests}
-    async for output in stream:
-        choice = choices[output.request.id]
-        choice.text += output.text
-        choice.num_tokens += len(output.token_ids)
-        choice.finish_reason = output.finish_reason
+@dataclass
+class Call:
+    """One call of an endpoint that generates: its requests in a stream, `num_choices` of them for every prompt.
+
+    `figures` are for the log; `release` gives its place in the queue back.
+    """
+
+    stream: Stream
+    reply: Reply
+    num_choices: int
+    figures: dict[str, Any]
+    release: Callable[[], None]
+
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def usage(self, choices: Sequence[Choice]) -> Usage:
+        """Tokens of all prompts and choices."""
+        prompts = self.stream.requests[:: self.num_choices]
+        return Usage(
+            sum(len(request.prompt_ids) for request in prompts),
+            sum(choice.num_tokens for choice in choices),
+            sum(request.num_cached for request in prompts),
+        )
+
+    def note(self, choices: Sequence[Choice]) -> None:
+        """Keep what the log tells about an answer that has ended."""
+        usage = self.usage(choices)
+        self.figures["prompt_tokens"] = usage.prompt_tokens
+        self.figures["completion_tokens"] = usage.completion_tokens
+        self.figures["finish_reasons"] = [choice.finish_reason for choice in choices]
+
+
+def _take(choice: Choice, output: Output) -> Choice:
+    """Add an output to a choice; returns what it added."""
+    piece = Choice(
+        output.text,
+        len(output.token_ids),
+        output.finish_reason,
+        output.request.stop_reason if output.finish_reason else None,
+        list(output.logprobs),
+    )
+    choice.num_tokens += piece.num_tokens
+    choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
+    return piece
+
+
+async def _collect(call: Call) -> list[Choice]:
+    choices = {request.id: Choice() for request in call.stream.requests}
+    texts: dict[int, list[str]] = {request.id: [] for request in call.stream.requests}
+    async for output in call.stream:
+        piece = _take(choices[output.request.id], output)
+        texts[output.request.id].append(piece.text)
+        choices[output.request.id].logprobs += piece.logprobs
+    for id, choice in choices.items():
+        choice.text = "".join(texts[id])
     return list(choices.values())
 
 
-async def _write_events(stream: Stream, reply: Reply, *, include_usage: bool) -> AsyncIterator[str]:
+async def _write_events(call: Call, *, include_usage: bool) -> AsyncIterator[str]:
     # With include_usage every event has the field, null in all but the last.
     more: dict[str, Any] = {"usage": None} if include_usage else {}
-    index = {request.id: i for i, request in enumerate(stream.requests)}
-    completion_tokens = 0
-    if opening := reply.opening():
-        yield reply.event(opening, **more)
+    reply, requests = call.reply, call.stream.requests
+    index = {request.id: i for i, request in enumerate(requests)}
+    choices = [Choice() for _ in requests]
+    for opening in reply.opening(len(requests)):
+        yield reply.event([opening], **more)
     try:
-        async for output in stream:
-            completion_tokens += len(output.token_ids)
-            if output.text or output.finish_reason:
-                piece = reply.piece(index[output.request.id], output.text, output.finish_reason)
-                yield reply.event([piece], **more)
+        async for output in call.stream:
+            place = index[output.request.id]
+            piece = _take(choices[place], output)
+            if piece.text or piece.finish_reason or piece.logprobs:
+                yield reply.event([reply.piece(place, piece)], **more)
     except EngineFailed as failed:
         yield make_event(engine_unavailable(failed).body())
         return
+    finally:
+        call.note(choices)
     if include_usage:
-        yield reply.event([], usage=Usage(_prompt_tokens(stream), completion_tokens).as_json())
+        yield reply.event([], usage=call.usage(choices).as_json())
     yield DONE_EVENT
 
 
@@ -85,7 +149,3 @@ async def _wait_until_gone(http: Request) -> None:
     # The body has been read, so the next message says that the client left.
     while (await http.receive())["type"] != "http.disconnect":
         pass
-
-
-def _prompt_tokens(stream: Stream) -> int:
-    return sum(len(request.prompt_ids) for request in stream.requests)

@@ -13,6 +13,7 @@ from trtx.runtime.engine import Engine
 from trtx.runtime.request import Output, Request
 
 FIRST_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+REQUEST_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 BETWEEN_TOKENS_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
@@ -35,6 +36,18 @@ class ServerMetrics:
             buckets=BETWEEN_TOKENS_BUCKETS_S,
             registry=self._registry,
         )
+        self._queue = Histogram(
+            "trtx_queue_seconds",
+            "From the arrival of a request to the step that starts it.",
+            buckets=FIRST_TOKEN_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._request = Histogram(
+            "trtx_request_seconds",
+            "From the arrival of a request to its last token.",
+            buckets=REQUEST_BUCKETS_S,
+            registry=self._registry,
+        )
         self.refused = Counter(
             "trtx_requests_refused", "Requests answered with an error before they were queued.", registry=self._registry
         )
@@ -43,12 +56,16 @@ class ServerMetrics:
         """Record the times of one step's tokens."""
         for output in outputs:
             last_s = self._last_s.get(output.request)
+            arrival_s, started_s = output.request.arrival_s, output.request.started_s
             if last_s is None:
-                self._first_token.observe(output.time_s - output.request.arrival_s)
+                self._first_token.observe(output.time_s - arrival_s)
+                self._queue.observe((output.time_s if started_s is None else started_s) - arrival_s)
             else:
                 self._between_tokens.observe(output.time_s - last_s)
             if output.finish_reason is None:
                 self._last_s[output.request] = output.time_s
+            else:
+                self._request.observe(output.time_s - arrival_s)
 
     def render(self) -> bytes:
         """The text format of Prometheus."""
@@ -72,8 +89,18 @@ class _EngineFigures(Collector):
         steps.add_metric(["decode"], stats.decode_steps)
         yield steps
         yield CounterMetricFamily("trtx_prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
+        yield CounterMetricFamily(
+            "trtx_cached_prompt_tokens", "Prompt tokens found in the KV cache instead.", stats.cached_tokens
+        )
+        yield CounterMetricFamily(
+            "trtx_preemptions", "Times that a running request gave its blocks to another.", stats.paused
+        )
+        last = stats.steps[-1].batch_size if stats.steps else 0
+        yield GaugeMetricFamily("trtx_batch_size", "Requests in the last step.", last)
         yield CounterMetricFamily("trtx_output_tokens", "Tokens generated.", stats.output_tokens)
         yield GaugeMetricFamily("trtx_requests_running", "Requests that hold blocks.", load.running)
         yield GaugeMetricFamily("trtx_requests_waiting", "Requests that wait to start.", load.waiting)
         yield GaugeMetricFamily("trtx_kv_blocks_used", "KV-cache blocks in use.", load.kv_blocks_used)
         yield GaugeMetricFamily("trtx_kv_blocks", "KV-cache blocks there are.", load.kv_blocks)
+        usage = load.kv_blocks_used / load.kv_blocks
+        yield GaugeMetricFamily("trtx_kv_cache_usage_ratio", "Part of the KV-cache blocks in use.", usage)

@@ -15,20 +15,31 @@ from trtx.runtime.request import RequestRefused
 
 # Parts of a path that name fields and items; what pydantic adds after them are its own types.
 PATH_DEPTH = {"messages": 3, "stream_options": 2}
+# Types of errors that have a name of their own, by status.
+KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 class ApiProblem(Exception):
     """A request that gets an error; `param` names the field at fault, `code` is for programs."""
 
-    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
+        self.headers = headers
 
     def body(self) -> dict[str, Any]:
         """The JSON of the error."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
@@ -39,7 +50,7 @@ def install_handlers(app: FastAPI, on_refused: Callable[[], None]) -> None:
         problem = to_problem(request, error)
         if problem.status < 500:
             on_refused()
-        headers = error.headers if isinstance(error, HTTPException) else None
+        headers = error.headers if isinstance(error, HTTPException) else problem.headers
         return JSONResponse(problem.body(), problem.status, headers=headers)
 
     for kind in (ApiProblem, RequestRefused, RequestValidationError, EngineFailed, HTTPException):

@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from trtx.runtime.request import Sampled
+from trtx.runtime.tokenizer import Tokenizer
 
 DONE_EVENT = "data: [DONE]\n\n"
 
 
 @dataclass
 class Choice:
-    """One finished or growing answer."""
+    """One finished or growing answer, or a piece of one. `stop_reason` is the stop string or id that ended it."""
 
     text: str = ""
     num_tokens: int = 0
     finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    logprobs: list[Sampled] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a request, over all its prompts and choices."""
+    """Tokens of a request. A prompt counts once, however many choices it has."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
-    def as_json(self) -> dict[str, int]:
+    def as_json(self) -> dict[str, Any]:
         total = self.prompt_tokens + self.completion_tokens
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": total,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
 
@@ -44,12 +50,12 @@ class Reply(Protocol):
         """The answer in one piece."""
         ...
 
-    def opening(self) -> list[dict[str, Any]]:
+    def opening(self, num_choices: int) -> list[dict[str, Any]]:
         """Choices of the first event of a stream, before any text; empty when there is no such event."""
         ...
 
-    def piece(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-        """One choice with the text that was added to it."""
+    def piece(self, index: int, choice: Choice) -> dict[str, Any]:
+        """One choice with what was added to it; pieces of a choice come in order."""
         ...
 
     def event(self, choices: Sequence[dict[str, Any]], **more: Any) -> str:
@@ -57,66 +63,120 @@ class Reply(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Head:
     model: str
     id: str
+    tokenizer: Tokenizer
     created: int = field(default_factory=lambda: int(time.time()))
 
     def _body(self, kind: str, choices: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
         return {**head, "choices": list(choices), **more}
 
+    def _text(self, token_id: int) -> str:
+        return self.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+
 
 class CompletionReply(_Head):
-    """Answers of /v1/completions."""
+    """Answers of /v1/completions. `echoes` are texts that choices begin with, by index."""
 
-    def __init__(self, model: str) -> None:
-        super().__init__(model, f"cmpl-{uuid.uuid4().hex}")
+    def __init__(self, model: str, request_id: str, tokenizer: Tokenizer, echoes: Sequence[str] = ()) -> None:
+        super().__init__(model, f"cmpl-{request_id}", tokenizer)
+        self._echoes = echoes
+        self._offsets: dict[int, int] = {}
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
-        listed = [self.piece(i, choice.text, choice.finish_reason) for i, choice in enumerate(choices)]
+        listed = [self._echo(i) | self.piece(i, choice) for i, choice in enumerate(choices)]
+        for i, echo in enumerate(self._echoes):
+            listed[i]["text"] = echo + listed[i]["text"]
         return self._body("text_completion", listed, usage=usage.as_json())
 
-    def opening(self) -> list[dict[str, Any]]:
-        return []
+    def opening(self, num_choices: int) -> list[dict[str, Any]]:
+        return [self._echo(i) for i in range(len(self._echoes))]
 
-    def piece(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+    def piece(self, index: int, choice: Choice) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": choice.text,
+            "logprobs": self._list(index, choice.logprobs) if choice.logprobs else None,
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
 
     def event(self, choices: Sequence[dict[str, Any]], **more: Any) -> str:
         return make_event(self._body("text_completion", choices, **more))
+
+    def _echo(self, index: int) -> dict[str, Any]:
+        return self.piece(index, Choice(self._echoes[index])) if self._echoes else {}
+
+    def _list(self, index: int, chosen: Sequence[Sampled]) -> dict[str, Any]:
+        """`text_offset` counts characters of the choice's text, by the texts of its tokens one by one."""
+        tokens = [self._text(sampled.token_id) for sampled in chosen]
+        offsets, at = [], self._offsets.get(index, 0)
+        for token in tokens:
+            offsets.append(at)
+            at += len(token)
+        self._offsets[index] = at
+        tops = [{self._text(token): logprob for token, logprob in sampled.top} or None for sampled in chosen]
+        return {
+            "tokens": tokens,
+            "token_logprobs": [sampled.logprob for sampled in chosen],
+            "top_logprobs": tops if any(tops) else None,
+            "text_offset": offsets,
+        }
 
 
 class ChatReply(_Head):
     """Answers of /v1/chat/completions."""
 
-    def __init__(self, model: str) -> None:
-        super().__init__(model, f"chatcmpl-{uuid.uuid4().hex}")
+    def __init__(self, model: str, request_id: str, tokenizer: Tokenizer) -> None:
+        super().__init__(model, f"chatcmpl-{request_id}", tokenizer)
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         listed = [
             {
                 "index": i,
                 "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": None,
+                "logprobs": self._list(choice.logprobs),
                 "finish_reason": choice.finish_reason,
+                "stop_reason": choice.stop_reason,
             }
             for i, choice in enumerate(choices)
         ]
         return self._body("chat.completion", listed, usage=usage.as_json())
 
-    def opening(self) -> list[dict[str, Any]]:
-        return [self._delta(0, {"role": "assistant", "content": ""}, None)]
+    def opening(self, num_choices: int) -> list[dict[str, Any]]:
+        return [self._delta(i, {"role": "assistant", "content": ""}, Choice()) for i in range(num_choices)]
 
-    def piece(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-        return self._delta(index, {"content": text} if text else {}, finish_reason)
+    def piece(self, index: int, choice: Choice) -> dict[str, Any]:
+        return self._delta(index, {"content": choice.text} if choice.text else {}, choice)
 
     def event(self, choices: Sequence[dict[str, Any]], **more: Any) -> str:
         return make_event(self._body("chat.completion.chunk", choices, **more))
 
-    def _delta(self, index: int, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _delta(self, index: int, delta: dict[str, str], choice: Choice) -> dict[str, Any]:
+        return {
+            "index": index,
+            "delta": delta,
+            "logprobs": self._list(choice.logprobs),
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+
+    def _list(self, chosen: Sequence[Sampled]) -> dict[str, Any] | None:
+        if not chosen:
+            return None
+        content = [
+            self._token(sampled.token_id, sampled.logprob)
+            | {"top_logprobs": [self._token(token_id, logprob) for token_id, logprob in sampled.top]}
+            for sampled in chosen
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token_id: int, logprob: float | None) -> dict[str, Any]:
+        raw = self.tokenizer.token_bytes(token_id)
+        return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
 
 
 def make_event(body: dict[str, Any]) -> str:

@@ -1,36 +1,39 @@
 """Bodies of the OpenAI API: https://platform.openai.com/docs/api-reference. Nothing in them is ignored silently.
 
 A field is either honoured, or accepted only with the value that means "as usual" (NEUTRAL), or one of those that
-cannot change an answer (HARMLESS), or refused by name. Fields that OpenAI does not have: `top_k`, `stop_token_ids`,
-`ignore_eos`.
+cannot change an answer (HARMLESS), or refused by name. Fields that OpenAI does not have are named as in vLLM: `top_k`,
+`min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`, `ignore_eos`, `include_stop_str_in_output`,
+`skip_special_tokens`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from trtx.errors import did_you_mean
-from trtx.runtime.request import SamplingParams
+from trtx.runtime.request import RequestRefused, SamplingParams
+from trtx.serve.messages import Message, Text
 
 # Fields that say who asks and why, or how to bill; they cannot change the answer of this server.
-HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+HARMLESS = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+)
 
 # Field → the values that ask for nothing. Any other value is refused: this server cannot do it.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
-}
-NEUTRAL_COMPLETION = NEUTRAL | {"best_of": (None, 1), "echo": (None, False), "suffix": (None, "")}
-NEUTRAL_CHAT = NEUTRAL | {
-    "top_logprobs": (None, 0),
-    "tools": (None, []),
+NEUTRAL_COMPLETION: dict[str, tuple[Any, ...]] = {"suffix": (None, "")}
+NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = {
+    # A named function or "required" would need the output to be guided.
     "tool_choice": (None, "none", "auto"),
     "parallel_tool_calls": (None, True, False),
     "functions": (None, []),
@@ -38,26 +41,29 @@ NEUTRAL_CHAT = NEUTRAL | {
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
+    "moderation": (None,),
     "prediction": (None,),
     "reasoning_effort": (None,),
     "verbosity": (None,),
     "web_search_options": (None,),
 }
 
+# OpenAI's own limits.
+MAX_CHOICES = 128
+MAX_TOP_LOGPROBS = 20
+MAX_BIAS = 100
+
 # OpenAI gives completions 16 tokens when nothing is said; a chat may fill the context.
 DEFAULT_COMPLETION_TOKENS = 16
 
 
-def _check_text(text: str) -> str:
-    # JSON can escape half a surrogate pair; no tokenizer can read that.
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError("text", "text must be valid Unicode") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_check_text)]
+def _check_bias(bias: dict[str, float] | None) -> dict[str, float] | None:
+    """Token ids are texts in JSON."""
+    if bias is not None and not all(token.isascii() and token.isdigit() for token in bias):
+        raise PydanticCustomError("logit_bias", "logit_bias must have token ids as its keys")
+    if bias is not None and not all(abs(value) <= MAX_BIAS for value in bias.values()):
+        raise PydanticCustomError("logit_bias", f"logit_bias must have values from {-MAX_BIAS} to {MAX_BIAS}")
+    return bias
 
 
 class StreamOptions(BaseModel):
@@ -73,17 +79,26 @@ class Body(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     model: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    n: Annotated[int, Field(le=MAX_CHOICES)] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Annotated[dict[str, float] | None, AfterValidator(_check_bias)] = None
     seed: int | None = None
     stop: Text | list[Text] | None = None
     stop_token_ids: list[int] | None = None
+    min_tokens: int | None = None
     ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -95,12 +110,11 @@ class Body(BaseModel):
             return data
         kept = {}
         for name, value in data.items():
+            if name in cls.neutral and not _is_one_of(value, cls.neutral[name]):
+                raise _field_error(name, f"{name} is not supported by this server: leave it out")
             if name in cls.model_fields:
                 kept[name] = value
-            elif name in cls.neutral:
-                if not _is_one_of(value, cls.neutral[name]):
-                    raise _field_error(name, f"{name} is not supported by this server: leave it out")
-            elif name not in HARMLESS:
+            elif name not in cls.neutral and name not in HARMLESS:
                 known = [*cls.model_fields, *cls.neutral, *HARMLESS]
                 raise _field_error(name, f"unknown field {name}: {did_you_mean(name, known)}")
         if kept.get("stream_options") is not None and not kept.get("stream"):
@@ -109,21 +123,39 @@ class Body(BaseModel):
 
     def sampling(self, max_tokens: int) -> SamplingParams:
         """Parameters for the engine; OpenAI's defaults. Raises RequestRefused for a value out of range."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return SamplingParams(
-            max_tokens=max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_k=self.top_k or 0,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            seed=self.seed,
-            stop=tuple(stop),
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-            ignore_eos=bool(self.ignore_eos),
-        )
+        given = {name: value for name in SAMPLED if (value := getattr(self, name)) is not None}
+        if self.logit_bias:
+            given["logit_bias"] = {int(token): value for token, value in self.logit_bias.items()}
+        return SamplingParams(max_tokens=max_tokens, logprobs=self.num_logprobs, **given)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Most likely tokens to list beside each chosen one; None for no logprobs at all."""
+        raise NotImplementedError
 
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+
+# Fields that have the name and the meaning of a sampling parameter.
+SAMPLED = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "n",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "min_tokens",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+)
 
 
 def _split_prompts(prompt: Any) -> Any:
@@ -140,41 +172,28 @@ class CompletionBody(Body):
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = NEUTRAL_COMPLETION
 
     prompt: Annotated[list[Text | list[int]], BeforeValidator(_split_prompts)]
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+
+    @model_validator(mode="after")
+    def _refuse_prompt_logprobs(self) -> CompletionBody:
+        if self.echo and self.logprobs is not None:
+            raise _field_error("echo", "echo is not supported together with logprobs: a prompt's are not computed")
+        return self
+
+    def sampling(self, max_tokens: int) -> SamplingParams:
+        if self.best_of not in (None, self.n or 1):
+            raise RequestRefused("best_of is not supported: ask for choices with n", param="best_of")
+        return super().sampling(max_tokens)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
     @property
     def num_tokens(self) -> int:
         return DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-
-
-class TextPart(BaseModel):
-    """A part of a message; this server reads text only."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    type: Literal["text"]
-    text: Text
-
-
-class Message(BaseModel):
-    """One message. Text parts are joined by line breaks, because chat templates expect one text."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
-    name: Text | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, data: Any) -> Any:
-        """Clients send their own answers back with fields that are null, such as `refusal`."""
-        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
-
-    def for_template(self) -> dict[str, str]:
-        """The message as chat templates know it."""
-        parts = self.content
-        text = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
-        return {"role": self.role, "content": text} | ({"name": self.name} if self.name is not None else {})
 
 
 class ChatBody(Body):
@@ -184,6 +203,25 @@ class ChatBody(Body):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | None = None
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> ChatBody:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _field_error("top_logprobs", "top_logprobs is only allowed together with logprobs")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the chat template gets beside the messages."""
+        return {"tools": self.tools} if self.tools and self.tool_choice != "none" else {}
 
     @model_validator(mode="after")
     def _agree_on_length(self) -> ChatBody:
