@@ -35,9 +35,12 @@ def make_module(
         return module.eval()
 
 
-def make_eager(card: EngineCard, weights: Mapping[str, Tensor], num_blocks: int) -> EagerPrograms:
+def make_eager(
+    card: EngineCard, weights: Mapping[str, Tensor], num_blocks: int, attention: AttentionKind = "gather"
+) -> EagerPrograms:
     """The engine's module over weights that are taken as they are, without a copy."""
-    module = make_module(card.model, card.quantization, card.dtype, card.rank, card.limits.max_seq_len)
+    limit = card.limits.max_seq_len
+    module = make_module(card.model, card.quantization, card.dtype, card.rank, limit, attention)
     module.load_state_dict(dict(weights), strict=True, assign=True)
     return EagerPrograms(card, module, num_blocks)
 
