@@ -1,4 +1,4 @@
-"""Many cells are one array: one sbatch, a throttle that holds, and each runs once. A thousand: tests/slurm/test_many.py."""
+"""Many cells are one array: one sbatch, a throttle that holds, each runs once. tests/slurm/test_many.py has a thousand."""
 
 from __future__ import annotations
 

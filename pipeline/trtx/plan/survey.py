@@ -241,7 +241,10 @@ def _overlay_one(status: StepStatus, event: Mapping[str, Any] | None, driven: bo
 
 def _overlay_made(status: StepStatus, event: Mapping[str, Any]) -> StepStatus:
     """A step whose entry is in the cache: whether this run put it there."""
-    ends_well = {"done": f"made in this run{_tell_attempts(event)}", "pulled": f"taken from remote {event.get('remote')} in this run"}
+    ends_well = {
+        "done": f"made in this run{_tell_attempts(event)}",
+        "pulled": f"taken from remote {event.get('remote')} in this run",
+    }
     if event["event"] not in ends_well:
         return status
     return replace(status, state=State.DONE, reason=ends_well[event["event"]], duration_s=event.get("duration_s"))
