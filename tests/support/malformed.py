@@ -225,9 +225,6 @@ UNAVAILABLE_CASES = (
     case("TensorRT-LLM", engine("  backend: «tensorrt-llm"), ("not available in this version", "inductor")),
     case("TensorRT-LLM for one target", target(", engine: {backend: «tensorrt-llm}"), ("not available", "targets.cpu")),
     case("float16", engine("  dtype: «float16"), ("float16", "bfloat16")),
-    case("reuse", engine("  kv_cache: {reuse: «true}"), ("kv_cache.reuse: true", "not available")),
-    case("eviction", engine("  scheduler: {policy: «max-utilization}"), ("guaranteed-no-evict",)),
-    case("chunked prefill", engine("  scheduler: {chunked_prefill: «true}"), ("not available",)),
     case("tensor parallelism", target(", parallelism: {tensor: «2}"), ("tensor: 2", "not available")),
     case("pipeline parallelism", target(", parallelism: {pipeline: «2}"), ("pipeline: 2", "not available")),
     case("gates", recipe(gates="«gates: {accuracy: {baseline: fp32, max_rise: 2%}}\n"), ("gates", "not available")),
@@ -314,7 +311,8 @@ CROSS_CASES = (
     case(
         "a prompt that is too long",
         workload("input_tokens: «100, output_tokens: 8, concurrency: [1]").replace(
-            "max_num_tokens: 512", "max_num_tokens: 64"
+            "  limits: {max_batch_size: 8, max_num_tokens: 512,",
+            "  scheduler: {chunked_prefill: false}\n  limits: {max_batch_size: 8, max_num_tokens: 64,",
         ),
         ("100 tokens", "max_num_tokens 64"),
     ),

@@ -89,8 +89,8 @@ EXTENDS_CASES = (
     over(
         "what a base has and this version lacks",
         "",
-        ("reuse: true is not available",),
-        base=recipe(engine="engine: {kv_cache: {reuse: «true}}\n"),
+        ("dtype: float16 is not available",),
+        base=recipe(engine="engine: {dtype: «float16}\n"),
     ),
     over("a wrong value over a base", "serving: {port: «0}\n", ("at least 1",), base=recipe(serving="serving: {}\n")),
     over(

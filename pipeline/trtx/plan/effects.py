@@ -76,9 +76,11 @@ EFFECTS: Mapping[str, Effect] = {
     "engine.kv_cache.tokens_per_block": _becomes(build="tokens_per_block"),
     "engine.kv_cache.memory_fraction": _becomes(benchmark="memory_fraction", package="memory_fraction"),
     "engine.kv_cache.size": _becomes(benchmark="kv_cache_bytes", package="kv_cache_bytes"),
-    "engine.kv_cache.reuse": _none(NOT_YET),
-    "engine.scheduler.policy": _none(NOT_YET),
-    "engine.scheduler.chunked_prefill": _none(NOT_YET),
+    "engine.kv_cache.reuse": _becomes(benchmark="scheduler.prefix_reuse", package="scheduler.prefix_reuse"),
+    "engine.scheduler.policy": _becomes(benchmark="scheduler.policy", package="scheduler.policy"),
+    "engine.scheduler.chunked_prefill": _becomes(
+        benchmark="scheduler.chunked_prefill", package="scheduler.chunked_prefill"
+    ),
     # A CPU computes a float16 checkpoint in bfloat16, so the device decides about `dtype: auto` too.
     "targets.*.gpu": _becomes(convert="dtype", build="arch dtype"),
     "targets.*.parallelism.tensor": _becomes(convert="tensor"),

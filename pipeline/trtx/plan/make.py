@@ -30,6 +30,7 @@ from trtx.stages.params import (
     DownloadParams,
     PackageParams,
     Params,
+    Scheduling,
     Workload,
 )
 
@@ -87,6 +88,14 @@ def make_format(variant: Quantization) -> QuantFormat:
     """The number formats of a variant, in the words of the engine."""
     return QuantFormat.model_validate(
         {"algorithm": variant.algorithm, "kv_cache": variant.kv_cache, "exclude": variant.exclude}
+    )
+
+
+def _scheduling(engine: Engine) -> Scheduling:
+    return Scheduling(
+        policy=engine.scheduler.policy,
+        chunked_prefill=engine.scheduler.chunked_prefill,
+        prefix_reuse=engine.kv_cache.reuse,
     )
 
 
@@ -232,6 +241,7 @@ class _Planner:
             warmup_requests=benchmark.warmup_requests,
             kv_cache_bytes=engine.kv_cache.size,
             memory_fraction=engine.kv_cache.memory_fraction,
+            scheduler=_scheduling(engine),
             seed=benchmark.seed,
         )
         return self._add(
@@ -254,6 +264,7 @@ class _Planner:
             port=serving.port,
             kv_cache_bytes=engine.kv_cache.size,
             memory_fraction=engine.kv_cache.memory_fraction,
+            scheduler=_scheduling(engine),
         )
         inputs = {"engine": made["build"], "weights": made["convert"]}
         if "benchmark" in made:

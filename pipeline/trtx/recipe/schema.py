@@ -97,7 +97,7 @@ class Limits(Part):
     """What the engine is compiled for. Requests beyond them are refused."""
 
     max_batch_size: Positive = Field(default=8, description="Sequences in one step.")
-    max_num_tokens: Positive = Field(default=2048, description="Tokens in one step, padding included.")
+    max_num_tokens: Positive = Field(default=2048, description="Tokens in one step.")
     max_seq_len: Annotated[int, Field(ge=2)] = Field(
         default=2048, description="Tokens of one sequence, prompt and answer together."
     )
@@ -111,18 +111,24 @@ class KvCache(Part):
         default=0.9, description="Share of the memory that is free after loading. Not together with `size`."
     )
     size: ByteSize | None = Field(default=None, description="Fixed size, with unit, instead of `memory_fraction`.")
-    reuse: bool = Field(default=False, description="Share blocks between requests with the same prefix.")
+    reuse: bool = Field(
+        default=True, description="Keep full blocks of ended requests for later ones that begin with the same tokens."
+    )
 
 
 class Scheduler(Part):
     """How requests are put into batches."""
 
     policy: Literal["guaranteed-no-evict", "max-utilization"] = Field(
-        default="guaranteed-no-evict",
-        description="guaranteed-no-evict starts a request only when its whole answer fits into the KV cache; "
-        "max-utilization starts it earlier and may have to repeat work.",
+        default="max-utilization",
+        description="guaranteed-no-evict starts a request only when its longest answer fits into the KV cache; "
+        "max-utilization starts it as soon as its prompt does, and may have to pause it and compute it again.",
     )
-    chunked_prefill: bool = Field(default=False, description="Split long prompts over several steps.")
+    chunked_prefill: bool = Field(
+        default=True,
+        description="Split prompts over several steps, beside the tokens of others. Without it no prompt may be longer "
+        "than max_num_tokens.",
+    )
 
 
 class Engine(Part):

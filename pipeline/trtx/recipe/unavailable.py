@@ -25,10 +25,6 @@ def _among(*values: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and value in values
 
 
-def _true(value: Any) -> bool:
-    return value is True
-
-
 def _more_than_one(value: Any) -> bool:
     return isinstance(value, int) and value > 1
 
@@ -44,9 +40,6 @@ def _rule(path: str, refuses: Callable[[Any], bool], fix: str) -> Unavailable:
 ENGINE_RULES = (
     _rule("engine.backend", _among("tensorrt-llm"), "use inductor"),
     _rule("engine.dtype", _among("float16"), "use bfloat16, which is faster on CPUs, or float32"),
-    _rule("engine.kv_cache.reuse", _true, "leave it out"),
-    _rule("engine.scheduler.policy", _among("max-utilization"), "use guaranteed-no-evict"),
-    _rule("engine.scheduler.chunked_prefill", _true, "leave it out; max_num_tokens must hold the longest prompt"),
 )
 
 RULES: tuple[Unavailable, ...] = (

@@ -38,7 +38,8 @@ Policy = Literal["guaranteed-no-evict", "max-utilization"]
 class SchedulerSettings:
     """How requests are put into steps.
 
-    Without `chunked_prefill` a prompt waits for a step that takes all of it, unless it is longer than `max_num_tokens`.
+    Without `chunked_prefill` a prompt waits for a step that takes all of it, and may not be longer than `max_num_tokens`;
+    only a paused request that has grown longer is cut.
     `prefix_reuse` keeps full blocks after their requests have ended, for requests that begin with the same tokens.
     """
 
@@ -87,6 +88,14 @@ class Scheduler:
         prompt, output = len(request.prompt_ids), request.params.max_tokens
         if prompt == 0:
             raise RequestRefused("the prompt has no tokens", param="prompt", fix="send at least one token")
+        if prompt > self.limits.max_num_tokens and not self.settings.chunked_prefill:
+            raise RequestRefused(
+                f"the prompt has {prompt} tokens, and this engine computes at most {self.limits.max_num_tokens} in a step",
+                param="prompt",
+                why="it was started without chunked prefill",
+                fix="shorten the prompt, or start the engine with chunked prefill",
+                code="context_length_exceeded",
+            )
         if prompt + output > self.limits.max_seq_len:
             raise RequestRefused(
                 f"{prompt} prompt tokens and max_tokens {output} make {prompt + output},"

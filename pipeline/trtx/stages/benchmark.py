@@ -8,6 +8,7 @@ from trtx.backends.inductor.evidence import CHECK_NAME, ensure_checked
 from trtx.bench.report import write_report
 from trtx.bench.sweep import Level, Method, run_sweep, summarize
 from trtx.runtime.engine import Engine
+from trtx.runtime.scheduler import SchedulerSettings
 from trtx.stages.base import StepContext
 from trtx.stages.params import BenchmarkParams
 
@@ -34,6 +35,7 @@ def run(params: BenchmarkParams, context: StepContext) -> dict[str, Any]:
         weights=inputs["weights"],
         kv_cache_bytes=params.kv_cache_bytes,
         memory_fraction=params.memory_fraction,
+        settings=SchedulerSettings(**params.scheduler.model_dump()),
     )
     levels = [
         Level(name, load.input_tokens, load.output_tokens, concurrency, load.requests)

@@ -8,6 +8,7 @@ from trtx.backends.inductor.evidence import CHECK_NAME, ensure_checked
 from trtx.backends.inductor.package import join_engine, make_deployment, write_deployment
 from trtx.files import walk_files
 from trtx.runtime.folders import ENGINE_FOLDER
+from trtx.runtime.scheduler import SchedulerSettings
 from trtx.stages.base import StepContext
 from trtx.stages.params import PackageParams
 
@@ -30,6 +31,7 @@ def run(params: PackageParams, context: StepContext) -> dict[str, Any]:
         port=params.port,
         kv_cache_bytes=params.kv_cache_bytes,
         memory_fraction=params.memory_fraction,
+        scheduler=SchedulerSettings(**params.scheduler.model_dump()),
         keys={name: keys[name] for name in KEYED_INPUTS if name in keys},
     )
     folders = [inputs[name] for name in ("benchmark", "engine") if name in inputs]

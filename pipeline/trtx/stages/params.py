@@ -79,7 +79,7 @@ class ConvertParams(Params):
     """
 
     stage: ClassVar[str] = "convert"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     dtype: DType
     tensor: int
@@ -115,6 +115,16 @@ class Workload(BaseModel):
     requests: int
 
 
+class Scheduling(BaseModel):
+    """How an engine is loaded to put requests into steps: see SchedulerSettings of trtx.runtime."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: Literal["guaranteed-no-evict", "max-utilization"]
+    chunked_prefill: bool
+    prefix_reuse: bool
+
+
 class BenchmarkParams(Params):
     """Measure an engine. Inputs: engine, weights. Witnesses: checkpoint, model.
 
@@ -122,13 +132,14 @@ class BenchmarkParams(Params):
     """
 
     stage: ClassVar[str] = "benchmark"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     workloads: dict[str, Workload]
     repeats: int
     warmup_requests: int
     kv_cache_bytes: int | None
     memory_fraction: float
+    scheduler: Scheduling
     seed: int
 
 
@@ -139,7 +150,7 @@ class PackageParams(Params):
     """
 
     stage: ClassVar[str] = "package"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     name: str
     cell: str
@@ -149,6 +160,7 @@ class PackageParams(Params):
     port: int
     kv_cache_bytes: int | None
     memory_fraction: float
+    scheduler: Scheduling
 
 
 PARAMS: dict[str, type[Params]] = {

@@ -9,9 +9,10 @@ from support.engines import make_engine
 
 from trtx.errors import VerificationFailed
 from trtx.runtime.engine import Engine
+from trtx.runtime.scheduler import SchedulerSettings
 from trtx.stages import benchmark
 from trtx.stages.base import StepContext
-from trtx.stages.params import BenchmarkParams, Workload
+from trtx.stages.params import BenchmarkParams, Scheduling, Workload
 
 PARAMS = BenchmarkParams(
     workloads={
@@ -22,6 +23,7 @@ PARAMS = BenchmarkParams(
     warmup_requests=1,
     kv_cache_bytes=1 << 20,
     memory_fraction=0.5,
+    scheduler=Scheduling(policy="guaranteed-no-evict", chunked_prefill=False, prefix_reuse=False),
     seed=3,
 )
 
@@ -59,7 +61,12 @@ def test_the_pair_is_checked_then_loaded_then_measured(
     summary = benchmark.run(PARAMS, context)
     folders = [tmp_path / name for name in ("engine", "weights", "checkpoint", "model")]
     evidence = (tmp_path / "engine" / "check.json", tmp_path / "output" / "check.json")
-    options = {"weights": tmp_path / "weights", "kv_cache_bytes": 1 << 20, "memory_fraction": 0.5}
+    options = {
+        "weights": tmp_path / "weights",
+        "kv_cache_bytes": 1 << 20,
+        "memory_fraction": 0.5,
+        "settings": SchedulerSettings("guaranteed-no-evict", chunked_prefill=False, prefix_reuse=False),
+    }
     assert calls == [
         ("check", (*folders, "key of weights", *evidence)),
         ("load", (tmp_path / "engine", options)),

@@ -15,6 +15,7 @@ from trtx.models.config import ModelConfig
 from trtx.models.formats import QuantFormat
 from trtx.models.weights_config import RankFile, WeightsConfig
 from trtx.runtime.card import CompiledFor, EngineCard, KvCache, Limits, Program, Rank
+from trtx.runtime.scheduler import SchedulerSettings
 
 LAYOUT = sha256_bytes(b"layout")
 MODEL = ModelConfig(
@@ -133,6 +134,7 @@ def deploy(tmp_path: Path, engine: Path, weights: Path) -> Deploy:
             "port": 8000,
             "kv_cache_bytes": 2**20,
             "memory_fraction": 0.5,
+            "scheduler": SchedulerSettings(),
             "keys": KEYS,
         }
         deployment = make_deployment(**(values | changes))

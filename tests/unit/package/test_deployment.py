@@ -15,6 +15,7 @@ import yaml
 from trtx.backends.inductor.package import make_sums
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.files import sha256_file
+from trtx.runtime.scheduler import SchedulerSettings
 
 # Names that would end a quotation, start a command, or expand, if anything here were pasted instead of quoted.
 HOSTILE = [
@@ -250,3 +251,13 @@ def test_the_memory_of_the_kv_cache_is_set_by_size_or_by_fraction(deploy: Deploy
 
     assert "--kv-cache-size=1048576B" in options(deploy("size", kv_cache_bytes=2**20))
     assert "--memory-fraction=0.25" in options(deploy("fraction", kv_cache_bytes=None, memory_fraction=0.25))
+
+
+def test_the_scheduling_of_the_recipe_is_the_one_it_is_served_with(deploy: Deploy) -> None:
+    def options(folder: Path) -> set[str]:
+        return set(json.loads((folder / "deployment.json").read_bytes())["serve"])
+
+    both = {"--no-chunked-prefill", "--no-prefix-reuse"}
+    assert not options(deploy("usual")) & both
+    strict = SchedulerSettings("guaranteed-no-evict", chunked_prefill=False, prefix_reuse=False)
+    assert {"--policy=guaranteed-no-evict", *both} <= options(deploy("strict", scheduler=strict))

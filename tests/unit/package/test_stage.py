@@ -17,7 +17,7 @@ from trtx.errors import UsageProblem, VerificationFailed
 from trtx.files import sha256_bytes, write_json
 from trtx.runtime.card import load_card
 from trtx.stages.base import StepContext, load_stage
-from trtx.stages.params import PackageParams
+from trtx.stages.params import PackageParams, Scheduling
 
 KEYS = {name: sha256_bytes(name.encode()) for name in ("engine", "weights", "benchmark", "checkpoint", "model")}
 PARAMS = PackageParams(
@@ -29,6 +29,7 @@ PARAMS = PackageParams(
     port=8000,
     kv_cache_bytes=None,
     memory_fraction=0.5,
+    scheduler=Scheduling(policy="max-utilization", chunked_prefill=True, prefix_reuse=True),
 )
 
 

@@ -58,7 +58,7 @@ def test_defaults_bounds_choices_and_what_is_required_are_shown() -> None:
         "| `source` | URL | **required** |",
         "| `memory_fraction` | number, more than 0, at most 0.95 | `0.9` |",
         "| `emit` | list of `compose`, `kubernetes`†, `triton`† | `[compose]` |",
-        "| `reuse` | `false`, `true`† | `false` |",
+        "| `reuse` | `false`, `true` | `true` |",
         "| `tensor` | whole number, at least 1, more than 1† | `1` |",
         "| [`gates`](#gates) † |",
         "| `size` | [size](#units) |  |",

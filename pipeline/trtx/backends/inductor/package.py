@@ -37,6 +37,7 @@ from trtx.models.weights_config import TOKENIZER_FOLDER
 from trtx.render import TEMPLATES, render
 from trtx.runtime.card import CARD_NAME, EngineCard, load_card
 from trtx.runtime.folders import DEPLOYMENT_NAME, ENGINE_FOLDER, WEIGHTS_FOLDER
+from trtx.runtime.scheduler import SchedulerSettings
 
 SUMS_NAME = "SHA256SUMS"
 SCHEMA = "trtx.deployment/v1"
@@ -56,6 +57,7 @@ class Deployment:
     port: int
     kv_cache_bytes: int | None
     memory_fraction: float
+    scheduler: SchedulerSettings
     keys: Mapping[str, str]
     pins: Mapping[str, str]
 
@@ -63,7 +65,11 @@ class Deployment:
     def serve_options(self) -> list[str]:
         """Options of `trtx serve`."""
         # One word each: a name may look like an option.
-        options = [f"--port={self.port}", f"--model-name={self.name}"]
+        options = [f"--port={self.port}", f"--model-name={self.name}", f"--policy={self.scheduler.policy}"]
+        if not self.scheduler.chunked_prefill:
+            options.append("--no-chunked-prefill")
+        if not self.scheduler.prefix_reuse:
+            options.append("--no-prefix-reuse")
         if self.kv_cache_bytes is not None:
             return [*options, f"--kv-cache-size={self.kv_cache_bytes}B"]
         return [*options, f"--memory-fraction={self.memory_fraction}"]
@@ -78,6 +84,7 @@ def make_deployment(
     port: int,
     kv_cache_bytes: int | None,
     memory_fraction: float,
+    scheduler: SchedulerSettings,
     keys: Mapping[str, str],
 ) -> Deployment:
     """Resolve names and versions.
@@ -95,6 +102,7 @@ def make_deployment(
         port=port,
         kv_cache_bytes=kv_cache_bytes,
         memory_fraction=memory_fraction,
+        scheduler=scheduler,
         keys=dict(keys),
         pins=pinned_requirements(),
     )
