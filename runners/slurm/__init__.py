@@ -14,6 +14,7 @@ instruction and another adopts the run.
     listener, budget  asking Slurm about everything at once, seldom
     truth, tracked, outcome, runner  what came of each task; the runner
     gpu, probe        whether the GPU is the one asked for; how this cluster is asked for one
+    interpreter       what the interpreter of the jobs has
     rank, node        ranks over several nodes; small questions to a node
     remote            commands through ssh, files through rsync
     sim, simulation   a cluster inside this process

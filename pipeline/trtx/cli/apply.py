@@ -117,7 +117,22 @@ def _run(console: Console, ready: Ready, *, keep_going: bool, detach: bool) -> O
         if record := find_adoptable(Path.cwd(), ready.plan, ready.statuses):
             console.say(f"run {record.id} has jobs that make this: it is followed, and nothing is submitted twice")
             return adopt_run(console, ready, record, detach=detach)
+        _check_interpreters(ready, there)
     return run_steps(console, ready, keep_going=keep_going, detach=detach)
+
+
+def _check_interpreters(ready: Ready, there: list[StepStatus]) -> None:
+    """Refuse a runner whose interpreter is not what the plan was made with, at its place in the recipe."""
+    from trtx.cli.prepare import Prepared
+    from trtx.plan.cluster_python import find_mismatches
+
+    for found in find_mismatches(ready.plan, there, ready.environ):
+        what = f"jobs of runner '{found.runner}' could not run what was planned"
+        if isinstance(ready, Prepared) and found.runner in ready.loaded.recipe.runners:
+            own = ready.loaded.recipe.runners[found.runner].model_fields_set
+            path = ("runners", found.runner, *(("python",) if "python" in own else ()))
+            ready.loaded.refuse(path, what, why=found.what, fix=found.fix)
+        raise UsageProblem(what, why=found.what, fix=found.fix)
 
 
 def _refuse_to_detach(ready: Ready, there: list[StepStatus]) -> None:

@@ -49,6 +49,7 @@ def command(context: typer.Context, output: OutputOption = OutputFormat.TABLE) -
         cache_feature(environ),
         docker_feature(docker),
         slurm_feature(missing_slurm),
+        *runner_features(environ),
     ]
     blocked = [row["feature"] for row in features if row["quickstart"] and row["state"] != "ok"]
     if output is OutputFormat.JSON:
@@ -201,6 +202,34 @@ def docker_feature(docker: Docker) -> dict[str, Any]:
 
 
 def slurm_feature(missing: list[str]) -> dict[str, Any]:
-    """Slurm is in the language and not in this version."""
-    detail = "not available in this version" + (f"; no {', '.join(missing)} here either" if missing else "")
-    return {"feature": "runner of type slurm", "state": "unavailable", "detail": detail, "quickstart": False}
+    """Whether jobs can be submitted from here."""
+    needs = [f"no {', '.join(missing)}"] if missing else []
+    fix = "run trtx on a login node, or name one: submit_from of the runner"
+    return make_feature("runner of type slurm", needs, fix, quickstart=False)
+
+
+def runner_features(environ: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Whether the interpreters of the site's own runners have trtx, and the versions that are here."""
+    import sys
+
+    from trtx.errors import TrtxError
+    from trtx.hardware.versions import installed_version
+    from trtx.plan.site import site_runners
+
+    try:
+        runners = {name: runner for name, runner in site_runners(environ).items() if runner.type == "slurm"}
+    except TrtxError as error:
+        yield make_feature("the site's runners", [error.what], error.fix or "correct the site's file", quickstart=False)
+        return
+    if not runners:
+        return
+    from trtx.plan.cluster_python import find_mismatch
+    from trtx.plan.facts import TOOLCHAIN
+    from trtx.plan.resources import make_settings
+
+    names = {name for stage in TOOLCHAIN.values() for name in stage}
+    wanted = {name: version for name in sorted(names) if (version := installed_version(name))}
+    for name, runner in runners.items():
+        found = find_mismatch(name, make_settings(runner, sys.executable), wanted, ("PATH", "HOME"), environ)
+        needs, fix = ([found.what], found.fix) if found else ([], "")
+        yield make_feature(f"runner {name} of this site", needs, fix, quickstart=False)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from trtx.cache.store import Store
 from trtx.files import canonical_json, read_json, sha256_bytes, write_json
 from trtx.plan.resources import gpu_kinds, needs_probe, slurm_options
 from trtx.plan.steps import Plan
@@ -15,6 +16,9 @@ from trtx.runners.slurm.commands import LocalShell, Shell
 from trtx.runners.slurm.options import GpuDialect, SlurmOptions, Timing
 from trtx.runners.slurm.runner import SlurmRunner
 from trtx.runners.slurm.workspace import LocalWorkspace, Workspace
+
+if TYPE_CHECKING:
+    from trtx.runners.slurm.remote import SshShell
 
 # A simulated cluster answers at once, and its time is this process's: everything is quicker, in the same proportions.
 SIM_TIMING = Timing(
@@ -57,15 +61,24 @@ def open_cluster(plan: Plan, name: str, run_folder: Path, environ: Mapping[str, 
     settings = plan.runners[name]
     if settings["type"] == "sim":
         return _simulate(plan, name, settings["sim"] or {}, environ)
-    local = LocalShell(environ)
-    if not settings["submit_from"]:
-        return Cluster(name, local, LocalWorkspace())
-    from trtx.runners.slurm.remote import SshShell, SshWorkspace, parse_login
+    shell = open_shell(settings, environ)
+    if isinstance(shell, LocalShell):
+        return Cluster(name, shell, LocalWorkspace())
+    from trtx.runners.slurm.remote import SshWorkspace
 
-    shell = SshShell(parse_login(settings["submit_from"]), local)
     # The run has the same path there: what steps write in job.json means the same on both sides.
     workspace = SshWorkspace(shell, run_folder, run_folder, python=settings["options"]["python"])
     return Cluster(name, shell, workspace)
+
+
+def open_shell(settings: Mapping[str, Any], environ: Mapping[str, str]) -> LocalShell | SshShell:
+    """Where the commands of a real Slurm are called, by the settings of its runner."""
+    local = LocalShell(environ)
+    if not settings["submit_from"]:
+        return local
+    from trtx.runners.slurm.remote import SshShell, parse_login
+
+    return SshShell(parse_login(settings["submit_from"]), local)
 
 
 def _simulate(plan: Plan, name: str, sim: Mapping[str, Any], environ: Mapping[str, str]) -> Cluster:
@@ -114,6 +127,7 @@ def find_options(plan: Plan, cluster: Cluster, environ: Mapping[str, str]) -> Sl
 
         facts = probe_gpus(cluster.shell, slurm_options(settings), timeout_s=cluster.timing.command_s)
         dialect = facts.dialect or "gres"
+        Store(Path(plan.cache_dir)).prepare()
         write_json(memory, {"dialect": dialect, "types": list(facts.types), "evidence": facts.evidence})
     return slurm_options(settings, dialect)
 

@@ -1,7 +1,11 @@
-"""Whether the interpreter that runs a step has what the step was planned with: its key says that it had."""
+"""Whether the interpreter that runs a step has what the step was planned with: its key says that it had.
+
+`python -m trtx.stages.toolchain NAME…` prints what it has, as a JSON object.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import socket
@@ -47,3 +51,7 @@ def find_version(name: str) -> str:
         version = read_compiler(os.environ)
         return f"g++ {version}" if version else ABSENT
     return installed_version(name) or ABSENT
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: find_version(name) for name in sys.argv[1:]}))

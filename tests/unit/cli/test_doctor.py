@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def test_this_machine_runs_the_quickstart(capsys: pytest.CaptureFixture[str], tm
     assert answer["machine"]["cache_dir"] == f"{tmp_path}/cache"
     assert features(answer)["build for gpu: cpu"] == "ok"
     assert features(answer)["build a package's image"] == "missing"
-    assert features(answer)["runner of type slurm"] == "unavailable"
+    assert features(answer)["runner of type slurm"] in ("ok", "missing")
 
 
 def test_people_get_two_tables_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,3 +123,22 @@ def test_a_full_disk_is_found(capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setattr("trtx.files.free_bytes", lambda path: 1 << 20)
     answer = doctor(capsys, expected=6)
     assert "only 1.0 MiB are free" in next(r["detail"] for r in answer["features"] if r["feature"] == "cache")
+
+
+def test_the_interpreters_of_the_sites_runners_are_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runners = f"good: {{type: slurm, python: {sys.executable}}}, bad: {{type: slurm, python: /no/such/python}}"
+    (tmp_path / "config.yaml").write_text(f"runners: {{{runners}}}\n")
+    monkeypatch.setenv("TRTX_CONFIG", str(tmp_path / "config.yaml"))
+    answer = doctor(capsys)
+    rows = {row["feature"]: row for row in answer["features"]}
+    assert rows["runner good of this site"]["state"] == "ok"
+    assert rows["runner bad of this site"]["state"] == "missing"
+    assert (
+        "there is no interpreter /no/such/python → set runners.bad.python"
+        in (rows["runner bad of this site"]["detail"])
+    )
+    (tmp_path / "config.yaml").write_text("runners: 3\n")
+    rows = {row["feature"]: row for row in doctor(capsys)["features"]}
+    assert rows["the site's runners"]["state"] == "missing"
