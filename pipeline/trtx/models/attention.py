@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trtx.kernels.ops import paged_attention
-
 from trtx.kernels import ops
 
 AttentionKind = Literal["native", "gather"]
@@ -155,37 +153,6 @@ class GatherAttention:
             return x_BGCD
         x_BGCD = x_BGCD if x_BGCD.dtype == torch.int8 else x_BGCD.view(FP8)
         return (x_BGCD.float() * scale).to(dtype)
-
-
-class NativeAttention:
-    """The operator of trtx.kernels with what all layers of a step hand to it."""
-
-    def __init__(self, block_tables_BW: Tensor, query_starts_B1: Tensor, context_lens_B: Tensor) -> None:
-        self._step = (block_tables_BW, query_starts_B1, context_lens_B)
-
-    def __call__(
-        self,
-        q_MHD: Tensor,
-        k_pool_PSGD: Tensor,
-        v_pool_PSGD: Tensor,
-        *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        k_scale: Tensor | None = None,
-        v_scale: Tensor | None = None,
-    ) -> Tensor:
-        return paged_attention(
-            q_MHD.contiguous(),
-            k_pool_PSGD,
-            v_pool_PSGD,
-            *self._step,
-            scale=scale,
-            window=window,
-            softcap=softcap,
-            k_scale=k_scale,
-            v_scale=v_scale,
-        )
 
 
 def write_pool(pool_PSGD: Tensor, slots_M: Tensor, x_MGD: Tensor, scale: Tensor | None) -> None:
