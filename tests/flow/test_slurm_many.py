@@ -1,4 +1,4 @@
-"""Many cells are one array: one sbatch, a throttle that holds, each runs once. tests/slurm/test_many.py has a thousand."""
+"""Many cells are one array: one sbatch, a throttle that holds, each runs once. For a thousand: slurm/test_many.py."""
 
 from __future__ import annotations
 
