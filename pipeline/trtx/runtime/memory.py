@@ -46,9 +46,18 @@ def plan_num_blocks(card: EngineCard, *, kv_cache_bytes: int | None, memory_frac
             f"the KV cache would have {_mib(max(budget, 0))}, and one sequence of max_seq_len"
             f" {card.limits.max_seq_len} needs {_mib(smallest * block_bytes(card))}",
             why=source,
-            fix="give the KV cache more memory, or rebuild the engine with a lower max_seq_len",
+            fix=_how_to_fit(card, fitting, sized=kv_cache_bytes is not None),
         )
     return min(fitting, card.limits.max_batch_size * blocks_per_sequence(card) + 1)
+
+
+def _how_to_fit(card: EngineCard, fitting: int, *, sized: bool) -> str:
+    more = "give the KV cache a larger size" if sized else "free memory, or raise the memory fraction"
+    # One block is the null block.
+    tokens = (fitting - 1) * card.kv_cache.tokens_per_block
+    if tokens < 2:
+        return more if sized else f"{more}: the weights alone leave nothing; quantizing them makes them smaller"
+    return f"{more}, or rebuild the engine with a max_seq_len of at most {tokens}"
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:

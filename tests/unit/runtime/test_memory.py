@@ -18,6 +18,12 @@ def test_a_block_holds_keys_and_values_of_every_layer() -> None:
     assert block_bytes(CARD) == BLOCK
 
 
+@pytest.mark.parametrize(("dtype", "item"), [("bfloat16", 2), ("float8_e4m3fn", 1), ("int8", 1)])
+def test_a_block_of_fewer_bits_is_smaller(dtype: str, item: int) -> None:
+    small = CARD.model_copy(update={"kv_cache": CARD.kv_cache.model_copy(update={"dtype": dtype})})
+    assert block_bytes(small) == BLOCK * item // 4
+
+
 def test_the_size_asked_for_is_filled_with_blocks() -> None:
     blocks = plan_num_blocks(CARD, kv_cache_bytes=20 * BLOCK + 1, memory_fraction=0.9, weights_bytes=10**12)
     assert blocks == 20
@@ -43,7 +49,16 @@ def test_a_cache_too_small_for_one_sequence_is_refused_with_what_it_needs(
     monkeypatch.setattr(memory, "available_bytes", lambda: 40 * BLOCK)
     with pytest.raises(EnvironmentProblem, match="max_seq_len 64 needs") as problem:
         plan_num_blocks(CARD, kv_cache_bytes=kv_cache_bytes, memory_fraction=0.5, weights_bytes=10 * BLOCK)
-    assert "lower max_seq_len" in problem.value.fix
+    # 16 or 10 blocks fit, one of them is the null block.
+    assert f"max_seq_len of at most {60 if kv_cache_bytes else 36}" in problem.value.fix
+
+
+def test_weights_that_leave_no_memory_are_named_instead_of_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 40 * BLOCK)
+    with pytest.raises(EnvironmentProblem, match="would have 0.0 MiB") as problem:
+        plan_num_blocks(CARD, kv_cache_bytes=None, memory_fraction=0.5, weights_bytes=30 * BLOCK)
+    assert "quantizing them" in problem.value.fix
+    assert "max_seq_len" not in problem.value.fix
 
 
 def test_available_memory_is_positive_and_below_the_total() -> None:
