@@ -198,7 +198,7 @@ def test_an_engine_failure_is_told_to_those_who_wait_and_makes_the_server_unheal
 
 def test_streams_that_break_off_at_random_leave_no_block_behind(server: RunningServer) -> None:
     draw = random.Random(5)
-    cuts = {n: draw.choice((None, 0, 1, 5)) for n in range(60)}
+    cuts = {n: draw.choice((None, 0, 1, 5)) for n in range(100)}
     texts: dict[int, str] = {}
 
     async def ask(client: httpx.AsyncClient, n: int) -> None:

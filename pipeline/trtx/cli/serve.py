@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,13 @@ import typer
 
 from trtx.cli.options import OutputFormat
 from trtx.errors import EnvironmentProblem, UsageProblem
+
+
+class Policy(StrEnum):
+    """The scheduler's policies, as on the command line."""
+
+    MAX_UTILIZATION = "max-utilization"
+    GUARANTEED_NO_EVICT = "guaranteed-no-evict"
 
 
 def command(
@@ -25,6 +33,31 @@ def command(
     memory_fraction: Annotated[
         float, typer.Option(help="Part of the free memory for weights and KV cache when no size is given.")
     ] = 0.9,
+    policy: Annotated[
+        Policy, typer.Option(help="What a request must find free in the KV cache to start: its prompt, or all of it.")
+    ] = Policy.MAX_UTILIZATION,
+    chunked_prefill: Annotated[
+        bool, typer.Option("--chunked-prefill/--no-chunked-prefill", help="Split prompts over several steps.")
+    ] = True,
+    prefix_reuse: Annotated[
+        bool,
+        typer.Option("--prefix-reuse/--no-prefix-reuse", help="Compute the beginning that prompts share only once."),
+    ] = True,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File of API keys, one a line; /v1 then needs one of them.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of an environment variable that holds an API key.")
+    ] = None,
+    max_waiting: Annotated[
+        int, typer.Option(min=0, help="Requests that may wait for a place in the batch; more get status 429.")
+    ] = 1024,
+    max_body_size: Annotated[
+        str, typer.Option(help="Largest body of a request; a larger one gets status 413.")
+    ] = "8MiB",
+    log_requests: Annotated[
+        bool, typer.Option("--log-requests", help="Write a line of JSON a request to stderr, without its prompt.")
+    ] = False,
     drain: Annotated[str, typer.Option(help="How long requests in flight may go on after a stop signal.")] = "30s",
     output: Annotated[
         OutputFormat, typer.Option("-o", "--output", help="json: one document on stdout as soon as requests are taken.")
@@ -33,16 +66,20 @@ def command(
     """Serve an engine with the OpenAI API: completions, chat completions, models, health and metrics."""
     import gc
     import importlib
+    import os
 
     from trtx.recipe.units import BadUnit, parse_bytes, parse_seconds
+    from trtx.serve.keys import read_api_keys
 
     try:
         kv_cache_bytes = None if kv_cache_size is None else parse_bytes(kv_cache_size)
         drain_s = parse_seconds(drain)
+        max_body_bytes = parse_bytes(max_body_size)
     except BadUnit as error:
         raise UsageProblem(str(error), fix=error.fix) from error
     if not 0 < memory_fraction <= 1:
         raise UsageProblem(f"--memory-fraction must be above 0 and at most 1, not {memory_fraction}")
+    api_keys = read_api_keys(api_key_file, api_key_env, os.environ)
     try:
         # By name, because the control plane must not depend on torch.
         server = importlib.import_module("trtx.serve.main")
@@ -60,6 +97,11 @@ def command(
         model_name=model_name,
         kv_cache_bytes=kv_cache_bytes,
         memory_fraction=memory_fraction,
+        scheduler={"policy": policy.value, "chunked_prefill": chunked_prefill, "prefix_reuse": prefix_reuse},
+        api_keys=api_keys,
+        max_waiting=max_waiting,
+        max_body_bytes=max_body_bytes,
+        log_requests=log_requests,
         drain_s=drain_s,
         say=context.obj.say,
         announce=context.obj.json if output is OutputFormat.JSON else None,

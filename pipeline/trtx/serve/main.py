@@ -9,7 +9,8 @@ import math
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +22,9 @@ from trtx.errors import EnvironmentProblem
 from trtx.files import read_json
 from trtx.runtime.engine import Engine
 from trtx.runtime.folders import DEPLOYMENT_NAME, ENGINE_FOLDER, find_folders
+from trtx.runtime.scheduler import SchedulerSettings
 from trtx.serve.app import Service, create_app
+from trtx.serve.gate import Guard, write_log_line
 
 SCHEMA = "trtx.serve/v1"
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
@@ -41,21 +44,29 @@ def serve_engine(
     model_name: str | None,
     kv_cache_bytes: int | None,
     memory_fraction: float,
+    scheduler: Mapping[str, Any],
+    api_keys: Sequence[str],
+    max_waiting: int,
+    max_body_bytes: int,
+    log_requests: bool,
     drain_s: float,
     say: Callable[[str], None],
     announce: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Serve an engine until SIGINT or SIGTERM; requests in flight then have `drain_s` seconds to end.
 
-    `port` 0 takes any free port. `say` gets the lines for people: what is served, and how to try it; `announce` the
-    same for programs, once, when requests are taken.
+    `port` 0 takes any free port. `scheduler` has the fields of SchedulerSettings. With `api_keys` only who has one is
+    answered; `max_waiting` requests may wait, and bodies have at most `max_body_bytes`. `log_requests` writes a line
+    for each to stderr. `say` gets the lines for people: what is served, and how to try it; `announce` the same for
+    programs, once, when requests are taken.
 
     Raises EnvironmentProblem when the address is taken, and what Engine.load raises.
     """
     find_folders(folder)
     # Bound before the engine is loaded, so that a wrong port is known at once; nothing is accepted until it listens.
     with bind(host, port) as listener:
-        engine = Engine.load(folder, kv_cache_bytes=kv_cache_bytes, memory_fraction=memory_fraction)
+        settings = SchedulerSettings(**scheduler)
+        engine = Engine.load(folder, kv_cache_bytes=kv_cache_bytes, memory_fraction=memory_fraction, settings=settings)
         name = model_name or served_name(folder)
         url, blocks = url_of(listener), engine.load_now.kv_blocks
 
@@ -65,7 +76,14 @@ def serve_engine(
             say(f"serving {name} on {url} ({blocks} KV-cache blocks of {engine.card.kv_cache.tokens_per_block} tokens)")
             say(f"try it:\n  {curl_line(url, name, chat=engine.tokenizer.chat_template is not None)}")
 
-        run_app(create_app(engine, model_name=name), listener, drain_s=drain_s, on_ready=on_ready)
+        app = create_app(
+            engine,
+            model_name=name,
+            max_waiting=max_waiting,
+            guard=Guard(max_body_bytes, api_keys),
+            log=partial(write_log_line, write=_write_line) if log_requests else None,
+        )
+        run_app(app, listener, drain_s=drain_s, on_ready=on_ready)
     say("stopped")
 
 
@@ -177,6 +195,11 @@ class _Server(uvicorn.Server):
 
     def _cut_off(self) -> None:
         self._service.thread.close("the server is shutting down")
+
+
+def _write_line(line: str) -> None:
+    sys.stderr.write(line)
+    sys.stderr.flush()
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

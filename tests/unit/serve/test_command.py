@@ -28,6 +28,10 @@ def engine(tmp_path: Path) -> Path:
         (["--drain", "soon"], "is not a duration"),
         (["--memory-fraction", "1.5"], "--memory-fraction must be above 0"),
         (["--port", "70000"], "--port"),
+        (["--max-body-size", "8"], "needs a unit"),
+        (["--max-waiting", "-1"], "--max-waiting"),
+        (["--api-key-file", "/no/such/file"], "cannot read the API keys of /no/such/file"),
+        (["--api-key-env", "TRTX_TEST_NO_SUCH_VARIABLE"], "TRTX_TEST_NO_SUCH_VARIABLE has no API key"),
     ],
 )
 def test_a_wrong_flag_is_a_usage_problem(
@@ -71,6 +75,7 @@ def test_sizes_and_durations_reach_the_server_as_numbers(engine: Path, monkeypat
     server = importlib.import_module("trtx.serve.main")
     monkeypatch.setattr(server, "serve_engine", lambda folder, **options: served.update(options, folder=folder))
     flags = ["--kv-cache-size", "1GiB", "--drain", "2min", "--host", "::1", "--model-name", "m"]
+    flags += ["--policy", "guaranteed-no-evict", "--no-prefix-reuse"]
     assert main(["serve", str(engine), *flags]) == 0
     assert served.pop("say")
     assert served == {
@@ -81,5 +86,10 @@ def test_sizes_and_durations_reach_the_server_as_numbers(engine: Path, monkeypat
         "kv_cache_bytes": 1 << 30,
         "announce": None,
         "memory_fraction": 0.9,
+        "scheduler": {"policy": "guaranteed-no-evict", "chunked_prefill": True, "prefix_reuse": False},
+        "api_keys": (),
+        "max_waiting": 1024,
+        "max_body_bytes": 8 << 20,
+        "log_requests": False,
         "drain_s": 120.0,
     }
