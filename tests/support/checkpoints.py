@@ -187,7 +187,9 @@ def dequantize(tensors: dict[str, Tensor], module: str, algorithm: str) -> Tenso
         numbers = _fp4(weight) if algorithm == "mxfp4" else weight.float()
         value = numbers * torch.exp2(scale.float() - 127).repeat_interleave(32, 1)
     elif algorithm == "fp8_block_wo":
-        steps = scale[:, 0, :, 0].repeat_interleave(128, 0).repeat_interleave(128, 1)
+        # ModelOpt writes a scalar for a matrix of one square.
+        squares = scale.reshape(-(-weight.shape[0] // 128), -1)
+        steps = squares.repeat_interleave(128, 0).repeat_interleave(128, 1)
         value = weight.float() * steps[: weight.shape[0], : weight.shape[1]]
     else:
         value = weight.float() * scale.reshape(-1, 1)
@@ -197,3 +199,34 @@ def dequantize(tensors: dict[str, Tensor], module: str, algorithm: str) -> Tenso
 
 def _fp4(packed: Tensor) -> Tensor:
     return E2M1[torch.stack([packed & 15, packed >> 4], -1).flatten(1).int()]
+
+
+def round_input(tensors: dict[str, Tensor], module: str, algorithm: str, x: Tensor) -> Tensor:
+    """What the format makes of a linear's input before the product with `dequantize`, by its description."""
+    parts = (tensors.get(f"{module}.{part}") for part in ("input_scale", "pre_quant_scale"))
+    scale, smooth = (torch.tensor(1.0) if part is None else part for part in parts)
+    x = x * smooth
+    if algorithm in ("fp8", "w4a8_awq"):
+        x = (x / scale).clamp(-448, 448).to(FP8).float() * scale
+    elif algorithm == "fp8_dynamic":
+        step = x.abs().amax(-1, keepdim=True) / 448
+        x = (x / step).to(FP8).float() * step
+    elif algorithm == "int8_sq":
+        x = (x / scale).round().clamp(-128, 127) * scale
+    elif algorithm in ("nvfp4", "nvfp4_awq"):
+        groups = x.unflatten(-1, (-1, 16))
+        step = (groups.abs().amax(-1, keepdim=True) / 6 / scale).clamp(max=448).to(FP8).float() * scale
+        x = _nearest_fp4(groups, step).flatten(-2)
+    elif algorithm in ("mxfp4", "mxfp8"):
+        groups = x.unflatten(-1, (-1, 32))
+        largest = groups.abs().amax(-1, keepdim=True)
+        step = torch.exp2(torch.log2(largest / (6 if algorithm == "mxfp4" else 448)).ceil())
+        x = (_nearest_fp4(groups, step) if algorithm == "mxfp4" else (groups / step).to(FP8).float() * step).flatten(-2)
+    return x / smooth
+
+
+def _nearest_fp4(groups: Tensor, step: Tensor) -> Tensor:
+    scaled = (groups / torch.where(step > 0, step, 1.0)).unsqueeze(-1)
+    # On a tie the even mantissa, which has an even place in the table of sizes.
+    distance = (scaled.abs() - E2M1[:8]).abs() + torch.tensor([0, 1e-6] * 4)
+    return torch.copysign(E2M1[distance.argmin(-1)], groups) * step

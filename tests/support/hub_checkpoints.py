@@ -2,7 +2,7 @@
 
 AutoAWQ: awq/modules/linear/gemm.py (`from_linear`) of https://github.com/casper-hansen/AutoAWQ; GPTQ: `pack` of
 auto_gptq/nn_modules/qlinear/qlinear_cuda.py of https://github.com/AutoGPTQ/AutoGPTQ, and for gptq_v2
-https://github.com/ModelCloud/GPTQModel. Only what the format is was taken from there: bits are set one number at a time.
+https://github.com/ModelCloud/GPTQModel. What the format is was taken from there, and no code.
 """
 
 from __future__ import annotations

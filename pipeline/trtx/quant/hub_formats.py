@@ -79,7 +79,7 @@ def read_gptq(path: Path, facts: Facts, checkpoint: Checkpoint) -> QuantFormat:
             f"{key}.dynamic",
         ),
         group_size=None if algorithm == "int8_wo" else group,
-        zero_points=bits == 4 and not symmetric,
+        zero_points=not symmetric,
         # A row that is one group has its columns in order whatever their rank was.
         reordered=bits == 4 and bool(facts.get("desc_act", False)) and not whole,
         packing=packings[written],

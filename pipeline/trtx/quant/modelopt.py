@@ -90,7 +90,7 @@ def quantize_checkpoint(
         copy_weights(folder, output, model)
         write_plain_format(output)
     else:
-        with rounding_on_cpu() if model.device.type == "cpu" else nullcontext():
+        with known_warnings(), rounding_on_cpu() if model.device.type == "cpu" else nullcontext():
             insert_quantizers(model, quantization, run, batches)
             after = mean_nats(run.logits, windows_KU, batch_size)
         say(f"perplexity {perplexity_of(after):.4f} as {quantization.algorithm}, KV cache {quantization.kv_cache}")
@@ -237,6 +237,8 @@ def known_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message="To copy construct from a tensor")
         warnings.filterwarnings("ignore", message="lm_head is not calibrated, skip smoothing")
+        warnings.filterwarnings("ignore", message="Skipping pattern fuse prequant")
+        warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
         yield
 
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.checkpoints import E2M1, FP8, HF_NAMES, Unified, make_unified
+from support.checkpoints import HF_NAMES, Unified, make_unified, round_input
 from support.modules import convert_quietly, load_rank
-from torch import Tensor
 
 from trtx.models.decoder import Decoder
 from trtx.models.layout import make_shard
@@ -19,34 +18,6 @@ def load(tmp_path: Path, algorithm: str) -> tuple[Unified, Decoder]:
     checkpoint = make_unified(tmp_path / "checkpoint", algorithm, **SHAPE)
     convert_quietly(checkpoint.folder, tmp_path / "weights")
     return checkpoint, load_rank(tmp_path / "weights", 0)[0]
-
-
-def round_activations(checkpoint: Unified, x: Tensor, source: str, algorithm: str) -> Tensor:
-    """What the format's description makes of the input before the product with the dequantized weight."""
-    parts = (checkpoint.tensors.get(f"{source}.{part}") for part in ("input_scale", "pre_quant_scale"))
-    scale, smooth = (torch.tensor(1.0) if part is None else part for part in parts)
-    x = x * smooth
-    if algorithm in ("fp8", "w4a8_awq"):
-        x = (x / scale).clamp(-448, 448).to(FP8).float() * scale
-    elif algorithm == "fp8_dynamic":
-        step = x.abs().amax(-1, keepdim=True) / 448
-        x = (x / step).to(FP8).float() * step
-    elif algorithm == "int8_sq":
-        x = (x / scale).round().clamp(-128, 127) * scale
-    elif algorithm in ("nvfp4", "nvfp4_awq"):
-        groups = x.unflatten(-1, (-1, 16))
-        step = (groups.abs().amax(-1, keepdim=True) / 6 / scale).clamp(max=448).to(FP8).float() * scale
-        x = nearest_fp4(groups, step).flatten(-2)
-    elif algorithm in ("mxfp4", "mxfp8"):
-        groups = x.unflatten(-1, (-1, 32))
-        largest = groups.abs().amax(-1, keepdim=True)
-        step = torch.exp2(torch.log2(largest / (6 if algorithm == "mxfp4" else 448)).ceil())
-        x = (nearest_fp4(groups, step) if algorithm == "mxfp4" else (groups / step).to(FP8).float() * step).flatten(-2)
-    return x / smooth
-
-
-def nearest_fp4(groups: Tensor, step: Tensor) -> Tensor:
-    return E2M1[((groups / step).unsqueeze(-1) - E2M1).abs().argmin(-1)] * step
 
 
 @pytest.mark.parametrize("algorithm", HF_NAMES)
@@ -63,7 +34,7 @@ def test_every_linear_computes_what_its_checkpoint_describes(tmp_path: Path, alg
         names = [f"model.layers.0.{source}" for source in sources]
         weight = torch.cat([checkpoint.weights[f"{name}.weight"] for name in names])
         x = torch.randn(2, 3, weight.shape[1], generator=torch.Generator().manual_seed(1))
-        expected = round_activations(checkpoint, x, names[0], algorithm) @ weight.T
+        expected = round_input(checkpoint.tensors, names[0], algorithm, x) @ weight.T
         torch.testing.assert_close(linear(x), expected, rtol=1e-4, atol=1e-4)
 
 
