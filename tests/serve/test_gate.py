@@ -140,7 +140,7 @@ def test_a_full_queue_says_when_to_come_again_and_has_room_again_later() -> None
             thread.start()
         server.until(lambda: server.engine.load_now.waiting == 2 or server.engine.load_now.running == 1)
         server.until(lambda: server.post(PATH, ASK | {"n": 3}).status_code == 429)
-        refused = server.post(PATH, ASK | {"stream": True, "n": 4})
+        refused = server.post(PATH, ASK | {"stream": True, "n": 3})
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         assert refused.json()["error"]["type"] == "rate_limit_error"
         programs.gate.release(1000)
@@ -148,4 +148,5 @@ def test_a_full_queue_says_when_to_come_again_and_has_room_again_later() -> None
             thread.join()
         assert statuses == [200] * 3
         assert server.post(PATH, ASK | {"n": 3}).status_code == 200
+        assert server.post(PATH, ASK | {"n": 4}).status_code == 400
         server.until_idle()

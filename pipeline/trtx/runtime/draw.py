@@ -57,11 +57,16 @@ def draw(
 def draw_top_k(row_V: Floats, largest: float, params: SamplingParams, number: float) -> int:
     """The same for one row of which the `top_k` largest are in play; top-p counts the mass of these."""
     ids_K = _largest(row_V, params.top_k)
-    weights_K = _weigh([row_V[ids_K]], [largest], [params])[0, : ids_K.size]
+    weights_K = row_V[ids_K]
+    weights_K -= np.float32(largest)
+    weights_K /= np.float32(max(params.temperature, MIN_TEMPERATURE))
+    np.exp(weights_K, out=weights_K)
     least = np.float32(params.min_p)
     if params.top_p < 1:
         least = max(least, _reach(_fall(weights_K), params.top_p * float(weights_K.sum())))
-    cumulative_K = np.where(weights_K >= least, weights_K, 0).cumsum(dtype=np.float64)
+    if least > 0:
+        weights_K *= weights_K >= least
+    cumulative_K = weights_K.cumsum(dtype=np.float64)
     # In float64 a number below 1 times the total stays below the total.
     return int(ids_K[np.searchsorted(cumulative_K, number * cumulative_K[-1], side="right")])
 
@@ -126,6 +131,10 @@ def nucleus_least(weights_P: Floats, top_p: float) -> np.float32:
 
 def _reach(falling_K: Floats, goal: float) -> np.float32:
     """The weight at which the cumulative sum of falling weights reaches a goal; else the last one."""
+    if falling_K.size <= FIRST_LOOK:
+        place = int(np.searchsorted(falling_K.cumsum(dtype=np.float64), goal))
+        return np.float32(falling_K[min(place, falling_K.size - 1)])
+    # In two steps, because a cumulative sum costs ten times a sum.
     blocks = falling_K.size // COLUMN
     upto = falling_K[: blocks * COLUMN].reshape(blocks, COLUMN).sum(1).cumsum(dtype=np.float64)
     block = int(np.searchsorted(upto, goal))

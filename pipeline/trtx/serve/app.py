@@ -132,6 +132,8 @@ class Service:
 
     def _take_places(self, count: int) -> Callable[[], None]:
         """Places for requests until what is returned is called. Raises ApiProblem when the queue is full."""
+        if count > self._max_open:
+            raise ApiProblem(f"{count} choices are more than the {self._max_open} that this server takes", param="n")
         if self._open + count > self._max_open:
             raise ApiProblem(
                 f"{self._open} requests run or wait, and this server takes {self._max_open}",

@@ -70,6 +70,10 @@ class Gate:
                 await self._app(scope, self._counted(receive), answer)
             else:
                 await refusal(scope, receive, answer)
+        except Exception:
+            # What is outside of this turns it into a response.
+            status = status or 500
+            raise
         finally:
             if self._log is not None:
                 self._log(

@@ -7,6 +7,7 @@ LIGHT = (
     "trtx.runtime.blocks",
     "trtx.runtime.prefix",
     "trtx.runtime.batch",
+    "trtx.runtime.params",
     "trtx.runtime.request",
     "trtx.runtime.scheduler",
     "trtx.runtime.stops",
