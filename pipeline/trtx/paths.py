@@ -14,6 +14,12 @@ def cache_dir(environ: Mapping[str, str]) -> Path:
     return (Path(base).expanduser() / "trtx").absolute()
 
 
+def kernels_dir(environ: Mapping[str, str]) -> Path:
+    """Built kernel libraries, of which every engine of an architecture takes a copy: beside the default cache."""
+    base = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(base).expanduser() / "trtx-kernels").absolute()
+
+
 def runs_dir(project: Path) -> Path:
     """Run records of a project folder: the folder `trtx apply` was started in."""
     return project / ".trtx" / "runs"

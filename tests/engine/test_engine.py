@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tests.engine.conftest import Built, calibrate, make_model
-from trtx.backends.inductor.build import find_compiler
+from trtx.backends.inductor.build import find_compiler, find_namespace
 from trtx.backends.inductor.check import check, generate_greedily
 from trtx.backends.inductor.compile import CompileJob
 from trtx.backends.inductor.evidence import CHECK_NAME, ensure_checked, read_evidence
@@ -92,6 +92,7 @@ def test_compiling_again_elsewhere_gives_the_same_bytes(plain: Built, tmp_path: 
     job = CompileJob(
         spec=spec,
         program="step",
+        kernels=find_namespace(spec, find_compiler()),
         compiler=str(find_compiler()),
         work=str(tmp_path),
         package=str(tmp_path / "again" / "step.pt2"),

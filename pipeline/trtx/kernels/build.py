@@ -10,9 +10,12 @@ loaded side by side, and a program can only meet the library that it was made fo
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,9 +31,9 @@ from trtx.processes import die_with_parent, start_process
 
 SOURCES = Path(__file__).parent / "cpp"
 
-# -O3 unrolls the loops over registers. Nobody looks at errno or floating-point exceptions. GCC 12 warns of its own
+# Nobody looks at errno or floating-point exceptions. GCC 12 warns of its own
 # intrinsics (its bug 105593), so warnings about uninitialized vectors are off.
-KERNEL_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-maybe-uninitialized", "-Wno-uninitialized")
+KERNEL_FLAGS = ("-O2", "-fno-math-errno", "-fno-trapping-math", "-Wno-maybe-uninitialized", "-Wno-uninitialized")
 GLUE_FLAGS = ("-O1",)
 COMMON_FLAGS = ("-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-frandom-seed=trtx")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl")
@@ -46,47 +49,75 @@ class Unit:
 
 
 class LibraryJob(BaseModel):
-    """A library to build. `work` is scratch space, `library` the file to write."""
+    """A library to build with operators in `namespace`, in so many processes.
+
+    `work` is scratch space, `library` the file to write. `shelf` keeps libraries for the builds of other engines.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     march: str
+    namespace: str
     compiler: str
     work: str
     library: str
+    shelf: str
     processes: int
 
 
 def make_levels(march: str) -> dict[str, tuple[str, ...]]:
     """Flags of every level of a library beyond the target's own, by name; the target as GCC's -march."""
     levels: dict[str, tuple[str, ...]] = {"baseline": ()}
-    if march == "x86-64-v3":
-        levels["avx512"] = AVX512
     if march.startswith("x86-64"):
         levels["avx512_bf16"] = (*AVX512, "-mavx512bf16", "-mavx512vnni")
     return levels
 
 
-def make_namespace(march: str) -> str:
-    """Name of the operators of a library, `trtx_` and 16 digits that change with sources, flags and torch."""
+def make_namespace(march: str, compiler_version: str) -> str:
+    """Name of a library's operators, `trtx_` and 16 digits that change with all that its bytes depend on."""
     facts = {
         "sources": {path.name: sha256_file(path) for path in sorted(SOURCES.iterdir())},
         "units": [[unit.source, *unit.flags] for unit in _make_units(march, "")],
         "torch": version("torch"),
+        "compiler": compiler_version,
     }
     return f"trtx_{sha256_bytes(canonical_json(facts))[:16]}"
 
 
 def build_library(job: LibraryJob) -> None:
-    """Compile and link. Raises StepFailed with the compiler's first complaint."""
+    """Take the library from the shelf, or compile, link and put it there.
+
+    Raises StepFailed with the compiler's first complaint.
+    """
+    if _take(Path(job.shelf), job.namespace, Path(job.library)):
+        return
     work = Path(job.work)
-    units = _make_units(job.march, make_namespace(job.march))
+    units = _make_units(job.march, job.namespace)
     with ThreadPoolExecutor(job.processes) as pool:
         list(pool.map(lambda unit: _compile(job, unit), units))
     objects = [str(work / f"{unit.name}.o") for unit in units]
     libraries = [f"-L{torch_folder() / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     link = ["-shared", "-Wl,--build-id=none", "-s", *objects, *libraries]
     _run(job, "link", [*link, "-o", job.library])
+    # A shelf that is full or belongs to somebody else costs the next build some seconds.
+    with contextlib.suppress(OSError):
+        _put(Path(job.shelf), job.namespace, Path(job.library))
+
+
+def _take(shelf: Path, namespace: str, library: Path) -> bool:
+    """Copy a library from the shelf. Its name has its digest, so that a damaged one is not taken."""
+    for found in sorted(shelf.glob(f"{namespace}-*.so")):
+        shutil.copyfile(found, library)
+        if found.stem == f"{namespace}-{sha256_file(library)}":
+            return True
+    return False
+
+
+def _put(shelf: Path, namespace: str, library: Path) -> None:
+    shelf.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=shelf, delete=False) as staged:
+        staged.write(library.read_bytes())
+    Path(staged.name).replace(shelf / f"{namespace}-{sha256_file(library)}.so")
 
 
 @cache
@@ -103,7 +134,7 @@ def _make_units(march: str, namespace: str) -> list[Unit]:
     levels = make_levels(march)
     target = f"-march={march}"
     glue = (*COMMON_FLAGS, *GLUE_FLAGS, target)
-    units = [Unit(name, (*glue, f"-DTRTX_NAMESPACE={namespace}"), name) for name in ("runner", "ops")]
+    units = [Unit("library", (*glue, f"-DTRTX_NAMESPACE={namespace}"), "library")]
     for level, flags in levels.items():
         kernel = (*COMMON_FLAGS, *KERNEL_FLAGS, target, *flags, f"-DTRTX_LEVEL={level}")
         units += [Unit(name, kernel, f"{name}_{level}") for name in ("linear", "attention", "w8a8")]

@@ -70,6 +70,14 @@ class Program(_Part):
     constants: tuple[str, ...]
 
 
+class Kernels(_Part):
+    """The library of native kernels, by path relative to the card, and the namespace of its operators."""
+
+    path: str
+    sha256: str
+    namespace: str
+
+
 class EngineCard(_Part):
     """Content of engine.json; written with `model_dump(mode="json", by_alias=True)`."""
 
@@ -85,8 +93,15 @@ class EngineCard(_Part):
     rank: Rank
     compiled_for: CompiledFor
     programs: dict[Literal["step"], Program]
+    kernels: Kernels | None
     weights_layout_sha256: str
     toolchain: dict[str, str]
+
+    @property
+    def code(self) -> dict[str, Program | Kernels]:
+        """Everything of the engine that is machine code, by what it is called in messages."""
+        programs: dict[str, Program | Kernels] = {f"{name} program": found for name, found in self.programs.items()}
+        return programs if self.kernels is None else {**programs, "kernel library": self.kernels}
 
 
 def load_card(engine: Path) -> EngineCard:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import tempfile
 import threading
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from trtx.models.weights_config import load_weights_config
 from trtx.models.weights_file import map_weights
 from trtx.runtime.card import EngineCard, KvCache, load_card
 from trtx.runtime.fit import check_machine
+from trtx.runtime.native import NativeProgram, load_kernels
 
 # The name under which the compiler files its code in a package.
 PACKAGE_MODEL = "model"
@@ -127,19 +127,15 @@ class EagerPrograms(GridSteps):
 class CompiledPrograms(GridSteps):
     """The program compiled ahead of time, over weights mapped from a file.
 
-    Not for two threads at once: a call holds the GIL while it runs, and a second call into the same package would
-    wait for it with the GIL in hand, for ever. That case raises RuntimeError instead.
+    A call releases the GIL. Pools are changed without locks, so it is for one thread at a time: RuntimeError otherwise.
     """
 
-    def __init__(
-        self, card: EngineCard, packages: Mapping[str, Path], weights: Mapping[str, Tensor], num_blocks: int
-    ) -> None:
+    def __init__(self, card: EngineCard, program: NativeProgram, num_blocks: int) -> None:
         self.card = card
         self.num_blocks = num_blocks
         self._pools = make_pools(card.kv_cache, num_blocks)
-        self._weights = weights  # the packages keep bare pointers into these tensors
         self._busy = threading.Lock()
-        self._package = _load_package(packages["step"], weights)
+        self._program = program
 
     def step(self, *inputs: Tensor) -> Tensor:
         if tuple(tensor.dtype for tensor in inputs) != INPUT_TYPES:
@@ -148,8 +144,7 @@ class CompiledPrograms(GridSteps):
             raise RuntimeError("an engine's programs may be called by one thread at a time")
         try:
             # Compiled code trusts strides: it was made for contiguous inputs.
-            logits: Tensor = self._package.boxed_run([*(tensor.contiguous() for tensor in inputs), *self._pools])[0]
-            return logits
+            return self._program([*(tensor.contiguous() for tensor in inputs), *self._pools])[0]
         finally:
             self._busy.release()
 
@@ -165,15 +160,25 @@ def load_programs(engine: Path, weights: Path, num_blocks: int, *, verify: bool 
     """
     card = load_card(engine)
     check_machine(card)
-    packages: dict[str, Path] = {name: engine / program.path for name, program in card.programs.items()}
-    for name, program in card.programs.items():
-        if verify and (not packages[name].is_file() or sha256_file(packages[name]) != program.sha256):
+    for name, code in card.code.items():
+        if verify and (not (engine / code.path).is_file() or sha256_file(engine / code.path) != code.sha256):
             raise VerificationFailed(
-                f"the {name} program of {engine} is not the one its card names",
-                why=f"{program.path} is missing or its SHA-256 differs",
+                f"the {name} of {engine} is not the one its card names",
+                why=f"{code.path} is missing or its SHA-256 differs",
                 fix="rebuild the engine with `trtx apply`",
             )
-    return CompiledPrograms(card, packages, load_weights(card, weights), num_blocks)
+    if card.kernels is None:
+        raise VerificationFailed(
+            f"{engine} has no kernels", why="its card names none", fix="build it with `trtx apply`"
+        )
+    mapped = load_weights(card, weights)
+    operators = load_kernels(engine / card.kernels.path, card.kernels.namespace)
+    # Unpacked by ourselves and deleted once mapped: the loader's own copy would stay behind after a crash.
+    with tempfile.TemporaryDirectory(prefix="trtx-program-") as folder:
+        with zipfile.ZipFile(engine / card.programs["step"].path) as archive:
+            archive.extractall(folder)
+        program = NativeProgram(operators, Path(folder), PACKAGE_MODEL, mapped)
+    return CompiledPrograms(card, program, num_blocks)
 
 
 def load_weights(card: EngineCard, weights: Path) -> dict[str, Tensor]:
@@ -209,15 +214,3 @@ def make_pools(kv_cache: KvCache, num_blocks: int) -> list[Tensor]:
             why=str(error).splitlines()[0],
             fix="give the KV cache a smaller memory fraction",
         ) from error
-
-
-def _load_package(package: Path, weights: Mapping[str, Tensor]) -> Any:
-    # Unpacked by ourselves and deleted once mapped: the loader's own copy would stay behind after a crash.
-    with tempfile.TemporaryDirectory(prefix="trtx-program-") as folder:
-        with zipfile.ZipFile(package) as archive:
-            archive.extractall(folder)
-        loader = torch._C._aoti.AOTIModelPackageLoader(folder, PACKAGE_MODEL, False, 1, -1)
-    constants = {name: weights[name] for name in loader.get_constant_fqns()}
-    # use_inactive, check_full_update, user_managed: the package keeps pointers to the mapped file, no copies.
-    loader.load_constants(constants, False, True, True)
-    return loader

@@ -30,7 +30,7 @@ def run(params: BuildParams, context: StepContext) -> dict[str, Any]:
     write_json(context.output / CHECK_NAME, evidence.model_dump(mode="json", by_alias=True))
     for name, value in evidence.figures.items():
         context.say(f"check {name}: {value:.4g} (bound {evidence.tolerances[name]:.4g})")
-    sizes = [(context.output / program.path).stat().st_size for program in card.programs.values()]
+    sizes = [(context.output / code.path).stat().st_size for code in card.code.values()]
     return {
         "isa": card.compiled_for.isa,
         "simulated": card.compiled_for.simulated,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trtx.backends.inductor import build as module
-from trtx.backends.inductor.build import build, check_constants, compile_programs, compiler_version, find_compiler
+from trtx.backends.inductor.build import build, check_constants, compile_code, compiler_version, find_compiler
 from trtx.backends.inductor.choices import ProgramChoices
 from trtx.backends.inductor.compile import make_options, write_compiler, write_package
 from trtx.backends.inductor.process import Child, clean_environ, run_children
@@ -93,7 +93,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     said: list[str] = []
     monkeypatch.setattr(module, "_make_child", lambda job: Child("trtx.no_such_module", (), Path(job.work, "log"), {}))
     with pytest.raises(StepFailed, match=r"compiling the .* program failed") as caught:
-        compile_programs(make_spec(), find_compiler(), tmp_path / "programs", tmp_path, said.append)
+        compile_code(make_spec(), find_compiler(), tmp_path / "engine", tmp_path, said.append)
     assert "No module named trtx.no_such_module" in caught.value.why
     assert said
 

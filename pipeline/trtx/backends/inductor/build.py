@@ -1,7 +1,8 @@
-"""Builds an engine: its program, compiled, and the card that says what it is. Imports no torch."""
+"""Builds an engine: its program and its kernels, compiled, and the card that says what it is. Imports no torch."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -10,15 +11,20 @@ from pathlib import Path
 
 from trtx.backends.inductor.choices import CHOICES_NAME, Choices
 from trtx.backends.inductor.process import Child, run_children
-from trtx.backends.inductor.spec import CompileFacts, CompileJob, EngineSpec, ProgramName, make_card
+from trtx.backends.inductor.spec import CompileFacts, CompileJob, EngineSpec, ProgramName, find_isa, make_card
 from trtx.errors import EnvironmentProblem, StepFailed, UsageProblem
 from trtx.files import sha256_file, write_json
+from trtx.kernels.build import LibraryJob, make_namespace
 from trtx.models.layout import make_layout
+from trtx.paths import kernels_dir
 from trtx.processes import ask_or_why
-from trtx.runtime.card import CARD_NAME, EngineCard, Program
+from trtx.runtime.card import CARD_NAME, EngineCard, Kernels, Program
 from trtx.runtime.fit import check_machine
 
 PROGRAMS: tuple[ProgramName, ...] = ("step",)
+# Of an engine's folder; what is in it is machine code.
+CODE_FOLDER = "programs"
+LIBRARY_NAME = "kernels.so"
 
 
 def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]) -> EngineCard:
@@ -37,19 +43,24 @@ def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]
     toolchain = {"torch": version("torch"), "g++": compiler_version(compiler)}
     # Every engine is loaded and asked before it counts, so the building machine must be able to run it.
     check_machine(make_card(spec, {}, toolchain, ""))
-    facts = compile_programs(spec, compiler, output / "programs", work, say)
+    facts = compile_code(spec, compiler, output, work, say)
     check_constants(spec, facts)
     programs: dict[ProgramName, Program] = {
         name: Program(
-            path=f"programs/{name}.pt2",
-            sha256=sha256_file(output / "programs" / f"{name}.pt2"),
+            path=f"{CODE_FOLDER}/{name}.pt2",
+            sha256=sha256_file(output / CODE_FOLDER / f"{name}.pt2"),
             constants=facts[name].constants,
         )
         for name in PROGRAMS
     }
+    kernels = Kernels(
+        path=f"{CODE_FOLDER}/{LIBRARY_NAME}",
+        sha256=sha256_file(output / CODE_FOLDER / LIBRARY_NAME),
+        namespace=find_namespace(spec, compiler),
+    )
     choices = Choices(programs={name: facts[name].choices for name in PROGRAMS})
     write_json(output / CHOICES_NAME, choices.model_dump(mode="json", by_alias=True))
-    card = make_card(spec, programs, toolchain, facts["step"].choices.vector_isa)
+    card = make_card(spec, programs, toolchain, facts["step"].choices.vector_isa, kernels)
     write_json(output / CARD_NAME, card.model_dump(mode="json", by_alias=True))
     return card
 
@@ -94,43 +105,51 @@ def compiler_version(compiler: Path) -> str:
     return answer.strip()
 
 
-def compile_programs(
-    spec: EngineSpec, compiler: Path, packages: Path, work: Path, say: Callable[[str], None]
+def find_namespace(spec: EngineSpec, compiler: Path) -> str:
+    """Where the operators of this engine's kernels are."""
+    return make_namespace(find_isa(spec.arch).march, compiler_version(compiler))
+
+
+def compile_code(
+    spec: EngineSpec, compiler: Path, output: Path, work: Path, say: Callable[[str], None]
 ) -> dict[str, CompileFacts]:
-    """Compile the programs, each in a process of its own, into `packages`; what the compiler says, by program.
+    """Compile programs and kernels, each in a process of its own; what the compiler says of the programs, by name.
 
     Raises StepFailed with the last lines of the one that failed.
     """
-    packages.mkdir(parents=True, exist_ok=True)
-    jobs = [_make_job(spec, program, compiler, packages, work) for program in PROGRAMS]
+    folder = output / CODE_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = {f"{program} program": _make_job(spec, program, compiler, folder, work) for program in PROGRAMS}
+    children = {name: _make_child(job) for name, job in jobs.items()}
+    children["kernels"] = _make_kernels_child(spec, compiler, folder, work)
     started = time.monotonic()
-    children = [_make_child(job) for job in jobs]
-    ended = run_children(children, work)
-    for job, child, end in zip(jobs, children, ended, strict=True):
+    ended = dict(zip(children, run_children(list(children.values()), work), strict=True))
+    for name, end in ended.items():
         if end.code > 0:
-            say(child.log.read_text(errors="replace"))
+            say(children[name].log.read_text(errors="replace"))
             raise StepFailed(
-                f"compiling the {job.program} program failed",
+                f"compiling the {name} failed",
                 why=end.tail[-1] if end.tail else f"exit code {end.code}",
                 fix="the compiler's output is in the log of this step",
             )
-    if killed := [job.program for job, end in zip(jobs, ended, strict=True) if end.code < 0]:
+    if killed := [name for name, end in ended.items() if end.code < 0]:
         raise StepFailed(
-            f"compiling the {killed[0]} program was killed", why="most often memory ran out", fix="use a larger machine"
+            f"compiling the {killed[0]} was killed", why="most often memory ran out", fix="use a larger machine"
         )
-    say(f"compiled {' and '.join(PROGRAMS)} in {time.monotonic() - started:.1f} s")
-    return {job.program: CompileFacts.model_validate_json(Path(job.facts).read_bytes()) for job in jobs}
+    say(f"compiled {', '.join(children)} in {time.monotonic() - started:.1f} s")
+    return {job.program: CompileFacts.model_validate_json(Path(job.facts).read_bytes()) for job in jobs.values()}
 
 
-def _make_job(spec: EngineSpec, program: ProgramName, compiler: Path, packages: Path, work: Path) -> CompileJob:
+def _make_job(spec: EngineSpec, program: ProgramName, compiler: Path, folder: Path, work: Path) -> CompileJob:
     scratch = work / program
     scratch.mkdir(parents=True)
     return CompileJob(
         spec=spec,
         program=program,
+        kernels=find_namespace(spec, compiler),
         compiler=str(compiler),
         work=str(scratch),
-        package=str(packages / f"{program}.pt2"),
+        package=str(folder / f"{program}.pt2"),
         facts=str(scratch / "facts.json"),
     )
 
@@ -140,3 +159,22 @@ def _make_child(job: CompileJob) -> Child:
     path = scratch / "job.json"
     write_json(path, job.model_dump(mode="json"))
     return Child("trtx.backends.inductor.compile", (str(path),), scratch / "compile.log", {"TMPDIR": str(scratch)})
+
+
+def _make_kernels_child(spec: EngineSpec, compiler: Path, folder: Path, work: Path) -> Child:
+    scratch = work / "kernels"
+    scratch.mkdir(parents=True)
+    # The program takes longer, and has a core of its own.
+    spare = max(1, len(os.sched_getaffinity(0)) - 1)
+    job = LibraryJob(
+        march=find_isa(spec.arch).march,
+        namespace=find_namespace(spec, compiler),
+        compiler=str(compiler),
+        work=str(scratch),
+        library=str(folder / LIBRARY_NAME),
+        shelf=str(kernels_dir(os.environ)),
+        processes=min(spare, 4),
+    )
+    path = scratch / "job.json"
+    write_json(path, job.model_dump(mode="json"))
+    return Child("trtx.kernels.build", (str(path),), scratch / "build.log", {"TMPDIR": str(scratch)})

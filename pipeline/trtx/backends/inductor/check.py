@@ -86,20 +86,20 @@ def check(engine: Path, weights: Path, checkpoint: Path, model: Path, weights_ke
     answers = collect_logits(programs, compared)
     eager = collect_logits(load_eager(engine, weights, num_blocks), compared)
     perplexity = measure_perplexity(programs, heldout.tokens, batching)
-    figures = {
-        "compiled_vs_eager": distance(answers, eager),
-        "perplexity_vs_modelopt": abs(perplexity / heldout.perplexity - 1),
-    }
-    reference = load_checkpoint(checkpoint)
+    figures = {"compiled_vs_eager": distance(answers, eager)}
+    if "perplexity_vs_modelopt" in tolerances:
+        figures["perplexity_vs_modelopt"] = abs(perplexity / heldout.perplexity - 1)
+    limit = card.limits.max_seq_len
+    reference = load_checkpoint(checkpoint, limit)
     figures["logits_vs_checkpoint"] = distance(answers, reference.logits(compared))
     if "greedy_mismatches" in tolerances:
         figures["greedy_mismatches"] = count_greedy_mismatches(programs, reference, heldout.tokens)
     del reference  # one float32 model at a time
-    figures["logits_vs_model"] = distance(answers, load_model(model).logits(compared))
+    figures["logits_vs_model"] = distance(answers, load_model(model, limit).logits(compared))
     return Evidence(
         weights_key=weights_key,
         weights_layout_sha256=card.weights_layout_sha256,
-        programs={name: program.sha256 for name, program in card.programs.items()},
+        programs={name: code.sha256 for name, code in card.code.items()},
         perplexity=perplexity,
         reference_perplexity=heldout.perplexity,
         figures=figures,

@@ -33,6 +33,8 @@ from trtx.backends.inductor.spec import (
 )
 from trtx.files import write_json
 from trtx.hardware.gpus import Isa
+from trtx.kernels import ops
+from trtx.models.attention import AttentionKind
 from trtx.processes import die_with_parent
 from trtx.runtime.program import PACKAGE_MODEL, make_pools
 
@@ -51,6 +53,7 @@ def compile_program(job: CompileJob) -> CompileFacts:
     isa, work = find_isa(job.spec.arch), Path(job.work)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = job.work
     use_vector_isa(isa)
+    ops.use_namespace(job.kernels)
     exported = export_program(job.spec)
     raw = work / f"{job.program}.raw.pt2"
     options = make_options(isa, job.program, write_compiler(Path(job.compiler), work))
@@ -68,7 +71,8 @@ def export_program(spec: EngineSpec) -> ExportedProgram:
     The weights' memory is reserved and never touched, so it costs nothing.
     """
     limit = spec.limits.max_seq_len
-    module = make_module(spec.model, spec.quantization, spec.dtype, spec.rank, limit).to_empty(device="cpu")
+    attention: AttentionKind = "gather" if spec.dtype == "float16" else "native"
+    module = make_module(spec.model, spec.quantization, spec.dtype, spec.rank, limit, attention).to_empty(device="cpu")
     pools = make_pools(make_kv_cache(spec), EXAMPLE["P"])
     inputs, sizes = make_inputs(spec, len(pools))
     module.forward = module.step

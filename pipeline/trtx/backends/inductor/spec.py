@@ -14,7 +14,7 @@ from trtx.hardware.gpus import ISAS, Isa
 from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import SIMULATED_ON_CPU, QuantFormat
 from trtx.models.layout import make_layout, make_shard
-from trtx.runtime.card import CompiledFor, EngineCard, KvCache, Limits, Program, Rank
+from trtx.runtime.card import CompiledFor, EngineCard, Kernels, KvCache, Limits, Program, Rank
 
 ProgramName = Literal["step"]
 
@@ -41,12 +41,16 @@ class EngineSpec(BaseModel):
 
 
 class CompileJob(BaseModel):
-    """One program to compile. `work` is scratch space, `package` and `facts` the two files to write."""
+    """One program to compile, for kernels of a namespace.
+
+    `work` is scratch space, `package` and `facts` the two files to write.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     spec: EngineSpec
     program: ProgramName
+    kernels: str
     compiler: str
     work: str
     package: str
@@ -89,9 +93,13 @@ def make_kv_cache(spec: EngineSpec) -> KvCache:
 
 
 def make_card(
-    spec: EngineSpec, programs: dict[ProgramName, Program], toolchain: dict[str, str], vector_isa: str
+    spec: EngineSpec,
+    programs: dict[ProgramName, Program],
+    toolchain: dict[str, str],
+    vector_isa: str,
+    kernels: Kernels | None = None,
 ) -> EngineCard:
-    """The card of an engine with these programs; `vector_isa` is what the compiler reports it used."""
+    """The card of an engine with these programs and kernels; `vector_isa` is what the compiler reports it used."""
     rank = spec.rank
     layout = make_layout(spec.model, spec.quantization, spec.dtype, rank.tensor, rank.pipeline, rank.rank)
     isa = find_isa(spec.arch)
@@ -111,6 +119,7 @@ def make_card(
             simulated=spec.quantization.algorithm in SIMULATED_ON_CPU,
         ),
         programs=programs,
+        kernels=kernels,
         weights_layout_sha256=layout.sha256,
         toolchain={"trtx": __version__, **toolchain},
     )

@@ -15,9 +15,6 @@ namespace trtx {
   }
 
 TRTX_DECLARE(baseline)
-#ifdef TRTX_HAS_AVX512
-TRTX_DECLARE(avx512)
-#endif
 #ifdef TRTX_HAS_AVX512_BF16
 TRTX_DECLARE(avx512_bf16)
 #endif
@@ -27,13 +24,10 @@ namespace {
 bool always() { return true; }
 
 #ifdef __x86_64__
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
-}
-
 bool has_avx512_bf16() {
-  return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16") &&
+         __builtin_cpu_supports("avx512vnni");
 }
 #endif
 
@@ -41,9 +35,6 @@ bool has_avx512_bf16() {
 const Level LEVELS[] = {
 #ifdef TRTX_HAS_AVX512_BF16
     {"avx512_bf16", has_avx512_bf16, true, avx512_bf16::linear, avx512_bf16::w8a8, avx512_bf16::attention},
-#endif
-#ifdef TRTX_HAS_AVX512
-    {"avx512", has_avx512, false, avx512::linear, avx512::w8a8, avx512::attention},
 #endif
     {"baseline", always, false, baseline::linear, baseline::w8a8, baseline::attention},
 };
