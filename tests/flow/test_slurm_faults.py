@@ -126,14 +126,15 @@ def preempt(site: Site, partition: str) -> End:
 
 
 def the_time_limit_is_near_and_the_step_stops_in_order(ground: Ground) -> End:
-    site = ground.site(time="1min", warn="30s")
+    # Nine seconds by the clock on the wall until it is warned: a busy machine needs some to begin.
+    site = ground.site(time="2min", warn="30s")
     held = site.steps.hold(FIRST)
     with site.driver("apply", *RUN) as driver:
         site.begun(FIRST, 2)
         held.unlink()
         site.ends(driver)
     [script] = site.project.folder.glob(".trtx/runs/*/slurm/cluster/groups/calibrate/rounds/2/job.sh")
-    assert "#SBATCH --time=2\n" in script.read_text()
+    assert "#SBATCH --time=4\n" in script.read_text()
     return site.end(FIRST, driver.returncode)
 
 
