@@ -60,21 +60,22 @@ def _build_checkpoint(model: Path, dtype: str, quantization: str, limits: Mappin
     chosen = {**DEFAULT_LIMITS, **limits}
     if "max_seq_len" not in limits and positions is not None:
         chosen["max_seq_len"] = min(chosen["max_seq_len"], positions)
+    # A little held-out text to check the engine with. It calibrates nothing: what needs that is refused without a text.
+    text = {"samples": 64, "heldout": 32, "max_length": min(128, chosen["max_seq_len"])}
     recipe = {
         "schema": "trtx/v1",
         "name": "llm",
         "model": {"source": f"file://{model}"},
-        "quantization": {"variant": {"algorithm": quantization}},
+        "quantization": {"variant": {"algorithm": quantization, "calibration": text}},
         "engine": {"dtype": dtype, "limits": chosen},
         "targets": {"here": {"gpu": "cpu"}},
     }
-    text = json.dumps(recipe, indent=2)
+    written = json.dumps(recipe, indent=2)  # JSON is YAML, too
     # Beside the cache, which has nothing in it but its own.
     cache = cache_dir(os.environ)
-    folder = cache.with_name(f"{cache.name}-llm") / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = cache.with_name(f"{cache.name}-llm") / hashlib.sha256(written.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    # JSON is YAML, too.
-    (folder / "recipe.yaml").write_text(text)
+    (folder / "recipe.yaml").write_text(written)
     return _apply("recipe.yaml", folder, Path("out"))
 
 
