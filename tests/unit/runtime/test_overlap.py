@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.engines import A_ID, EOS_ID, FakePrograms, expected_tokens, make_card, make_engine, make_tokenizer
 
 from trtx.runtime.engine import Engine
-from trtx.runtime.request import Output, Request, SamplingParams
+from trtx.runtime.request import Output, Request, RequestRefused, SamplingParams
 from trtx.runtime.scheduler import SchedulerSettings
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
@@ -58,7 +58,10 @@ def play(engine: Engine, stream: list[Any]) -> tuple[list[Request], dict[int, li
     for kind, number, params in stream:
         if kind == "add":
             prompt = [(number % 3 * 50 + at) % 256 for at in range(number)] + [len(requests)]
-            requests.append(engine.make_request(prompt, params))
+            try:
+                requests.append(engine.make_request(prompt, params))
+            except RequestRefused:
+                continue
             outputs[requests[-1].id] = []
             engine.add_request(requests[-1])
         elif kind == "cancel" and requests:

@@ -30,6 +30,8 @@ events = st.lists(
             st.just("add"),
             st.tuples(st.integers(0, 24), st.integers(0, 2), st.integers(0, 12), st.integers(1, 16), st.integers(0, 1)),
         ),
+        # The next turn of an earlier conversation: whose, and the longest output.
+        st.tuples(st.just("turn"), st.tuples(st.integers(0, 30), st.integers(1, 16))),
         st.tuples(st.just("cancel"), st.tuples(st.integers(0, 30))),
         st.tuples(st.just("step"), st.tuples(st.integers(1, 4))),
     ),
@@ -44,6 +46,10 @@ def play(world: World, stream: list[Event]) -> None:
             prompt = [(family * 7 + at * 3) % VOCAB_SIZE for at in range(shared)]
             prompt += [(len(world.requests) * 5 + at) % VOCAB_SIZE for at in range(own)]
             world.add(prompt, max_tokens, salt=bytes(salt))
+        elif kind == "turn":
+            if world.requests:
+                earlier = world.requests[numbers[0] % len(world.requests)]
+                world.add([*earlier.prompt_ids, *earlier.output_ids, 1], numbers[1])
         elif kind == "cancel":
             world.cancel(numbers[0])
         else:
