@@ -67,6 +67,7 @@ def make_card(
         rank=Rank(),
         compiled_for=CompiledFor(device="cpu", arch="x86-64", isa="x86-64"),
         programs={},
+        kernels=None,
         weights_layout_sha256="0" * 64,
         toolchain={"torch": torch.__version__},
     )

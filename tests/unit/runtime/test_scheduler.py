@@ -97,10 +97,23 @@ def test_without_chunks_a_prompt_waits_for_a_step_that_takes_all_of_it() -> None
     assert shape(run_step(scheduler)) == ([], [(1, 0, 8)])
 
 
-def test_without_chunks_only_a_prompt_longer_than_any_step_is_cut() -> None:
+def test_without_chunks_a_prompt_longer_than_any_step_is_refused() -> None:
     scheduler = make_scheduler(max_num_tokens=8, settings=SchedulerSettings(chunked_prefill=False))
-    add(scheduler, make_request(0, 19))
-    assert [shape(run_step(scheduler)) for _ in range(3)] == [([], [(0, 0, 8)]), ([], [(0, 8, 8)]), ([], [(0, 16, 3)])]
+    scheduler.check(make_request(0, 8))
+    with pytest.raises(RequestRefused, match="9 tokens, and this engine computes at most 8 in a step") as refused:
+        scheduler.check(make_request(0, 9))
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_without_chunks_a_paused_request_that_outgrew_a_step_is_cut_all_the_same() -> None:
+    settings = SchedulerSettings("max-utilization", chunked_prefill=False, prefix_reuse=False)
+    scheduler = make_scheduler(num_blocks=8, max_num_tokens=8, settings=settings)
+    add(scheduler, make_request(0, 6, max_tokens=16), second := make_request(1, 6, max_tokens=16))
+    while not second.num_preemptions:
+        run_step(scheduler)
+    assert second.num_tokens > 8
+    run_to_end(scheduler)
+    assert second.output_ids == [5] * 16
 
 
 def test_no_more_requests_run_than_a_step_has_tokens_so_that_all_of_them_decode() -> None:
