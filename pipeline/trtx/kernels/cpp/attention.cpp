@@ -5,6 +5,7 @@
 // arXiv:1805.02867). Keys of a sequence with few tokens are cut into pieces at fixed places, so that one long sequence has
 // work for many threads and results depend on neither threads nor batch.
 
+#include "few_rows.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "transpose.h"
@@ -36,8 +37,12 @@ struct Workspace {
   float* scores;  // [rows, TILE_KEYS]
   float* keys;    // [width, TILE_KEYS], transposed
   float* values;  // [TILE_KEYS, width]
-  const char* key_rows[TILE_KEYS];
-  const char* value_rows[TILE_KEYS];
+};
+
+// Where the keys and values of a tile are in the pools.
+struct Tile {
+  const char* keys[TILE_KEYS];
+  const char* values[TILE_KEYS];
 };
 
 // What rows have seen so far: y is the sum of exp(score − most) · value, and `total` that of exp(score − most).
@@ -93,21 +98,26 @@ inline void multiply(
   }
 }
 
-// Pointers to `count` keys and values from key `first` on.
+// Find `count` keys from key `first` on, and ask for them: a key's numbers lie together, but its neighbours do not follow.
 template <Number number>
-void find_rows(const AttentionTask& task, const Item& item, int64_t first, int64_t count, Workspace& work) {
+void find_tile(const AttentionTask& task, const Item& item, int64_t first, int64_t count, Tile& tile) {
   const int32_t* table = task.block_tables + item.sequence * task.W;
+  const int64_t size = task.D * SIZE<number>;
   for (int64_t j = 0; j < count; ++j) {
     const int64_t key = first + j, slot = table[key / task.S] * task.S + key % task.S;
-    const int64_t offset = (slot * task.G + item.head) * task.D * SIZE<number>;
-    work.key_rows[j] = static_cast<const char*>(task.k_pool) + offset;
-    work.value_rows[j] = static_cast<const char*>(task.v_pool) + offset;
+    const int64_t offset = (slot * task.G + item.head) * size;
+    tile.keys[j] = static_cast<const char*>(task.k_pool) + offset;
+    tile.values[j] = static_cast<const char*>(task.v_pool) + offset;
+    for (int64_t line = 0; line < size; line += 64) {
+      __builtin_prefetch(tile.keys[j] + line);
+      __builtin_prefetch(tile.values[j] + line);
+    }
   }
 }
 
 // Keys as columns, so that scores are vectors over keys; zeros beyond `count`.
 template <Number number>
-void read_keys(const AttentionTask& task, int64_t count, Workspace& work) {
+void read_keys(const AttentionTask& task, const Tile& tile, int64_t count, Workspace& work) {
   const int64_t whole = task.D / LANES * LANES;
   for (int64_t j = 0; j < round_up(count, LANES); j += LANES) {
     for (int64_t d = 0; d < task.D; d += LANES) {
@@ -116,10 +126,10 @@ void read_keys(const AttentionTask& task, int64_t count, Workspace& work) {
         if (j + i >= count) {
           block[i] = Floats{};
         } else if (d < whole) {
-          block[i] = widen<number>(work.key_rows[j + i] + d * SIZE<number>);
+          block[i] = widen<number>(tile.keys[j + i] + d * SIZE<number>);
         } else {
           float row[LANES];
-          widen_row<number>(work.key_rows[j + i] + d * SIZE<number>, row, task.D - d, LANES);
+          widen_row<number>(tile.keys[j + i] + d * SIZE<number>, row, task.D - d, LANES);
           block[i] = load<Floats>(row);
         }
       }
@@ -157,6 +167,28 @@ void update_row(const AttentionTask& task, float* scores, int64_t begin, int64_t
     for (int64_t d = 0; d < width; d += LANES) store(y + d, load<Floats>(y + d) * before);
 }
 
+// Scores of an item's rows and a tile's keys, to work.scores.
+template <Number number>
+void score(
+    const AttentionTask& task, const Item& item, const Tile& tile, int64_t count, int64_t width, Workspace& work, bool is_direct) {
+  const int64_t R = task.H / task.G, rows = item.num_tokens * R;
+#ifdef __AVX512BF16__
+  if (is_direct && number != Number::f32 && task.number == Number::bf16 && task.D % Bf16Products::STEP == 0) {
+    const auto* q = static_cast<const uint16_t*>(task.q);
+    for (int64_t t = 0; t < item.num_tokens; ++t) {
+      const auto* from = q + ((item.first_token + t) * task.H + item.head * R) * task.D;
+      float* to = work.scores + t * R * TILE_KEYS;
+      score_few<Bf16Products, number>(from, task.D, R, tile.keys, count, task.D, task.scale * task.k_scale, to, TILE_KEYS);
+    }
+    return;
+  }
+#endif
+  if (is_direct)
+    return score_few<FloatProducts, number>(work.q, width, rows, tile.keys, count, task.D, 1, work.scores, TILE_KEYS);
+  read_keys<number>(task, tile, count, work);
+  multiply(work.q, width, work.keys, TILE_KEYS, work.scores, TILE_KEYS, rows, round_up(count, LANES), task.D, false);
+}
+
 template <Number number>
 void run_item(const AttentionTask& task, const Item& item, int64_t width, Workspace& work, const Running& running) {
   const int64_t R = task.H / task.G, rows = item.num_tokens * R;
@@ -170,11 +202,16 @@ void run_item(const AttentionTask& task, const Item& item, int64_t width, Worksp
     running.most[row] = MASKED;
     running.total[row] = 0;
   }
-  for (int64_t first = item.keys_begin; first < item.keys_end; first += TILE_KEYS) {
-    const int64_t count = smaller(TILE_KEYS, item.keys_end - first), columns = round_up(count, LANES);
-    find_rows<number>(task, item, first, count, work);
-    read_keys<number>(task, count, work);
-    multiply(work.q, width, work.keys, TILE_KEYS, work.scores, TILE_KEYS, rows, columns, task.D, false);
+  Tile tiles[2];
+  const auto size_of = [&](int64_t first) { return smaller(TILE_KEYS, item.keys_end - first); };
+  find_tile<number>(task, item, item.keys_begin, size_of(item.keys_begin), tiles[0]);
+  int64_t turn = 0;
+  for (int64_t first = item.keys_begin; first < item.keys_end; first += TILE_KEYS, ++turn) {
+    const int64_t count = size_of(first), columns = round_up(count, LANES), next = first + TILE_KEYS;
+    const Tile& tile = tiles[turn % 2];
+    if (next < item.keys_end) find_tile<number>(task, item, next, size_of(next), tiles[(turn + 1) % 2]);
+    const bool is_direct = rows <= FEW_ROWS && task.D % LANES == 0;
+    score<number>(task, item, tile, count, width, work, is_direct);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t position = item.first_position + row / R;
       const int64_t begin = task.window > 0 ? greater(0, position - task.window + 1 - first) : 0;
@@ -182,7 +219,11 @@ void run_item(const AttentionTask& task, const Item& item, int64_t width, Worksp
       update_row(task, work.scores + row * TILE_KEYS, begin, end, columns, running.y + row * width, width, running.most[row],
                  running.total[row]);
     }
-    for (int64_t j = 0; j < count; ++j) widen_row<number>(work.value_rows[j], work.values + j * width, task.D, width);
+    if (is_direct) {
+      add_values<number>(work.scores, TILE_KEYS, rows, tile.values, count, task.D, running.y, width);
+      continue;
+    }
+    for (int64_t j = 0; j < count; ++j) widen_row<number>(tile.values[j], work.values + j * width, task.D, width);
     multiply(work.scores, TILE_KEYS, work.values, width, running.y, width, rows, width, count, true);
   }
 }
