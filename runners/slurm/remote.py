@@ -12,18 +12,26 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from trtx.errors import EnvironmentProblem, UsageProblem
-from trtx.runners.slurm.attempts import Claim, End, take_claim, write_end
+from trtx.runners.slurm.attempts import Claim, End, read_claims, take_claim, write_end
 from trtx.runners.slurm.clock import Clock, RealClock
 from trtx.runners.slurm.commands import COMMAND_SETTINGS, Answer, LocalShell
 
 # ssh's own exit status when it, not the command, failed.
 SSH_FAILED = 255
+# Those of rsync when the connection failed or broke. Source: rsync(1), EXIT VALUES.
+RSYNC_FAILED = (SSH_FAILED, 10, 12, 30, 35)
+# What jobs write. All else is written here, and what is there of it may be older.
+WRITTEN_THERE = ("attempts/**", "claims/*.json", "news/*", "slurm-*.out")
+# Of this machine alone: copies would soon be out of date.
+NOT_FOR_JOBS = ("events.jsonl", "driver.json", "attempts", "claims", "news/*")
+# How long to wait for a login node that was reached before, in seconds: ten minutes in all.
+PATIENCE_S = (1.0, 2.0, 5.0, 10.0, *[20.0] * 29)
 MODULE = "trtx.runners.slurm.remote"
 
 
@@ -90,6 +98,8 @@ class SshWorkspace:
     clock: Clock = field(default_factory=RealClock)
     complaint: str = ""
     _pulled: float | None = None
+    _reached: bool = False
+    _pushed: bool = False
 
     def place(self, path: Path) -> Path:
         return self.there / path.relative_to(self.local)
@@ -103,15 +113,22 @@ class SshWorkspace:
     def _fetch(self) -> None:
         """Files that do not come now come later: nothing is concluded from their absence."""
         source = f"{self.shell.ssh.host}:{self.there}/"
-        answer = self._rsync(["--exclude=job.json", "--exclude=tasks.json"], source, f"{self.local}/")
+        words = ["--include=*/", *(f"--include={name}" for name in WRITTEN_THERE), "--exclude=*", "--prune-empty-dirs"]
+        answer = self._rsync(words, source, f"{self.local}/")
+        self._reached = self._reached or answer.code == 0
         self.complaint = "" if answer.code == 0 else answer.complaint
 
     def push(self) -> None:
         """Raises EnvironmentProblem when it cannot be done: without its files a job could not run."""
-        words = ["--ignore-existing", "--exclude=attempts", "--exclude=claims", "--exclude=news/*"]
-        made = self.shell.call(["mkdir", "-p", str(self.there)], timeout_s=self.timeout_s)
+        words = ["--ignore-existing", *(f"--exclude={name}" for name in NOT_FOR_JOBS)]
         target = f"{self.shell.ssh.host}:{self.there}/"
-        answer = made if made.code != 0 else self._rsync(words, f"{self.local}/", target)
+        make_folder = ["mkdir", "-p", str(self.there)]
+        answer = Answer(0)
+        if not self._pushed:
+            answer = self._patiently(lambda: self.shell.call(make_folder, timeout_s=self.timeout_s))
+        if answer.code == 0:
+            answer = self._patiently(lambda: self._rsync(words, f"{self.local}/", target))
+        self._pushed = answer.code == 0
         if answer.code != 0:
             raise EnvironmentProblem(
                 f"cannot copy the run's files to {self.shell.ssh.host}:{self.there}",
@@ -130,7 +147,19 @@ class SshWorkspace:
             source,
             target,
         ]
-        return self.shell.local.call(argv, timeout_s=self.timeout_s)
+        answer = self.shell.local.call(argv, timeout_s=self.timeout_s)
+        return Answer(None, answer.out, answer.err) if answer.code in RSYNC_FAILED else answer
+
+    def _patiently(self, call: Callable[[], Answer]) -> Answer:
+        """Repeat what a broken connection kept from being done, once there was one; all of it may be done twice."""
+        answer = call()
+        for wait_s in PATIENCE_S:
+            if answer.code is not None or not self._reached:
+                break
+            self.clock.sleep(wait_s)
+            answer = call()
+        self._reached = self._reached or answer.code == 0
+        return answer
 
     def revoke(self, step_folder: Path, claim: Claim) -> None:
         self._ask_there("claim", step_folder, dataclasses.asdict(claim))
@@ -140,7 +169,7 @@ class SshWorkspace:
 
     def _ask_there(self, what: str, folder: Path, document: object) -> None:
         argv = [self.python, "-m", MODULE, what, str(self.place(folder)), json.dumps(document)]
-        answer = self.shell.call(argv, timeout_s=self.timeout_s)
+        answer = self._patiently(lambda: self.shell.call(argv, timeout_s=self.timeout_s))
         if answer.code != 0:
             raise EnvironmentProblem(
                 f"cannot write to {self.shell.ssh.host}:{self.place(folder)}",
@@ -157,7 +186,10 @@ def main(arguments: list[str]) -> int:
         return UsageProblem.exit_code
     what, folder, document = arguments
     if what == "claim":
-        take_claim(Path(folder), Claim(**json.loads(document)))
+        claim = Claim(**json.loads(document))
+        # Where the connection broke before the answer came, this is said again.
+        if not any(known.kind == claim.kind and known.token == claim.token for known in read_claims(Path(folder))):
+            take_claim(Path(folder), claim)
     else:
         write_end(Path(folder), End(**json.loads(document)))
     return 0

@@ -30,11 +30,11 @@ def login(cluster: Cluster, tmp_path: Path) -> Iterator[SshShell]:
     if not all(shutil.which(name, path="/usr/sbin:/usr/bin") for name in ("sshd", "ssh-keygen", "rsync")):
         pytest.skip("sshd or rsync is missing: run tests/install")
     environ = {"SLURM_CONF": cluster.environ["SLURM_CONF"]}
-    with login_node(tmp_path / "sshd", environ) as (host, port, words):
-        ssh = Ssh(host, port, words)
+    with login_node(tmp_path / "sshd", environ) as node:
+        ssh = Ssh(node.host, node.port, node.words)
         outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
         yield SshShell(ssh, LocalShell(outside))
-        subprocess.run([*ssh.argv, "-O", "exit", host], capture_output=True, check=False)
+        subprocess.run([*ssh.argv, "-O", "exit", node.host], capture_output=True, check=False)
         with contextlib.suppress(OSError):
             Path(tempfile.gettempdir(), f"trtx-ssh-{os.getuid()}").rmdir()
 

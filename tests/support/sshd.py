@@ -7,14 +7,45 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from support.slurm import wait_until
+from support.slurm import kill_tree, wait_until
+
+
+@dataclass
+class LoginNode:
+    """Host, port and the words that start ssh."""
+
+    folder: Path
+    port: int
+    host: str = "127.0.0.1"
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return ("ssh", "-F", str(self.folder / "config"))
+
+    def start(self) -> None:
+        program = shutil.which("sshd", path="/usr/sbin:/usr/bin") or "sshd"
+        with (self.folder / "log").open("wb") as log:
+            argv = [program, "-D", "-e", "-f", str(self.folder / "sshd_config")]
+            self.process = subprocess.Popen(argv, stderr=log)
+        wait_until(lambda: "listening" in (self.folder / "log").read_text(), "sshd listens")
+
+    def stop(self) -> None:
+        """End it, and all connections to it at once."""
+        if self.process is not None:
+            for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+                kill_tree(int(pid))
+            self.process.kill()
+            self.process.wait()
+            self.process = None
 
 
 @contextlib.contextmanager
-def login_node(folder: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, int, tuple[str, ...]]]:
-    """Host, port and the words that start ssh; logins have `environ` set."""
+def login_node(folder: Path, environ: Mapping[str, str]) -> Iterator[LoginNode]:
+    """A login node whose logins have `environ` set."""
     folder.mkdir(parents=True)
     for name in ("host", "user"):
         argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
@@ -40,15 +71,12 @@ def login_node(folder: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, 
     (folder / "config").write_text("".join(f"{name} {value}\n" for name, value in options.items()))
     made = not Path("/run/sshd").exists()
     Path("/run/sshd").mkdir(exist_ok=True)  # sshd refuses to start without it.
-    program = shutil.which("sshd", path="/usr/sbin:/usr/bin") or "sshd"
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([program, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log)
+    node = LoginNode(folder, port)
     try:
-        wait_until(lambda: "listening" in (folder / "log").read_text(), "sshd listens")
-        yield "127.0.0.1", port, ("ssh", "-F", str(folder / "config"))
+        node.start()
+        yield node
     finally:
-        process.terminate()
-        process.wait()
+        node.stop()
         if made:
             with contextlib.suppress(OSError):
                 Path("/run/sshd").rmdir()

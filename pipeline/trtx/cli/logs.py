@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -45,16 +46,27 @@ def command(
         raise UsageProblem("-f prints a text that grows, which is not one JSON document", fix="leave -f or -o json out")
     record = find_run(Path.cwd(), run)
     steps = _find_steps(record, step)
+    refresh = _make_refresh(record)
+    refresh()
     alone = len(steps) == 1 and step == steps[0]
     if run is None and alone and not record.has_ahead():
         record = find_run_of(Path.cwd(), step) or record
     if alone:
-        _wait_for_start(record, step, follow=follow)
+        _wait_for_start(record, step, refresh, follow=follow)
     logs = [_open(record, name, attempt if alone else None) for name in steps]
     if output is OutputFormat.JSON:
         context.obj.json(_describe_logs(record, logs, alone=alone))
     else:
-        _print_logs(record, logs, follow=follow, alone=alone)
+        _print_logs(record, logs, refresh, follow=follow, alone=alone)
+
+
+def _make_refresh(record: RunRecord) -> Callable[[], None]:
+    """What brings logs from a cluster behind ssh here, unless who drives the run does it."""
+    if not record.submissions() or record.is_driven_here():
+        return lambda: None
+    from trtx.plan.cluster_view import make_refresh
+
+    return make_refresh(record.load_plan(), record, os.environ)
 
 
 def _find_steps(record: RunRecord, pattern: str) -> list[str]:
@@ -64,7 +76,7 @@ def _find_steps(record: RunRecord, pattern: str) -> list[str]:
     return found or [plan.step(pattern).id]
 
 
-def _wait_for_start(record: RunRecord, step_id: str, *, follow: bool) -> None:
+def _wait_for_start(record: RunRecord, step_id: str, refresh: Callable[[], None], *, follow: bool) -> None:
     while not record.attempts(step_id):
         if not (follow and record.has_ahead()):
             raise UsageProblem(
@@ -73,6 +85,7 @@ def _wait_for_start(record: RunRecord, step_id: str, *, follow: bool) -> None:
                 fix="`trtx status` says which",
             )
         time.sleep(FOLLOW_S)
+        refresh()
 
 
 @dataclass
@@ -105,9 +118,12 @@ def _describe_log(record: RunRecord, step_id: str, attempt: int) -> dict[str, An
     return {"step": step_id, "attempt": attempt, "path": str(path), "ended": ended, "lines": text.splitlines()}
 
 
-def _print_logs(record: RunRecord, logs: Sequence[Log], *, follow: bool, alone: bool) -> None:
+def _print_logs(
+    record: RunRecord, logs: Sequence[Log], refresh: Callable[[], None], *, follow: bool, alone: bool
+) -> None:
     width = max(len(log.step) for log in logs)
     while True:
+        refresh()
         # Asked before the files are read: what is written until a step ends is printed.
         goes_on = record.has_ahead()
         going = [log for log in logs if not _is_over(record, log, goes_on=goes_on)]
@@ -123,11 +139,17 @@ def _print_logs(record: RunRecord, logs: Sequence[Log], *, follow: bool, alone: 
 
 def _is_over(record: RunRecord, log: Log, *, goes_on: bool) -> bool:
     """Whether nothing will be added: its attempt ended and no other followed, or nothing is under way any more."""
+    from trtx.stages.job import read_result
+
     if not goes_on:
         return True
     if log.attempt is None or not _has_ended(record, log.step, log.attempt):
         return log.attempt is None and _is_settled(record, log.step)
-    return log.fixed or not record.submissions() or _is_settled(record, log.step)
+    if log.fixed or not record.submissions() or _is_settled(record, log.step):
+        return True
+    # No attempt follows one that ended well, whether or not anybody follows the run.
+    result = read_result(record.attempt_folder(log.step, log.attempt))
+    return result is not None and result.failure is None
 
 
 def _is_settled(record: RunRecord, step_id: str) -> bool:

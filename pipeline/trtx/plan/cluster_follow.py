@@ -55,6 +55,7 @@ class Follower:
             raise
         self._refresh()
         self._handle(events)
+        self._settle_run()
 
     def remember(self) -> None:
         """Learn from the events what an earlier driver told."""
@@ -73,9 +74,13 @@ class Follower:
         for outcome, deadline in list(self._late.values()):
             made += self._settle_done(outcome, deadline)
         self._refresh()
+        self._settle_run()
+        return made
+
+    def _settle_run(self) -> None:
+        """Note when nothing is left to follow: a run that was adopted may have ended before."""
         if self.is_over:
             self.board.record.settle(self.name)
-        return made
 
     def _handle(self, events: Iterable[Event]) -> list[str]:
         made: list[str] = []

@@ -6,6 +6,7 @@ The jobs themselves check it again, each on its node: see trtx.stages.toolchain.
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ def find_mismatches(plan: Plan, statuses: Iterable[StepStatus], environ: Mapping
         if memory.exists():
             continue
         found = find_mismatch(name, plan.runners[name], asked, sorted(inherited[name]), environ)
+        found = found or _find_other_cache(plan, name, environ)
         if found is not None:
             yield found
         else:
@@ -81,6 +83,24 @@ def find_mismatch(
         return None
     what = f"{options.python}{where} has {', '.join(wrong)}"
     return Mismatch(name, what, f"install the versions that this plan was made with, or set runners.{name}.python")
+
+
+def _find_other_cache(plan: Plan, name: str, environ: Mapping[str, str]) -> Mismatch | None:
+    """Whether the login node sees another cache than this machine, so that jobs would find none of their inputs."""
+    settings = plan.runners[name]
+    if not settings["submit_from"]:
+        return None
+    Store(Path(plan.cache_dir)).prepare()
+    marker = Path(plan.cache_dir) / "slurm" / f"seen-{secrets.token_hex(8)}"
+    write_json(marker, {})
+    try:
+        answer = open_shell(settings, environ).call(["test", "-e", str(marker)], timeout_s=PATIENCE_S)
+    finally:
+        marker.unlink()
+    if answer.code != 1:
+        return None
+    what = f"{settings['submit_from']} does not see the cache {plan.cache_dir} of this machine"
+    return Mismatch(name, what, "set TRTX_CACHE_DIR to a folder that this machine, the login node and all nodes share")
 
 
 def _memory(plan: Plan, name: str, wanted: Mapping[str, str], environ: Mapping[str, str]) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from trtx.plan.cluster_open import Cluster, open_cluster
@@ -55,6 +55,18 @@ class ClusterView:
         elif task.state is TaskState.WAITING:
             reason = describe_wait(task)
         return JobStatus(state, reason, make_facts(name, task), visit.elapsed_s(task.step))
+
+
+def make_refresh(plan: Plan, record: RunRecord, environ: Mapping[str, str]) -> Callable[[], None]:
+    """Fetches what jobs of a run have written, where they share no files with this machine; cheap to call often."""
+    far = [name for name in record.submissions() if plan.runners[name]["submit_from"]]
+    workspaces = [open_cluster(plan, name, record.folder, environ).workspace for name in far]
+
+    def refresh() -> None:
+        for workspace in workspaces:
+            workspace.pull()
+
+    return refresh
 
 
 def make_visit(cluster: Cluster, record: RunRecord) -> Visit:
