@@ -15,6 +15,9 @@ from trtx.runtime.program import Programs
 # The logits, and when the program began and ended on time.perf_counter; or what it raised.
 Result = tuple[Tensor, float, float] | BaseException
 
+# A step under way when the engine goes is waited for this long.
+MAX_WAIT_S = 10.0
+
 
 class ProgramThread:
     """Runs one step at a time, in the order given. The thread ends with this object."""
@@ -22,12 +25,13 @@ class ProgramThread:
     def __init__(self, programs: Programs, num_threads: int | None) -> None:
         self._tasks: SimpleQueue[tuple[Tensor, ...] | None] = SimpleQueue()
         self._results: SimpleQueue[Result] = SimpleQueue()
-        # A daemon: a process that is told to end at once must not wait for a step.
+        # A daemon: a process whose program hangs can end all the same.
         thread = threading.Thread(
             target=_run, args=(programs, num_threads, self._tasks, self._results), name="programs", daemon=True
         )
         thread.start()
-        weakref.finalize(self, self._tasks.put, None)
+        # Also at the end of the process, before the interpreter goes: native code that comes back later would abort.
+        weakref.finalize(self, _end, thread, self._tasks)
 
     def submit(self, inputs: tuple[Tensor, ...]) -> None:
         """Start a step; the inputs must not change before its result is there."""
@@ -42,6 +46,11 @@ class ProgramThread:
         if isinstance(result, BaseException):
             raise result
         return result
+
+
+def _end(thread: threading.Thread, tasks: SimpleQueue[tuple[Tensor, ...] | None]) -> None:
+    tasks.put(None)
+    thread.join(MAX_WAIT_S)
 
 
 def _run(
