@@ -47,6 +47,19 @@ class Placement:
         """The settings of a runner, the recipe's over the site's. A name that nobody has is this machine."""
         return find_runner(name, cell.recipe.runners, self.site) or ALWAYS[LOCAL]
 
+    def imitated(self, cell: Cell, sim: SimRunner) -> SlurmRunner | None:
+        """The cluster that a simulated one stands for, with what the simulated one says itself; None without one.
+
+        It is the target's own runner, when it is a cluster and --runner names the simulated one in its place.
+        """
+        if self.runner is None:
+            return None
+        own = self.find(cell, cell.recipe.targets[cell.target].runner)
+        if not isinstance(own, SlurmRunner):
+            return None
+        stated = {name for name in sim.model_fields_set if name in SlurmRunner.model_fields} - {"type"}
+        return own.model_copy(update={name: getattr(sim, name) for name in stated})
+
     def describe_machine(self, cell: Cell, here: Mapping[str, str]) -> dict[str, str]:
         """What a measurement belongs to: `here`, or on a cluster the target, which is one kind of machine."""
         runner = self.find(cell, self.name_of(cell))
@@ -74,15 +87,18 @@ def place_steps(
     several runners share runs here, and so does all that a step here needs: nothing here waits for a cluster.
     """
     names = _choose_runners(steps, users, placement)
-    placed, settings = [], {}
+    placed: list[Step] = []
+    settings: dict[str, dict[str, Any]] = {}
     for step in steps:
         name, cell = names[step.id], users[step.id][0]
         runner = placement.find(cell, name)
         if isinstance(runner, LocalRunner):
             placed.append(replace(step, runner=name))
-        else:
-            settings[name] = make_settings(runner, python)
-            placed.append(_place(step, name, runner, cell, settings[name]["options"]["python"]))
+            continue
+        imitated = placement.imitated(cell, runner) if isinstance(runner, SimRunner) else None
+        # Several clusters in one simulated one: each step asks for what its own gives, the rest is the first one's.
+        settings.setdefault(name, make_settings(runner, python, imitated))
+        placed.append(_place(step, name, imitated or runner, cell, settings[name]))
     return tuple(placed), settings
 
 
@@ -97,14 +113,17 @@ def _choose_runners(steps: Sequence[Step], users: Mapping[str, Sequence[Cell]], 
     return {step_id: next(iter(names)) for step_id, names in wanted.items()}
 
 
-def _place(step: Step, name: str, runner: Cluster, cell: Cell, python: str) -> Step:
+def _place(step: Step, name: str, runner: Cluster, cell: Cell, settings: Mapping[str, Any]) -> Step:
     """A step as a job: the interpreter of the cluster, and as many threads as it has processors."""
     needs = make_resources(step, runner, cell)
     environment = {key: value for key, value in step.environment.items() if key != "OMP_NUM_THREADS"}
     if needs.cpus is not None:
-        environment["OMP_NUM_THREADS"] = str(needs.cpus)
+        # What is simulated runs here.
+        most = int(step.environment["OMP_NUM_THREADS"]) if settings["type"] == SIM else needs.cpus
+        environment["OMP_NUM_THREADS"] = str(min(needs.cpus, most))
     body = asdict(needs) | {"exclude": list(needs.exclude)}
-    return replace(step, runner=name, resources=body, argv=(python, *step.argv[1:]), environment=environment)
+    argv = (settings["options"]["python"], *step.argv[1:])
+    return replace(step, runner=name, resources=body, argv=argv, environment=environment)
 
 
 def make_resources(step: Step, runner: Cluster, cell: Cell) -> Resources:
@@ -165,11 +184,21 @@ def common_product(device: Device) -> str | None:
     return first.strip() or None
 
 
-def make_settings(runner: Cluster, python: str) -> dict[str, Any]:
-    """The settings of one runner as a plan holds them: `type`, `options` of Slurm, `throttle`, `submit_from`, `sim`."""
-    from trtx.runners.slurm.options import SlurmOptions
+def make_settings(runner: Cluster, python: str, imitated: SlurmRunner | None = None) -> dict[str, Any]:
+    """The settings of one runner as a plan holds them: `type`, `options` of Slurm, `throttle`, `submit_from`, `sim`.
+
+    A simulated cluster has the options of the one that it imitates, but for what only that one has: its interpreter and
+    its containers.
+    """
+    from trtx.runners.slurm.options import Container, SlurmOptions
 
     common = {"type": runner.type, "throttle": runner.throttle, "submit_from": None, "sim": None}
+    if isinstance(runner, SimRunner) and imitated is not None:
+        own = {"python": python, "container": asdict(Container())}
+        dialect = "gres" if imitated.gpu_dialect == AUTO else imitated.gpu_dialect
+        options = _make_options(imitated, python) | own | {"gpu_dialect": dialect}
+        sim = runner.model_dump(include={"nodes", "faults"})
+        return common | {"options": _plain(options), "sim": sim, "throttle": imitated.throttle}
     if isinstance(runner, SimRunner):
         options = asdict(SlurmOptions(partition=runner.partition, python=python))
         return common | {"options": _plain(options), "sim": runner.model_dump(include={"nodes", "faults"})}
