@@ -29,7 +29,7 @@ from trtx.models.linear_layout import TensorSpec
 from trtx.models.weights_config import load_weights_config
 from trtx.models.weights_file import WeightsWriter
 from trtx.runtime.card import CARD_NAME, Limits, load_card
-from trtx.runtime.program import CompiledPrograms, load_programs
+from trtx.runtime.program import CompiledPrograms, load_programs, make_pools
 from trtx.stages import build as build_stage
 
 NUM_BLOCKS = 1 + 16 * 8
@@ -296,3 +296,35 @@ def test_two_threads_at_once_are_refused_instead_of_waiting_for_ever(plain: Buil
     assert refused == ["an engine's programs may be called by one thread at a time"]
     call()
     assert len(refused) == 1
+
+
+def test_two_threads_in_one_program_take_turns_and_end(plain: Built) -> None:
+    programs = load_programs(plain.engine, plain.weights, 8)
+    starts, tables = torch.tensor([0, 1]).int(), torch.tensor([[1]]).int()
+    one = torch.tensor([1]).int()
+    inputs = [torch.tensor([5]), torch.tensor([0]), torch.tensor([8]), tables, starts, one, torch.tensor([0])]
+    expected = programs.step(*inputs)
+    found: list[Tensor] = []
+
+    def call() -> None:
+        pools = make_pools(programs.card.kv_cache, 8)
+        found.extend(programs._program([*inputs, *pools])[0] for _ in range(20))
+
+    callers = [threading.Thread(target=call) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(found) == 40
+    assert all(torch.equal(logits, expected) for logits in found)
+
+
+def test_a_flipped_byte_in_the_kernels_is_found_before_they_are_loaded(plain: Built, tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    shutil.copytree(plain.engine, engine)
+    path = engine / "programs" / "kernels.so"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(VerificationFailed, match="the kernel library"):
+        load_programs(engine, plain.weights, 8)

@@ -121,7 +121,7 @@ def linear_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 def linear_int4(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
     """x · (int4 · scale + offset)ᵀ, weight uint8 [N, K/2] in the layout of quant/linear.py, scale and offset [N, Z].
 
-    Weights are rounded to x's dtype before they are multiplied.
+    Weights may be rounded to x's dtype before they are multiplied.
     """
     return _call("linear_int4", x, weight, scale, offset, 2 * weight.shape[1] // scale.shape[1])
 
