@@ -1,9 +1,9 @@
 """ModelOpt's rounding to blocks (NVFP4, MXFP4, MXFP8) on a CPU, for which it has CUDA kernels only.
 
-The arithmetic is quant/rounding.py, which follows those kernels' sources. Held against ModelOpt 0.47's own kernels on an
-H200 (ten kinds of 512 × 1024 numbers, float32 and bfloat16): MXFP4 and MXFP8 are the same bit for bit. NVFP4 is the same
-up to float32 rounding, 8e-8 of the norm, which here and there decides a tie otherwise, as it does between its CUDA and
-its Triton kernel; and groups too small for any scale are zero here and in the CUDA kernel, not in the other.
+The arithmetic is quant/rounding.py, which follows those kernels' sources. Held against ModelOpt 0.47's own kernels on
+an H200 (ten kinds of 512 × 1024 numbers, float32 and bfloat16): MXFP4 and MXFP8 are the same bit for bit. NVFP4 is the
+same up to float32 rounding, 8e-8 of the norm, which here and there decides a tie otherwise, as it does between its CUDA
+and its Triton kernel; and groups too small for any scale are zero here and in the CUDA kernel, not in the other.
 """
 
 from __future__ import annotations
