@@ -64,7 +64,8 @@ class _Step:
 class Engine:
     """Programs, scheduler and tokenizer put together.
 
-    `overlap` runs programs in a thread of their own. `num_threads` is for one operation; None leaves it to torch. `clock` gives seconds; only differences count.
+    `overlap` runs programs in a thread of their own. `num_threads` is for one operation; None leaves it to torch.
+    `clock` gives seconds; only differences count.
     """
 
     def __init__(
@@ -109,7 +110,8 @@ class Engine:
         """Load a ready engine folder, a deployment folder around one, or a build output with `weights` elsewhere.
 
         The KV cache takes `kv_cache_bytes`, or else `memory_fraction` of the memory available now, weights included.
-        `verify` compares the programs' digests with the card before they are mapped.
+        `verify` compares the programs' digests with the card before they are mapped. `settings` and `overlap` say how
+        requests are put into steps, and whether the engine works while programs run.
 
         Raises UsageProblem for a folder that is none of these, EnvironmentProblem when the engine does not fit this
         machine or its memory, VerificationFailed when the parts are damaged or do not belong together.

@@ -61,8 +61,8 @@ class InputBuilder:
 
     def __init__(self, max_batch_size: int, max_blocks: int, tokens_per_block: int) -> None:
         self._size = tokens_per_block
-        # A row of the table for every request of the last step; the list of blocks that it has, and how many of them are
-        # written. A request that was paused has another list.
+        # A row of the table for every request of the last step; the list of blocks that it has, and how many of them
+        # are written. A request that was paused has another list.
         self._table = np.full((max_batch_size, max_blocks), NULL_BLOCK, np.int32)
         self._blocks: list[list[int] | None] = [None] * max_batch_size
         self._written = [0] * max_batch_size

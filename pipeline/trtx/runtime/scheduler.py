@@ -38,9 +38,9 @@ Policy = Literal["guaranteed-no-evict", "max-utilization"]
 class SchedulerSettings:
     """How requests are put into steps.
 
-    Without `chunked_prefill` a prompt waits for a step that takes all of it, and may not be longer than `max_num_tokens`;
-    only a paused request that has grown longer is cut.
-    `prefix_reuse` keeps full blocks after their requests have ended, for requests that begin with the same tokens.
+    Without `chunked_prefill` a prompt waits for a step that takes all of it, and may not be longer than
+    `max_num_tokens`; only a paused request that has grown longer is cut. `prefix_reuse` keeps full blocks after their
+    requests have ended, for requests that begin with the same tokens.
     """
 
     policy: Policy = "max-utilization"
@@ -59,7 +59,7 @@ class Scheduler:
         pool: BlockPool,
         limits: Limits,
         tokens_per_block: int,
-        settings: SchedulerSettings = SchedulerSettings(),  # noqa: B008 - frozen
+        settings: SchedulerSettings = SchedulerSettings(),
     ) -> None:
         self.pool = pool
         self.limits = limits
@@ -90,7 +90,8 @@ class Scheduler:
             raise RequestRefused("the prompt has no tokens", param="prompt", fix="send at least one token")
         if prompt > self.limits.max_num_tokens and not self.settings.chunked_prefill:
             raise RequestRefused(
-                f"the prompt has {prompt} tokens, and this engine computes at most {self.limits.max_num_tokens} in a step",
+                f"the prompt has {prompt} tokens, and this engine computes at most"
+                f" {self.limits.max_num_tokens} in a step",
                 param="prompt",
                 why="it was started without chunked prefill",
                 fix="shorten the prompt, or start the engine with chunked prefill",
@@ -241,7 +242,7 @@ class Scheduler:
         return True
 
     def _is_coming(self, digest: bytes, index: int) -> bool:
-        """Whether a running request is computing the block of this digest: better to wait for it than to do it twice."""
+        """Whether a running request is computing the block of this digest, which is then worth waiting for."""
         return any(
             request.num_kept <= index < len(request.digests) and request.digests[index] == digest
             for request in self.running

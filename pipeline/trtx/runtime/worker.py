@@ -13,7 +13,7 @@ from torch import Tensor
 from trtx.runtime.program import Programs
 
 # The logits, and when the program began and ended on time.perf_counter; or what it raised.
-Result = tuple[Tensor, float, float] | BaseException
+Result = tuple[Tensor, float, float] | Exception
 
 # A step under way when the engine goes is waited for this long.
 MAX_WAIT_S = 10.0
@@ -43,7 +43,7 @@ class ProgramThread:
         Raises what the program raised.
         """
         result = self._results.get()
-        if isinstance(result, BaseException):
+        if isinstance(result, Exception):
             raise result
         return result
 
@@ -66,8 +66,7 @@ def _run(
             began_s = time.perf_counter()
             logits_NV = programs.step(*inputs)
             results.put((logits_NV, began_s, time.perf_counter()))
-        # Whatever it is, whoever waits must hear of it.
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must hear of it
             results.put(error)
         # Not kept until the next step: they may be large.
         del inputs

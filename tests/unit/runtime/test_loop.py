@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
+from support import engines
 from support.engines import expected_tokens, make_engine
 
 from trtx.runtime.engine import Engine
@@ -13,6 +15,12 @@ from trtx.runtime.request import Output, SamplingParams
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
 GREEDY_LONG = SamplingParams(max_tokens=4000, temperature=0, ignore_eos=True)
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["plain", "overlapped"])
+def overlap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every engine of these tests has one of the two loops."""
+    monkeypatch.setitem(globals(), "make_engine", partial(engines.make_engine, overlap=request.param))
 
 
 @asynccontextmanager

@@ -55,7 +55,7 @@ def test_a_cache_too_small_for_one_sequence_is_refused_with_what_it_needs(
 
 def test_weights_that_leave_no_memory_are_named_instead_of_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 40 * BLOCK)
-    with pytest.raises(EnvironmentProblem, match="would have 0.0 MiB") as problem:
+    with pytest.raises(EnvironmentProblem, match=r"would have 0\.0 MiB") as problem:
         plan_num_blocks(CARD, kv_cache_bytes=None, memory_fraction=0.5, weights_bytes=30 * BLOCK)
     assert "quantizing them" in problem.value.fix
     assert "max_seq_len" not in problem.value.fix
