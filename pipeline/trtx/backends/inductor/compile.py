@@ -71,7 +71,7 @@ def export_program(spec: EngineSpec) -> ExportedProgram:
     The weights' memory is reserved and never touched, so it costs nothing.
     """
     limit = spec.limits.max_seq_len
-    attention: AttentionKind = "gather" if spec.dtype == "float16" else "native"
+    attention: AttentionKind = "gather" if spec.dtype == "float16" else spec.attention
     module = make_module(spec.model, spec.quantization, spec.dtype, spec.rank, limit, attention).to_empty(device="cpu")
     pools = make_pools(make_kv_cache(spec), EXAMPLE["P"])
     inputs, sizes = make_inputs(spec, len(pools))

@@ -22,7 +22,10 @@ KV_DTYPES: dict[str, Literal["float8_e4m3fn", "int8"]] = {"fp8": "float8_e4m3fn"
 
 
 class EngineSpec(BaseModel):
-    """Everything that the bytes of an engine's programs depend on, besides the toolchain."""
+    """Everything that the bytes of an engine's programs depend on, besides the toolchain.
+
+    `attention` is the form of attention: the kernel library's, or plain torch, with which it is compared.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,6 +36,7 @@ class EngineSpec(BaseModel):
     tokens_per_block: int
     rank: Rank
     arch: str
+    attention: Literal["native", "gather"] = "native"
 
     @property
     def max_blocks(self) -> int:
