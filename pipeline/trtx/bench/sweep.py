@@ -14,12 +14,18 @@ from trtx.bench.report import BenchmarkReport, EngineFacts, LevelResult, Machine
 from trtx.bench.stats import Percentiles, Spread
 from trtx.errors import StepFailed
 from trtx.hardware.host import read_host
+from trtx.models.formats import ALGORITHMS
+from trtx.runtime.card import EngineCard
 from trtx.runtime.engine import Engine
 from trtx.runtime.request import RequestRefused
 
 SIMULATED = (
     "{algorithm} is simulated on this device: the programs round as the format does and compute in a wider one,"
     " so these times say nothing about hardware that has it"
+)
+
+DEQUANTIZED = (
+    "weights of {algorithm} are stored dequantized, in {dtype}: they take the memory and the time of {dtype} weights"
 )
 
 # done, total, unit
@@ -66,18 +72,26 @@ def run_sweep(
         results.append(_measure(engine, level, method, on_end))
         say(describe(results[-1]))
     card = engine.card
-    notes = [SIMULATED.format(algorithm=card.quantization.algorithm)] if card.compiled_for.simulated else []
     return BenchmarkReport(
         machine=MachineFacts.of(
             read_host(gpus=False), num_threads=torch.get_num_threads(), torch=str(torch.__version__)
         ),
         engine=EngineFacts.of(card, kv_blocks=engine.load_now.kv_blocks),
-        notes=tuple(notes),
+        notes=make_notes(card),
         repeats=method.repeats,
         warmup_requests=method.warmup_requests,
         seed=method.seed,
         results=tuple(results),
     )
+
+
+def make_notes(card: EngineCard) -> tuple[str, ...]:
+    """What a reader of an engine's figures has to know about its number format."""
+    algorithm = card.quantization.algorithm
+    notes = [SIMULATED.format(algorithm=algorithm)] if card.compiled_for.simulated else []
+    if ALGORITHMS[algorithm].dequantized:
+        notes.append(DEQUANTIZED.format(algorithm=algorithm, dtype=card.dtype))
+    return tuple(notes)
 
 
 def describe(result: LevelResult) -> str:

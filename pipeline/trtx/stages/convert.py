@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trtx.backends.inductor.convert import convert
+from trtx.models.formats import ALGORITHMS
 from trtx.stages.base import StepContext
 from trtx.stages.params import ConvertParams
 
@@ -18,9 +19,11 @@ def run(params: ConvertParams, context: StepContext) -> dict[str, Any]:
         context.inputs["checkpoint"], context.output, params.dtype, params.tensor, params.pipeline, context.progress
     )
     sizes = [(context.output / rank.file).stat().st_size for rank in config.ranks]
-    context.say(f"{len(sizes)} rank file(s), {sum(sizes):,} bytes, format {config.quantization.algorithm}")
+    algorithm = config.quantization.algorithm
+    dequantized = f", weights dequantized to {config.dtype}" if ALGORITHMS[algorithm].dequantized else ""
+    context.say(f"{len(sizes)} rank file(s), {sum(sizes):,} bytes, format {algorithm}{dequantized}")
     return {
-        "algorithm": config.quantization.algorithm,
+        "algorithm": algorithm,
         "kv_cache": config.quantization.kv_cache,
         "ranks": len(sizes),
         "bytes": sum(sizes),

@@ -8,8 +8,9 @@ import pytest
 from support.engines import FakePrograms, make_card, make_engine, make_tokenizer
 
 from trtx.bench.report import BenchmarkReport, write_report
-from trtx.bench.sweep import Level, Method, run_sweep, summarize
+from trtx.bench.sweep import Level, Method, make_notes, run_sweep, summarize
 from trtx.errors import StepFailed
+from trtx.models.formats import QuantFormat
 from trtx.runtime.engine import Engine
 
 METHOD = Method(repeats=3, warmup_requests=2, seed=1)
@@ -82,6 +83,14 @@ def test_simulated_arithmetic_is_named_in_the_report() -> None:
     report = sweep(Engine(FakePrograms(simulated), make_tokenizer()))
     assert report.notes[0].startswith("fp8 is simulated")
     assert sweep(make_engine()).notes == ()
+
+
+def test_weights_that_are_stored_dequantized_are_named_in_the_report() -> None:
+    card = make_card()
+    notes = make_notes(card.model_copy(update={"quantization": QuantFormat(algorithm="nvfp4"), "dtype": "bfloat16"}))
+    assert notes == (
+        "weights of nvfp4 are stored dequantized, in bfloat16: they take the memory and the time of bfloat16 weights",
+    )
 
 
 def test_a_workload_beyond_the_limits_fails_the_step() -> None:
