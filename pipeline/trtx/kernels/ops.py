@@ -93,7 +93,7 @@ def paged_attention(
     A token sees itself and all before it, of these only the last `window` (itself counted) unless that is 0. Scores are
     q·k·scale, and softcap·tanh(score / softcap) unless `softcap` is 0. Pools are float32, bfloat16, int8 or uint8 (the
     bits of e4m3); `k_scale` and `v_scale` multiply them. Tables, starts and lengths are int32. Slots that no token sees
-    are not read.
+    are not read; a token before position 0 is padding, sees nothing and gives zeros.
     """
     tensors = (q_MHD, k_pool_PSGD, v_pool_PSGD, block_tables_BW, query_starts_B1, context_lens_B)
     y: Tensor = declare(_current).paged_attention(*tensors, scale, window, softcap, k_scale, v_scale)

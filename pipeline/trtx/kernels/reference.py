@@ -82,7 +82,8 @@ def _attend(q_THD: Tensor, k_CGD: Tensor, v_CGD: Tensor, hidden_TC: Tensor, scal
     scores_HTC = torch.einsum("thd,chd->htc", q_THD, k_CHD) * scale
     if softcap:
         scores_HTC = softcap * torch.tanh(scores_HTC / softcap)
-    weights_HTC = scores_HTC.masked_fill(hidden_TC, float("-inf")).softmax(-1)
+    # A token before its sequence's start is padding: it sees nothing.
+    weights_HTC = scores_HTC.masked_fill(hidden_TC, float("-inf")).softmax(-1).nan_to_num(0.0)
     # A key that nobody sees may hold anything, and 0 · NaN is NaN.
     unseen_C11 = hidden_TC.all(0)[:, None, None]
     return torch.einsum("htc,chd->thd", weights_HTC, v_CHD.masked_fill(unseen_C11, 0.0))

@@ -113,6 +113,14 @@ def test_results_depend_on_neither_threads_nor_the_rest_of_the_batch(kernels: An
     assert torch.equal(alone, found[0][:1])
 
 
+def test_padding_before_a_sequence_begins_gives_zeros(kernels: Any) -> None:
+    call = list(make_call(MIXED, "bfloat16", torch.bfloat16))
+    call[5] = torch.tensor([1500, 20, 80], dtype=torch.int32)  # 13 of the 33 tokens are before position 0
+    found = kernels.paged_attention(*call)
+    assert not found[1:14].any()
+    assert_close(found, reference.paged_attention(*call))
+
+
 def test_two_threads_at_once_get_their_own_results(kernels: Any) -> None:
     calls = [make_call({**MIXED, "seed": seed}, "float32", torch.float32) for seed in (1, 2)]
     expected = [kernels.paged_attention(*call) for call in calls]
@@ -136,7 +144,7 @@ def test_two_threads_at_once_get_their_own_results(kernels: Any) -> None:
     [
         (3, torch.full((3, 96), 10_000, dtype=torch.int32), "no block 10000"),
         (4, torch.tensor([0, 1, 34, 36], dtype=torch.int32), "do not cover the tokens"),
-        (5, torch.tensor([1500, 20, 80], dtype=torch.int32), "sequence 1 has 33 tokens, a context of 20"),
+        (5, torch.tensor([1500, -1, 80], dtype=torch.int32), "sequence 1 has 33 tokens, a context of -1"),
         (5, torch.tensor([1500, 33, 8000], dtype=torch.int32), "a context of 8000"),
         (5, torch.tensor([1500, 33, 80]), "context_lens is Long"),
     ],

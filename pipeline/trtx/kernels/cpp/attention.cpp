@@ -233,7 +233,8 @@ void finish(const AttentionTask& task, const Item& item, int64_t width, const Ru
   const int64_t R = task.H / task.G;
   for (int64_t row = 0; row < item.num_tokens * R; ++row) {
     const int64_t to = ((item.first_token + row / R) * task.H + item.head * R + row % R) * task.D;
-    const float factor = task.v_scale / running.total[row];
+    const float total = running.total[row];
+    const float factor = total > 0 ? task.v_scale / total : 0;  // padding before a sequence's start sees nothing
     for (int64_t d = 0; d < task.D; ++d) {
       const float value = running.y[row * width + d] * factor;
       if (task.number == Number::f32) static_cast<float*>(task.y)[to + d] = value;

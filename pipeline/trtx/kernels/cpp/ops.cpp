@@ -131,7 +131,7 @@ void check_batch(const trtx::AttentionTask& task, int64_t M, int64_t num_blocks)
   TORCH_CHECK(task.query_starts[0] == 0 && task.query_starts[task.B] == M, "kernels: query_starts do not cover the tokens");
   for (int64_t b = 0; b < task.B; ++b) {
     const int64_t tokens = task.query_starts[b + 1] - task.query_starts[b], length = task.context_lens[b];
-    TORCH_CHECK(tokens >= 0 && length >= tokens && length <= task.W * task.S, "kernels: sequence ", b, " has ", tokens,
+    TORCH_CHECK(tokens >= 0 && length >= 0 && length <= task.W * task.S, "kernels: sequence ", b, " has ", tokens,
                 " tokens, a context of ", length, " and a table for ", task.W * task.S);
     if (tokens == 0) continue;
     const int64_t seen = task.window > 0 ? length - tokens + 1 - task.window : 0;
