@@ -13,8 +13,9 @@ from trtx.backends.inductor.convert import convert
 from trtx.backends.inductor.module import load_eager, make_module
 from trtx.backends.inductor.spec import EngineSpec, make_card
 from trtx.files import write_json
+from trtx.models.attention import AttentionKind
 from trtx.models.config import DType
-from trtx.models.decoder import Decoder
+from trtx.models.decoder import Decoder, Layer, Step
 from trtx.models.layout import make_layout
 from trtx.models.weights_config import WeightsConfig, load_weights_config
 from trtx.models.weights_file import map_weights
@@ -44,13 +45,19 @@ def make_spec(config: WeightsConfig, limits: Limits = LIMITS) -> EngineSpec:
     )
 
 
-def make_eager_engine(folder: Path, checkpoint: Path, dtype: DType = "float32", num_blocks: int = 40) -> EagerPrograms:
+def make_eager_engine(
+    folder: Path,
+    checkpoint: Path,
+    dtype: DType = "float32",
+    num_blocks: int = 40,
+    attention: AttentionKind = "gather",
+) -> EagerPrograms:
     """Convert a checkpoint and load it as an engine that is not compiled."""
     config = convert_quietly(checkpoint, folder / "weights", dtype)
     card = make_card(make_spec(config), {}, {"torch": torch.__version__}, "AVX2")
     (folder / "engine").mkdir()
     write_json(folder / "engine" / CARD_NAME, card.model_dump(mode="json", by_alias=True))
-    return load_eager(folder / "engine", folder / "weights", num_blocks)
+    return load_eager(folder / "engine", folder / "weights", num_blocks, attention)
 
 
 def load_rank(weights: Path, rank: int) -> tuple[Decoder, dict[str, Tensor]]:
@@ -102,3 +109,32 @@ def run_in_pieces(programs: Programs, tokens_BT: Tensor, cuts: tuple[int, ...], 
         for b, part in zip(rows, logits.split([len(tokens) for tokens in new]), strict=True):
             parts[b].append(part)
     return torch.stack([torch.cat(some) for some in parts])
+
+
+@torch.inference_mode()
+def run_ranks(ranks: list[Decoder], tensor: int, tokens_BT: Tensor) -> Tensor:
+    """Logits [B·T, V] of all ranks in this one process: partial outputs are added up, logits put side by side."""
+    batch, length = tokens_BT.shape
+    tables = torch.arange(1, batch + 1)[:, None]
+    tokens_M, *where = flatten(list(tokens_BT), [0] * batch, tables, length)
+    x = ranks[0].embed_tokens(tokens_M, where[0])
+    for start in range(0, len(ranks), tensor):
+        group = ranks[start : start + tensor]
+        step = group[0].start(*where, tokens_per_block=length)
+        for name in group[0].layers:
+            x = _run_layer([module.layers[name] for module in group], x, step, (batch + 1, length))
+    if ranks[-1].tied:
+        return ranks[-1].logits(x)
+    return torch.cat([module.logits(x) for module in ranks[-tensor:]], -1)
+
+
+def _run_layer(parts: list[Layer], x: Tensor, step: Step, pool: tuple[int, int]) -> Tensor:
+    first = parts[0]
+    pools = [torch.zeros(2, *pool, part.attention.kv_heads, part.attention.head_dim) for part in parts]
+    pairs = zip(parts, pools, strict=True)
+    attended = sum(part.attention(part.attention_norm(x), step, *pair) for part, pair in pairs)
+    attended = first.attention_post_norm(attended) if first.attention_post_norm else attended
+    between = x if first.parallel else x + attended
+    added = sum(part.mlp(part.mlp_norm(between)) for part in parts)
+    added = first.mlp_post_norm(added) if first.mlp_post_norm else added
+    return x + attended + added

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import trtx.models.experts  # noqa: F401 - compiled mixtures of experts call its operator
 from trtx.errors import EnvironmentProblem, VerificationFailed
 from trtx.files import sha256_file
 from trtx.models.layout import make_layout

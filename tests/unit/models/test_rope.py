@@ -10,9 +10,9 @@ from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb 
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-from trtx.models.config import read_model_config
+from trtx.models.config import read_model_config, uses_long_factors
 from trtx.models.layout import make_shard, rope_tables
-from trtx.models.rope import attention_factor, make_inv_freq, make_rotation, rotate, uses_long_factors
+from trtx.models.rope import attention_factor, make_inv_freq, make_rotation, rotate
 
 THETA = {"rope_theta": 10000.0}
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, **THETA}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import HF_NAMES, Unified, make_unified, write_format
-from support.modules import convert_quietly, flatten, load_rank
+from support.modules import convert_quietly, load_rank, run_ranks
 from torch import Tensor
 
 from trtx.errors import UsageProblem, VerificationFailed
@@ -91,25 +91,6 @@ def test_the_ranks_of_any_cut_put_together_are_the_checkpoint(
     assert torch.equal(head, checkpoint.weights["lm_head.weight"])
     for module in ranks[:tensor]:
         assert torch.equal(module.embed.weight, checkpoint.weights["model.embed_tokens.weight"])
-
-
-@torch.inference_mode()
-def run_ranks(ranks: list[Decoder], tensor: int, tokens_BT: Tensor) -> Tensor:
-    """Logits [B·T, V] of all ranks in this one process: partial outputs are added up, logits put side by side."""
-    batch, length = tokens_BT.shape
-    tables = torch.arange(1, batch + 1)[:, None]
-    tokens_M, *where = flatten(list(tokens_BT), [0] * batch, tables, length)
-    x = ranks[0].embed_tokens(tokens_M, where[0])
-    for start in range(0, len(ranks), tensor):
-        group = ranks[start : start + tensor]
-        step = group[0].start(*where, tokens_per_block=length)
-        for name in group[0].layers:
-            layers = [module.layers[name] for module in group]
-            pools = [torch.zeros(2, batch + 1, length, layer.attention.kv_heads, 64) for layer in layers]
-            pairs = zip(layers, pools, strict=True)
-            x = x + sum(layer.attention(layer.attention_norm(x), step, *pair) for layer, pair in pairs)
-            x = x + sum(layer.mlp(layer.mlp_norm(x)) for layer in layers)
-    return torch.cat([module.logits(x) for module in ranks[-tensor:]], -1)
 
 
 @pytest.mark.parametrize("algorithm", HF_NAMES)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trtx.errors import UsageProblem
 from trtx.models.attention import AttentionKind
 from trtx.models.config import DType, ModelConfig
 from trtx.models.decoder import Decoder
@@ -26,7 +27,15 @@ def make_module(
     max_seq_len: int,
     attention: AttentionKind = "gather",
 ) -> Decoder:
-    """One rank's module on the meta device: shapes without values."""
+    """One rank's module on the meta device: shapes without values.
+
+    Raises UsageProblem for sequences longer than the model has positions.
+    """
+    if max_seq_len > config.max_position_embeddings:
+        raise UsageProblem(
+            f"max_seq_len {max_seq_len} is more than the model's {config.max_position_embeddings} positions",
+            fix=f"set engine.limits.max_seq_len to {config.max_position_embeddings} or less",
+        )
     shard = make_shard(config, rank.tensor, rank.pipeline, rank.rank)
     with torch.device("meta"):
         make_linear = linear_factory(config, quantization, dtype, shard)
@@ -45,10 +54,10 @@ def make_eager(
     return EagerPrograms(card, module, num_blocks)
 
 
-def load_eager(engine: Path, weights: Path, num_blocks: int) -> EagerPrograms:
+def load_eager(engine: Path, weights: Path, num_blocks: int, attention: AttentionKind = "gather") -> EagerPrograms:
     """The eager twin of `trtx.runtime.program.load_programs`; needs no compiled programs.
 
     Raises VerificationFailed when the weights have another layout than the card's.
     """
     card = load_card(engine)
-    return make_eager(card, load_weights(card, weights), num_blocks)
+    return make_eager(card, load_weights(card, weights), num_blocks, attention)

@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from trtx.backends.inductor.dequantized import read_dequantized
+from trtx.errors import VerificationFailed
 from trtx.models.checkpoint import Checkpoint
+from trtx.models.config import read_model_config, uses_long_factors
 from trtx.quant.read_format import read_quant_format
+
+# The plain form: transformers' fused one leaves out the caps on scores of Gemma 2.
+ATTENTION = "eager"
 
 
 class Reference:
@@ -30,23 +37,48 @@ class Reference:
         return torch.cat(rows)
 
 
-def load_model(folder: Path) -> Reference:
-    """The unquantized model of a Hugging Face folder."""
-    return Reference(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True))
+def load_model(folder: Path, max_seq_len: int) -> Reference:
+    """The unquantized model of a Hugging Face folder, as an engine for `max_seq_len` tokens computes it."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, attn_implementation=ATTENTION
+    )
+    return Reference(_like_engine(model, max_seq_len))
 
 
-def load_checkpoint(folder: Path) -> Reference:
-    """The model of a unified checkpoint with its weights dequantized, which rounds weights and nothing else."""
+def load_checkpoint(folder: Path, max_seq_len: int) -> Reference:
+    """The model of a unified checkpoint with its weights dequantized, which rounds weights and nothing else.
+
+    Raises VerificationFailed when it has not all of the model's weights.
+    """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with Checkpoint(folder) as checkpoint:
         weights = read_dequantized(checkpoint, read_quant_format(checkpoint))
-    if config.tie_word_embeddings:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    model.load_state_dict(weights, strict=True, assign=True)
-    # The rotary table is no parameter: it has to be made again on a real device.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    return Reference(model)
+    # Auto classes want a folder. The model's own class knows how its checkpoints name what, experts and tied heads too.
+    kind = getattr(transformers, config.architectures[0])
+    model, report = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=torch.float32,
+        attn_implementation=ATTENTION,
+        output_loading_info=True,
+    )
+    if missing := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
+        raise VerificationFailed(
+            f"the checkpoint {folder} has not all weights that transformers wants",
+            why=f"{missing[0]} is missing or of another shape",
+            fix="export the checkpoint again",
+        )
+    return Reference(_like_engine(model, max_seq_len))
+
+
+def _like_engine(model: Any, max_seq_len: int) -> Any:
+    """Give a longrope the factors that the engine takes for all sequences, whatever the length of this one."""
+    shape = read_model_config(model.config.to_dict())
+    if uses_long_factors(shape.rope_scaling, max_seq_len):
+        rope = model.model.rotary_emb
+        beyond = int(model.config.rope_parameters["original_max_position_embeddings"]) + 1
+        rope.original_inv_freq, _ = ROPE_INIT_FUNCTIONS["longrope"](model.config, None, seq_len=beyond)
+    return model

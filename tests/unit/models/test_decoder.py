@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,26 +10,6 @@ from transformers import LlamaForCausalLM
 
 from trtx.models.config import DType
 
-MODELS: dict[str, dict[str, Any]] = {
-    "grouped": {},
-    "tied": {"tie_word_embeddings": True},
-    "biased": {"attention_bias": True, "mlp_bias": True},
-    "multi-head": {"num_key_value_heads": 4},
-    "one key-value head": {"num_key_value_heads": 1},
-    "heads wider than hidden": {"head_dim": 48},
-    "odd sizes": {"hidden_size": 60, "num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 70},
-    "llama3 rope": {
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 16,
-        }
-    },
-}
-
 
 def tokens(batch: int, length: int) -> torch.Tensor:
     return torch.randint(0, 64, (batch, length), generator=torch.Generator().manual_seed(2))
@@ -39,15 +18,6 @@ def tokens(batch: int, length: int) -> torch.Tensor:
 @torch.inference_mode()
 def reference(model: LlamaForCausalLM, tokens_BT: torch.Tensor) -> torch.Tensor:
     return model(tokens_BT).logits
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_chunks_and_steps_answer_like_transformers_at_once(tmp_path: Path, name: str) -> None:
-    model = make_llama(tmp_path / "model", **MODELS[name])
-    programs = make_eager_engine(tmp_path, tmp_path / "model")
-    tokens_BT = tokens(3, 43)
-    found = run_in_pieces(programs, tokens_BT, cuts=(5, 24), num_decoded=7)
-    torch.testing.assert_close(found, reference(model, tokens_BT), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float16", 0.01), ("bfloat16", 0.03)])
