@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.plans import plan_of, versions_here
+from support.plans import plan_of
 from support.slurm import Cluster
 from support.slurm_runs import Run
 
@@ -106,7 +106,7 @@ sys.exit(worker.main(sys.argv[1:]))
 
 def group_of_worker(run: Run, tmp_path: Path, mode: str) -> tuple[Group, Store, str]:
     """A step of the real worker that runs as four processes; its cache and its key."""
-    plan = plan_of(tmp_path, versions=versions_here())
+    plan = plan_of(tmp_path)
     step = next(step for step in plan.steps if not step.inputs)
     folder = run.folder / "steps" / "build"
     write_text(folder / JOB_NAME, dump_file(step.job(plan)))

@@ -1,21 +1,24 @@
-"""Recipes, facts and plans for tests, made without reading this machine."""
+"""Recipes, facts and plans for tests. Their toolchain is this machine's, so that their steps run."""
 
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
 from trtx.hardware.host import read_host
-from trtx.hardware.versions import installed_version
 from trtx.models.config import read_model_config
 from trtx.models.sources.base import Resolved
-from trtx.plan.facts import ABSENT, TOOLCHAIN, Facts
+from trtx.plan.facts import TOOLCHAIN, Facts
 from trtx.plan.make import Options, make_plan
 from trtx.plan.resolve import PinnedModel, PinnedSources, dataset_name, model_name
 from trtx.plan.steps import Plan
 from trtx.recipe.cells import make_cells, select_cells
 from trtx.recipe.schema import Recipe
+from trtx.stages import toolchain
+
+find_version = functools.cache(toolchain.find_version)
 
 RECIPE: dict[str, Any] = {
     "schema": "trtx/v1",
@@ -59,19 +62,13 @@ def make_facts(tmp_path: Path, **versions: str) -> Facts:
     names = {name for stage in TOOLCHAIN.values() for name in stage}
     return Facts(
         host=read_host(),
-        versions=dict.fromkeys(names, "1.0") | versions,
-        pins={"python": "3.11.7", "torch": "1.0"},
-        compiler="g++ 12.2.0",
+        versions={name: find_version(name) for name in names} | versions,
+        pins={name: find_version(name) for name in ("python", "torch")},
+        compiler=find_version("c++"),
         own_code="code",
         python="/usr/bin/python3",
         cache_dir=tmp_path / "cache",
     )
-
-
-def versions_here() -> dict[str, str]:
-    """For plans whose steps run: what the toolchain of this interpreter is."""
-    names = {name for stage in TOOLCHAIN.values() for name in stage}
-    return {name: installed_version(name) or ABSENT for name in names}
 
 
 def pin(recipe: Recipe, identity: str = "seed=0", **config: Any) -> PinnedSources:

@@ -11,6 +11,7 @@ from support.plans import edited, make_facts, pin
 
 from trtx.cache.manifest import FileRecord, Manifest
 from trtx.errors import UsageProblem, VerificationFailed
+from trtx.hardware.versions import installed_version
 from trtx.plan.facts import own_code_digest, read_driver_version
 from trtx.plan.lock import Lock
 from trtx.plan.lock_make import is_told, list_local_steps, make_lock, without
@@ -62,7 +63,7 @@ def test_a_lock_has_pins_tools_code_versions_and_the_key_of_every_step(tmp_path:
     assert lock.entries == {step.id: step.key for step in world.plan.steps}
     assert lock.stages == {stage: params.code_version for stage, params in PARAMS.items()}
     assert lock.runners["local"].compiler == "g++ 12.2.0"
-    assert lock.runners["local"].distributions["torch"] == "1.0"
+    assert lock.runners["local"].distributions["torch"] == installed_version("torch")
     assert lock.builds == {} and not lock.models["demo://tiny-llama@main"].files
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.jobs import start_worker, write_job
-from support.plans import plan_of, versions_here
+from support.plans import plan_of
 
 from trtx.cache import failures
 from trtx.cache.failures import list_failures, open_failure, trim_failures
@@ -27,7 +27,7 @@ FAIL = (
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return plan_of(tmp_path, versions=versions_here())
+    return plan_of(tmp_path)
 
 
 def run_worker(job: Path, body: str, environ: dict[str, str] | None = None) -> tuple[int, str]:

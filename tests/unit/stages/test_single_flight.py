@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.jobs import WorkerProcess, start_worker, write_job
-from support.plans import plan_of, versions_here
+from support.plans import plan_of
 
 from trtx.cache.store import Store
 from trtx.plan.record import describe_progress
@@ -27,7 +27,7 @@ WAIT = f"{APPEND}; open(os.environ['GATE']).read()"
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return plan_of(tmp_path, versions=versions_here())
+    return plan_of(tmp_path)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.plans import plan_of, versions_here
+from support.plans import plan_of
 from support.steps import corrupt, install_stage, write_output
 
 from trtx.cache.store import Store
@@ -26,7 +26,7 @@ from trtx.stages.params import PARAMS
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return plan_of(tmp_path, versions=versions_here())
+    return plan_of(tmp_path)
 
 
 def write_job(tmp_path: Path, plan: Plan, step_id: str) -> Path:
