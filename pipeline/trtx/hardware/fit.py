@@ -1,13 +1,16 @@
 """Memory arithmetic: what one rank of an engine needs, before anything is computed.
 
-For one rank, with L layers, H hidden and I intermediate size, A attention and G key-value heads of D columns:
+For one rank, with L layers, H hidden and I intermediate size, A attention and G key-value heads of D columns, and u
+matrices (1, or 2 with a gate) on the way up in each of M layers with an MLP:
 
-- linear weights: L/pipeline × (H·(A+2G)·D + A·D·H + 3·H·I)/tensor numbers, in the algorithm's bits, and a 4-byte
-  scale for every output row or for every group of columns in a row; embedding and head: V·H numbers each (one when
-  tied), norms (2L+1)·H, all in the engine's dtype and in every rank. What `exclude` keeps is not counted.
+- linear weights: 1/pipeline × (L·(H·(A+2G)·D + A·D·H) + M·(u+1)·H·I)/tensor numbers, in the algorithm's bits, and a
+  4-byte scale for every output row or for every group of columns in a row; experts and their routers in the engine's
+  dtype; embedding and head: V·H numbers each (one when tied), learned positions, norms (2L+1)·H, all in the engine's
+  dtype and in every rank. Biases, norms of heads and what `exclude` keeps besides experts are not counted.
 - KV cache: 2·G·D numbers per token and layer, divided like the weights; in whole blocks; block 0 is never given out.
-- activations: the widest moment of one step, T·(2H + max((A+2G)·D, 2I)/tensor) numbers for T = max_num_tokens, and
-  logits of max_batch_size·V in float32.
+  A layer with a window keeps as much as any other.
+- activations: the widest moment of one step, T·(2H + max((A+2G)·D, u·I)/tensor + what its experts take) numbers for
+  T = max_num_tokens, and logits of max_batch_size·V in float32.
 """
 
 from __future__ import annotations
@@ -53,6 +56,16 @@ class ModelShape(Protocol):
     def head_dim(self) -> int: ...
     @property
     def tie_word_embeddings(self) -> bool: ...
+    @property
+    def num_mlps(self) -> int: ...
+    @property
+    def up_matrices(self) -> int: ...
+    @property
+    def expert_numbers(self) -> int: ...
+    @property
+    def expert_activations(self) -> int: ...
+    @property
+    def learned_positions(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -106,22 +119,24 @@ def compute_need(model: ModelShape, setup: Setup) -> Need:
 def weight_bytes(model: ModelShape, setup: Setup) -> int:
     """Bytes of one rank's weights."""
     dtype_bytes = DTYPE_BYTES[setup.dtype]
-    rows_and_columns = (
-        ((model.num_heads + 2 * model.num_kv_heads) * model.head_dim, model.hidden_size),
-        (model.hidden_size, model.num_heads * model.head_dim),
-        (2 * model.intermediate_size, model.hidden_size),
-        (model.hidden_size, model.intermediate_size),
+    up_rows = model.up_matrices * model.intermediate_size
+    linears = (
+        (model.num_layers, (model.num_heads + 2 * model.num_kv_heads) * model.head_dim, model.hidden_size),
+        (model.num_layers, model.hidden_size, model.num_heads * model.head_dim),
+        (model.num_mlps, up_rows, model.hidden_size),
+        (model.num_mlps, model.hidden_size, model.intermediate_size),
     )
-    linear = 0.0
-    for rows, columns in rows_and_columns:
+    cut = 0.0
+    for count, rows, columns in linears:
         if setup.algorithm in WEIGHT_BITS:
             bits, group = WEIGHT_BITS[setup.algorithm]
-            linear += rows * columns * bits / 8 + rows * (columns // group if group else 1) * SCALE_BYTES
+            cut += count * (rows * columns * bits / 8 + rows * (columns // group if group else 1) * SCALE_BYTES)
         else:
-            linear += rows * columns * dtype_bytes
-    whole = (2 - model.tie_word_embeddings) * model.vocab_size + 2 * model.num_layers + 1
-    layers = -(-model.num_layers // setup.pipeline)
-    return round(linear * layers / setup.tensor) + whole * model.hidden_size * dtype_bytes
+            cut += count * rows * columns * dtype_bytes
+    share = -(-model.num_layers // setup.pipeline) / model.num_layers
+    whole = (2 - model.tie_word_embeddings) * model.vocab_size + 2 * model.num_layers + 1 + model.learned_positions
+    kept = whole * model.hidden_size * dtype_bytes
+    return round(share * (cut / setup.tensor + model.expert_numbers * dtype_bytes)) + kept
 
 
 def kv_bytes_per_token(model: ModelShape, setup: Setup) -> int:
@@ -133,8 +148,9 @@ def kv_bytes_per_token(model: ModelShape, setup: Setup) -> int:
 
 def activation_bytes(model: ModelShape, setup: Setup) -> int:
     """Bytes of the widest moment of one step, and of the logits."""
-    widest = max((model.num_heads + 2 * model.num_kv_heads) * model.head_dim, 2 * model.intermediate_size)
-    numbers = setup.max_num_tokens * (2 * model.hidden_size + widest // setup.tensor)
+    up_rows = model.up_matrices * model.intermediate_size
+    widest = max((model.num_heads + 2 * model.num_kv_heads) * model.head_dim, up_rows)
+    numbers = setup.max_num_tokens * (2 * model.hidden_size + widest // setup.tensor + model.expert_activations)
     return numbers * DTYPE_BYTES[setup.dtype] + setup.max_batch_size * model.vocab_size * DTYPE_BYTES["float32"]
 
 

@@ -79,6 +79,32 @@ class ModelConfig(BaseModel):
         """Channels of a head that RoPE rotates; 0 for a model with learned positions."""
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
+    @property
+    def num_mlps(self) -> int:
+        """Layers with one MLP in place of a mixture of experts."""
+        return len(self.dense_layers) if self.num_experts else self.num_layers
+
+    @property
+    def up_matrices(self) -> int:
+        """Matrices from the hidden to the intermediate size: two with a gate."""
+        return 2 if load_architecture(self.architecture).gated else 1
+
+    @property
+    def expert_numbers(self) -> int:
+        """Numbers in the experts and routers of all layers."""
+        per_layer = self.num_experts * (3 * self.expert_size + 1) * self.hidden_size
+        return (self.num_layers - self.num_mlps) * per_layer
+
+    @property
+    def expert_activations(self) -> int:
+        """Numbers that a token takes on its way through its experts."""
+        return self.experts_per_token * (2 * self.hidden_size + 3 * self.expert_size)
+
+    @property
+    def learned_positions(self) -> int:
+        """Rows of the table of positions."""
+        return self.max_position_embeddings if load_architecture(self.architecture).positions else 0
+
     def window(self, layer: int) -> int:
         """How many tokens a token of this layer sees, itself counted; 0 for all."""
         return self.windows[layer] if self.windows else 0
@@ -90,6 +116,17 @@ class ModelConfig(BaseModel):
     def has_experts(self, layer: int) -> bool:
         """Whether this layer has a mixture of experts in place of one MLP."""
         return self.num_experts > 0 and layer not in self.dense_layers
+
+
+def uses_long_factors(scaling: Mapping[str, Any] | None, max_seq_len: int) -> bool:
+    """Whether an engine for sequences of `max_seq_len` tokens takes the long factors of a longrope.
+
+    transformers changes to them when a sequence outgrows the length that the model was trained for, and then computes
+    its whole cache again. An engine has one set for all sequences, so that keys in the cache never need to change.
+    """
+    if scaling is None or scaling["rope_type"] != "longrope":
+        return False
+    return max_seq_len > int(scaling["original_max_position_embeddings"])
 
 
 def load_architecture(name: str) -> Architecture:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
+from support.architectures import CASES, make_model
 
 from trtx.hardware.fit import WEIGHT_BITS, Setup, compute_need, find_misfit
 from trtx.hardware.gpus import CATALOGUE
 from trtx.hardware.support import SUPPORT, support_of, support_problem
-from trtx.models.formats import ALGORITHMS, SIMULATED_ON_CPU
+from trtx.models.checkpoint import load_model_config
+from trtx.models.formats import ALGORITHMS, SIMULATED_ON_CPU, QuantFormat
+from trtx.models.layout import make_layout
 
 GIB = 1 << 30
 
@@ -26,6 +31,11 @@ class Shape:
     num_kv_heads: int = 8
     head_dim: int = 128
     tie_word_embeddings: bool = False
+    num_mlps: int = 32
+    up_matrices: int = 2
+    expert_numbers: int = 0
+    expert_activations: int = 0
+    learned_positions: int = 0
 
 
 LLAMA = Shape()
@@ -67,6 +77,18 @@ def test_a_token_of_the_cache_takes_keys_and_values_of_every_layer() -> None:
 def test_one_sequence_takes_whole_blocks_and_the_null_block() -> None:
     need = compute_need(LLAMA, replace(SETUP, max_seq_len=33))
     assert need.kv_bytes == need.kv_least_bytes == 3 * 32 * 131072
+
+
+@pytest.mark.parametrize(("architecture", "name"), CASES)
+def test_weights_of_every_architecture_are_counted_but_for_biases_and_norms_of_heads(
+    tmp_path: Path, architecture: str, name: str
+) -> None:
+    make_model(tmp_path, architecture, name)
+    model = load_model_config(tmp_path)
+    tensors = {tensor.name: math.prod(tensor.shape) for tensor in make_layout(model, QuantFormat(), "float32").tensors}
+    small = ("bias", "q_norm.weight", "k_norm.weight", "post_norm.weight", "inv_freq")
+    counted = sum(numbers for name, numbers in tensors.items() if not name.endswith(small))
+    assert compute_need(model, replace(SETUP, dtype="float32")).weights_bytes == 4 * counted
 
 
 def test_ranks_share_weights_and_cache() -> None:
