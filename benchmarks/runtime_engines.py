@@ -1,0 +1,267 @@
+"""Models, checkpoints and engines of benchmarks/runtime.py, each made once and kept in a folder.
+
+Names have a digest of what their content depends on: the model, the format, the limits, and the sources of trtx that
+make it. So a folder serves from one run to the next until one of these changes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import trtx
+from trtx.backends.inductor.build import build, compiler_version, find_compiler, find_namespace
+from trtx.backends.inductor.convert import convert
+from trtx.backends.inductor.spec import EngineSpec, find_isa
+from trtx.files import canonical_json, sha256_bytes, sha256_file, write_json
+from trtx.kernels.build import LibraryJob, build_library, make_namespace
+from trtx.models.demo.config import DemoConfig, model_identity
+from trtx.models.demo.corpus import collect_docs
+from trtx.models.demo.train import train_model
+from trtx.models.formats import QuantFormat
+from trtx.models.weights_config import load_weights_config
+from trtx.quant.modelopt import quantize_checkpoint
+from trtx.runtime.card import Limits, Rank, load_card
+
+SOURCES = Path(trtx.__file__).parent
+# What decides the content of a checkpoint, of weights, and of a program.
+OF_CHECKPOINTS = ("quant/modelopt.py",)
+OF_WEIGHTS = ("models/layout.py", "models/linear_layout.py", "quant/pack*.py", "backends/inductor/convert.py")
+OF_PROGRAMS = (
+    *("models/*.py", "models/architectures/*.py", "quant/linear.py", "quant/rounding.py", "kernels/*.py"),
+    *("backends/inductor/compile.py", "backends/inductor/module.py", "backends/inductor/build.py"),
+)
+
+# What a recipe's target `cpu` is compiled for; the kernel library takes what the processor has beyond it.
+ARCH = "x86-64-v3"
+TOKENS_PER_BLOCK = 16
+ModelName = Literal["demo", "large"]
+LIMITS: dict[ModelName, Limits] = {
+    "demo": Limits(max_batch_size=8, max_num_tokens=512, max_seq_len=256),  # those of recipes/quickstart.yaml
+    "large": Limits(max_batch_size=32, max_num_tokens=1024, max_seq_len=2304),
+}
+# The 290 million parameters: a Llama of random numbers.
+LARGE = {
+    "vocab_size": 8192,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An engine: a model in a number format. `attention` is the form that its program is compiled with."""
+
+    model: ModelName
+    algorithm: str = "none"
+    dtype: str = "bfloat16"
+    kv_cache: str = "auto"
+    attention: str = "native"
+
+    @property
+    def name(self) -> str:
+        parts = (self.model, self.algorithm, self.dtype, self.kv_cache, self.attention)
+        return "-".join(part for part in parts if part not in ("auto", "native"))
+
+
+@dataclass(frozen=True)
+class Built:
+    """Where an engine's program and its weights are, and what building the program took."""
+
+    kind: Kind
+    engine: Path
+    weights: Path
+    checkpoint: Path
+    seconds: float
+
+    @property
+    def num_programs(self) -> int:
+        return len(load_card(self.engine).programs)
+
+    @property
+    def program_bytes(self) -> int:
+        return sum((self.engine / program.path).stat().st_size for program in load_card(self.engine).programs.values())
+
+
+@dataclass
+class Shop:
+    """Makes things in `folder` where they are not there yet; engines in the background, two at a time."""
+
+    folder: Path
+    say: Callable[[str], None]
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
+
+    def model(self, name: ModelName) -> Path:
+        """A Hugging Face model folder."""
+        if name == "demo":
+            facts: Any = model_identity(DemoConfig())
+            return self._once(name, facts, lambda out: train_model(DemoConfig(), out, _no_progress))
+        return self._once(name, [LARGE, SEED, torch.__version__], write_large_model)
+
+    def engines(self, kinds: Iterable[Kind]) -> dict[Kind, Built]:
+        """All of them, ready."""
+        waiting: dict[Kind, tuple[Path, Path, Future[Path]]] = {}
+        for kind in dict.fromkeys(kinds):
+            checkpoint = self._checkpoint(kind)
+            weights = self._weights(kind, checkpoint)
+            waiting[kind] = checkpoint, weights, self._pool.submit(self._engine, kind, weights)
+        found = {}
+        for kind, (checkpoint, weights, future) in waiting.items():
+            engine = future.result()
+            seconds = json.loads((engine / "built.json").read_bytes())["seconds"]
+            found[kind] = Built(kind, engine, weights, checkpoint, seconds)
+        return found
+
+    def kernel_library(self) -> tuple[float, int]:
+        """Seconds that the kernel library takes to build in two processes, and its size in bytes."""
+        compiler, march = find_compiler(), find_isa(ARCH).march
+        namespace = make_namespace(march, compiler_version(compiler))
+        folder = self._once("kernels", namespace, lambda out: build_kernels(march, namespace, str(compiler), out))
+        built = json.loads((folder / "built.json").read_bytes())
+        return built["seconds"], built["bytes"]
+
+    def ready_folder(self, built: Built, folder: Path) -> Path:
+        """An engine folder with its weights inside, as `trtx serve` wants it, made of links."""
+        folder.mkdir(parents=True)
+        for path in built.engine.iterdir():
+            (folder / path.name).symlink_to(path)
+        (folder / "weights").symlink_to(built.weights)
+        return folder
+
+    def _checkpoint(self, kind: Kind) -> Path:
+        model = self.model(kind.model)
+        if kind.model == "large" and kind.algorithm == "none":
+            return model
+        quantization = QuantFormat(algorithm=kind.algorithm, kv_cache=kind.kv_cache)
+        facts = [model.name, quantization.model_dump(), digest_sources(OF_CHECKPOINTS)]
+        name = f"checkpoint-{kind.model}-{kind.algorithm}-{kind.kv_cache}"
+        return self._once(name, facts, lambda out: calibrate(model, out, quantization, small=kind.model == "large"))
+
+    def _weights(self, kind: Kind, checkpoint: Path) -> Path:
+        facts = [checkpoint.name, kind.dtype, digest_sources(OF_WEIGHTS)]
+        name = f"weights-{kind.model}-{kind.algorithm}-{kind.kv_cache}-{kind.dtype}"
+        return self._once(name, facts, lambda out: convert(checkpoint, out, kind.dtype, 1, 1, _no_progress))
+
+    def _engine(self, kind: Kind, weights: Path) -> Path:
+        spec = self._spec(kind, weights)
+        namespace = find_namespace(spec, find_compiler())
+        facts = [spec.model_dump(mode="json"), namespace, digest_sources(OF_PROGRAMS)]
+        return self._once(f"engine-{kind.name}", facts, lambda out: self._build(kind, spec, out))
+
+    def _spec(self, kind: Kind, weights: Path) -> EngineSpec:
+        config = load_weights_config(weights)
+        return EngineSpec(
+            model=config.model,
+            quantization=config.quantization,
+            dtype=kind.dtype,
+            limits=LIMITS[kind.model],
+            tokens_per_block=TOKENS_PER_BLOCK,
+            rank=Rank(),
+            arch=ARCH,
+            attention=kind.attention,
+        )
+
+    def _build(self, kind: Kind, spec: EngineSpec, output: Path) -> None:
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory(dir=self.folder) as work:
+            build(spec, output, Path(work), lambda text: None)
+        write_json(output / "built.json", {"kind": asdict(kind), "seconds": time.perf_counter() - began})
+
+    def _once(self, name: str, facts: Any, make: Callable[[Path], object]) -> Path:
+        target = self.folder / f"{name}-{sha256_bytes(canonical_json(facts))[:12]}"
+        if not target.is_dir():
+            began = time.perf_counter()
+            staged = Path(tempfile.mkdtemp(dir=self.folder)) / "made"
+            try:
+                staged.mkdir()
+                make(staged)
+                staged.rename(target)
+            finally:
+                shutil.rmtree(staged.parent)
+            self.say(f"made {name} in {time.perf_counter() - began:.0f} s")
+        return target
+
+
+def write_large_model(folder: Path) -> None:
+    """A Llama of random bfloat16 numbers, with a tokenizer whose every token is one or two bytes."""
+    torch.manual_seed(SEED)
+    model = LlamaForCausalLM(LlamaConfig(**LARGE)).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<s>", "</s>"]
+    pairs = [(a, b) for a in letters for b in letters][: LARGE["vocab_size"] - len(letters) - len(special)]
+    names = [*special, *letters, *(a + b for a, b in pairs)]
+    tokenizer = Tokenizer(models.BPE({name: place for place, name in enumerate(names)}, pairs))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in special])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    write_json(folder / "tokenizer_config.json", facts)
+
+
+def calibrate(model: Path, output: Path, quantization: QuantFormat, *, small: bool) -> None:
+    """Quantize with ModelOpt, as a recipe does; `small` with as little text as a random model needs."""
+    docs = collect_docs()
+    num_rows, num_heldout, length = (4, 1, 64) if small else (64, 32, 128)
+    with tempfile.TemporaryDirectory() as name:
+        data = Path(name)
+        for split, rows in (("calibration", docs["train"][:num_rows]), ("heldout", docs["validation"][:num_heldout])):
+            (data / f"{split}.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+        quantize_checkpoint(
+            *(model, data, output, quantization),
+            max_length=length,
+            batch_size=16,
+            seed=SEED,
+            say=lambda text: None,
+            progress=_no_progress,
+        )
+
+
+def build_kernels(march: str, namespace: str, compiler: str, output: Path) -> None:
+    """Build the library from nothing, and write down how long it took."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as work:
+        library = output / "kernels.so"
+        job = LibraryJob(
+            march=march,
+            namespace=namespace,
+            compiler=compiler,
+            work=work,
+            library=str(library),
+            shelf=str(Path(work) / "shelf"),
+            processes=2,
+        )
+        build_library(job)
+    facts = {"seconds": time.perf_counter() - began, "bytes": library.stat().st_size}
+    write_json(output / "built.json", facts)
+
+
+def digest_sources(patterns: Iterable[str]) -> str:
+    """One digest of all sources of trtx that match."""
+    paths = sorted({path for pattern in patterns for path in SOURCES.glob(pattern)})
+    return sha256_bytes(canonical_json({str(path.relative_to(SOURCES)): sha256_file(path) for path in paths}))
+
+
+def _no_progress(done: int, total: int, unit: str) -> None:
+    pass
