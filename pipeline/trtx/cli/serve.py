@@ -58,6 +58,9 @@ def command(
     log_requests: Annotated[
         bool, typer.Option("--log-requests", help="Write a line of JSON a request to stderr, without its prompt.")
     ] = False,
+    overlap: Annotated[
+        bool, typer.Option("--overlap/--no-overlap", help="Run programs in a thread of their own, beside other work.")
+    ] = False,
     drain: Annotated[str, typer.Option(help="How long requests in flight may go on after a stop signal.")] = "30s",
     output: Annotated[
         OutputFormat, typer.Option("-o", "--output", help="json: one document on stdout as soon as requests are taken.")
@@ -98,6 +101,7 @@ def command(
         kv_cache_bytes=kv_cache_bytes,
         memory_fraction=memory_fraction,
         scheduler={"policy": policy.value, "chunked_prefill": chunked_prefill, "prefix_reuse": prefix_reuse},
+        overlap=overlap,
         api_keys=api_keys,
         max_waiting=max_waiting,
         max_body_bytes=max_body_bytes,

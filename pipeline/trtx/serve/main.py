@@ -45,6 +45,7 @@ def serve_engine(
     kv_cache_bytes: int | None,
     memory_fraction: float,
     scheduler: Mapping[str, Any],
+    overlap: bool,
     api_keys: Sequence[str],
     max_waiting: int,
     max_body_bytes: int,
@@ -66,7 +67,9 @@ def serve_engine(
     # Bound before the engine is loaded, so that a wrong port is known at once; nothing is accepted until it listens.
     with bind(host, port) as listener:
         settings = SchedulerSettings(**scheduler)
-        engine = Engine.load(folder, kv_cache_bytes=kv_cache_bytes, memory_fraction=memory_fraction, settings=settings)
+        engine = Engine.load(
+            folder, kv_cache_bytes=kv_cache_bytes, memory_fraction=memory_fraction, settings=settings, overlap=overlap
+        )
         name = model_name or served_name(folder)
         url, blocks = url_of(listener), engine.load_now.kv_blocks
 
