@@ -32,6 +32,7 @@ VERBS = (
     "serve",
     "migrate",
     "schema",
+    "probe",
     "doctor",
 )
 # Groups of verbs → the module with their stand-in.

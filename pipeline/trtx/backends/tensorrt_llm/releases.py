@@ -17,7 +17,7 @@ from trtx.files import read_json
 __all__ = ["Flow", "Release", "TritonImage", "known_releases", "triton_images"]
 
 Flow = Literal["engine", "pytorch"]
-PROBE_SCHEMA = "trtx.tensorrt-llm-probe/v1"
+PROBE_SCHEMA = "trtx.probe/v1"
 # Where release images have the repository's folders: docker/Dockerfile.multi, stage "release" (WORKDIR).
 SCRIPT_ROOT = "/app/tensorrt_llm"
 # docs/source/legacy/tensorrt-backend-removal.md and the pull requests named in releases.json.
