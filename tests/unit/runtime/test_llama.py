@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.engines import VOCAB_SIZE, make_tokenizer
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trtx.backends.inductor.convert import convert
@@ -15,10 +16,11 @@ from trtx.backends.inductor.module import make_eager
 from trtx.backends.inductor.spec import EngineSpec, make_card
 from trtx.models.checkpoint import load_model_config
 from trtx.models.formats import QuantFormat
-from trtx.runtime.card import Limits, Rank
+from trtx.runtime.card import EngineCard, Limits, Rank
 from trtx.runtime.engine import Engine
 from trtx.runtime.program import load_weights
 from trtx.runtime.request import SamplingParams
+from trtx.runtime.scheduler import SchedulerSettings
 
 LIMITS = Limits(max_batch_size=5, max_num_tokens=48, max_seq_len=96)
 
@@ -43,7 +45,9 @@ def llama() -> LlamaForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def engine(llama: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def card_and_weights(
+    llama: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[EngineCard, dict[str, Tensor]]:
     folder: Path = tmp_path_factory.mktemp("llama")
     llama.save_pretrained(folder / "model")
     (folder / "weights").mkdir()
@@ -58,20 +62,49 @@ def engine(llama: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) ->
         arch="x86-64-v3",
     )
     card = make_card(spec, {}, {"torch": torch.__version__}, "AVX2")
-    return Engine(make_eager(card, load_weights(card, folder / "weights"), num_blocks=40), make_tokenizer())
+    return card, load_weights(card, folder / "weights")
 
 
-def test_greedy_tokens_are_those_of_transformers_whatever_runs_beside_them(
-    llama: LlamaForCausalLM, engine: Engine
-) -> None:
+@pytest.fixture(scope="module")
+def asked(llama: LlamaForCausalLM) -> list[tuple[list[int], list[int]]]:
+    """Prompts and what transformers answers, each alone. Some prompts are longer than a step may be, and some begin
+    alike; all of them together exceed the batch and the pool."""
     draw = random.Random(1)
-    # Some prompts are longer than a prefill may be, and all of them together exceed the batch and the pool.
-    prompts = [[draw.randrange(VOCAB_SIZE) for _ in range(draw.choice((1, 7, 8, 30, 60)))] for _ in range(16)]
-    lengths = [draw.randint(1, 24) for _ in prompts]
-    params = [SamplingParams(max_tokens=length, temperature=0, ignore_eos=True) for length in lengths]
-    completions = engine.generate(prompts, params)
+    shared = [draw.randrange(VOCAB_SIZE) for _ in range(41)]
+    found = []
+    for number in range(20):
+        prompt = [draw.randrange(VOCAB_SIZE) for _ in range(draw.choice((1, 7, 8, 30, 60)))]
+        if number % 4 == 0:
+            prompt = shared + prompt[:9]
+        ids, length = torch.tensor([prompt]), draw.randint(1, 24)
+        answer = llama.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)
+        found.append((prompt, answer[0, len(prompt) :].tolist()))
+    return found
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["plain", "overlapped"])
+@pytest.mark.parametrize(
+    ("num_blocks", "settings"),
+    [
+        (40, SchedulerSettings("guaranteed-no-evict", prefix_reuse=False)),
+        (40, SchedulerSettings()),
+        (14, SchedulerSettings()),
+    ],
+    ids=["no sharing", "shared prefixes", "small pool"],
+)
+def test_greedy_tokens_are_those_of_transformers_whatever_runs_beside_them(
+    card_and_weights: tuple[EngineCard, dict[str, Tensor]],
+    asked: list[tuple[list[int], list[int]]],
+    num_blocks: int,
+    settings: SchedulerSettings,
+    overlap: bool,
+) -> None:
+    card, weights = card_and_weights
+    programs = make_eager(card, weights, num_blocks=num_blocks)
+    engine = Engine(programs, make_tokenizer(), settings=settings, overlap=overlap)
+    params = [SamplingParams(max_tokens=len(answer), temperature=0, ignore_eos=True) for _, answer in asked]
+    completions = engine.generate([prompt for prompt, _ in asked], params)
     engine.check_integrity()
-    for prompt, length, completion in zip(prompts, lengths, completions, strict=True):
-        ids = torch.tensor([prompt])
-        expected = llama.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)
-        assert list(completion.token_ids) == expected[0, len(prompt) :].tolist()
+    assert [list(completion.token_ids) for completion in completions] == [answer for _, answer in asked]
+    assert (engine.stats.cached_tokens > 0) == settings.prefix_reuse
+    assert (engine.stats.paused > 0) == (num_blocks == 14)
