@@ -67,8 +67,11 @@ class LocalShell:
                 env=environment,
                 stdin=subprocess.DEVNULL,
             )
-        except subprocess.TimeoutExpired:
-            return Answer(None, err=f"{argv[0]} did not answer within {timeout_s:g} s")
+        except subprocess.TimeoutExpired as error:
+            said = (error.stderr or b"").decode(errors="replace").strip().splitlines()[-1:]
+            return Answer(
+                None, err=f"{argv[0]} did not answer within {timeout_s:g} s{''.join(f': {line}' for line in said)}"
+            )
         except FileNotFoundError:
             return Answer(127, err=f"{argv[0]}: command not found")
         except OSError as error:
@@ -126,6 +129,15 @@ def classify_submission(answer: Answer) -> tuple[Reply, str]:
     if any(word in said for word in BUSY_WORDS):
         return Reply.BUSY, answer.complaint
     return (Reply.REFUSED if "sbatch: " in answer.err else Reply.UNCLEAR), answer.complaint
+
+
+# Complaints about how many jobs there may be: when others end, there is room.
+LIMIT_WORDS = ("maxsubmitjob", "accounting/qos policy", "unable to create job", "unable to accept job")
+
+
+def is_limit(said: str) -> bool:
+    """Whether a submission was not taken because there are too many jobs."""
+    return any(word in said.lower() for word in LIMIT_WORDS)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,10 @@ class Awaited:
     steps: Mapping[str, int]
 
 
-def make_dependency(tasks: Iterable[SlurmTask], awaited: Sequence[Awaited]) -> str:
+def make_dependency(tasks: Iterable[SlurmTask], awaited: Sequence[Awaited], after: str = "") -> str:
     """The value of `sbatch --dependency` for an array of `tasks`, empty when none of their needs is awaited.
+
+    Indices are those of arrays. `after` is a job that has to end first, however it ends.
 
     For each array, the strongest way to wait that stops no task because of one it does not need:
 
@@ -30,7 +32,7 @@ def make_dependency(tasks: Iterable[SlurmTask], awaited: Sequence[Awaited]) -> s
     - `afterany` else: they start when the array has ended, and a task whose input is missing says so at once.
     """
     tasks = list(tasks)
-    words = []
+    words = [f"afterany:{after}"] if after else []
     for array in awaited:
         needed = {task.index: {array.steps[step] for step in task.needs if step in array.steps} for task in tasks}
         sets = list(needed.values())

@@ -40,6 +40,8 @@ class Round:
     token: str
     indices: tuple[int, ...]
     resources: Resources
+    # Taken from the tasks' indices where they are those of the array: a group may be larger than an array can be.
+    offset: int = 0
     job: str = ""
     tries: int = 0
     complaint: str = field(default="", compare=False)
@@ -48,6 +50,10 @@ class Round:
     def name(self) -> str:
         """The job's name: the group for people, the token for looking it up."""
         return f"{self.group}-{self.token}"
+
+    @property
+    def array_indices(self) -> tuple[int, ...]:
+        return tuple(index - self.offset for index in self.indices)
 
     @property
     def script(self) -> Path:
@@ -119,13 +125,15 @@ class SubmissionFolder:
         timing: Timing,
         others: Mapping[str, SlurmTask],
         place: Callable[[Path], Path],
+        offset: int = 0,
     ) -> Round:
         """Write down what is about to be submitted; `others`: all tasks by step; `place`: where jobs see a folder."""
         folder = self._make_round_folder(group.name)
         root = find_root(folder, group)
-        script = make_script(options, group, resources, indices, root)
+        script = make_script(options, group, resources, [index - offset for index in indices], root)
         document = {
             "token": secrets.token_hex(8),
+            "offset": offset,
             "resources": asdict(resources),
             "gpu": asdict(resources.gpu) if resources.gpu else None,
             "launch": make_launch(options, resources, place((folder / root).resolve())),
@@ -211,6 +219,7 @@ def _read_round(group: str, folder: Path) -> Round:
         document["token"],
         tuple(sorted(map(int, document["tasks"]))),
         resources_from_json(document["resources"]),
+        document["offset"],
         job=submitted["job"],
         tries=len(list(folder.glob("try-*"))),
     )

@@ -78,6 +78,17 @@ def number_tasks(chains: Sequence[tuple[str, Sequence[str]]], indices: Mapping[s
     return made
 
 
+def split_indices(indices: Iterable[int], most: int | None) -> list[tuple[int, list[int]]]:
+    """Indices in parts that a cluster with MaxArraySize `most` takes, each with what is taken from its indices there.
+
+    Which part an index is in follows from it alone, so that parts of groups in a chain match as the groups do.
+    """
+    parts: dict[int, list[int]] = {}
+    for index in sorted(indices):
+        parts.setdefault(index // most * most if most else 0, []).append(index)
+    return sorted(parts.items())
+
+
 def format_indices(indices: Iterable[int]) -> str:
     """Indices as sbatch --array takes them: {0, 1, 2, 7} is "0-2,7"."""
     parts = []

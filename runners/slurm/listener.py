@@ -73,7 +73,7 @@ class Listener:
         of_the_rest = {row.job: row for row in listing.rows if not row.indices}
         missing = []
         for item in tasks:
-            said = by_task.get((item.job, item.task.index))
+            said = by_task.get((item.job, item.array_index))
             if said is None and item.attempt is None and item.watch.phase in (None, Phase.QUEUED):
                 said = of_the_rest.get(item.job)
             if said is not None and item.hears(said):

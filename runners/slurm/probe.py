@@ -54,6 +54,21 @@ def probe_gpus(shell: Shell, options: SlurmOptions, *, timeout_s: float) -> GpuF
     )
 
 
+def probe_max_array(shell: Shell, *, timeout_s: float) -> int | None:
+    """How many tasks one array can have; None when Slurm does not tell."""
+    answer = shell.call(["scontrol", "show", "config"], timeout_s=timeout_s)
+    return parse_max_array(answer.out) if answer.code == 0 else None
+
+
+def parse_max_array(text: str) -> int | None:
+    """From `scontrol show config`: indices are below MaxArraySize, and all tasks count against MaxJobCount.
+
+    Source: slurm.conf(5). A MaxArraySize of 0 forbids arrays, which leaves nothing to split.
+    """
+    found = [int(number) for number in re.findall(r"^(?:MaxArraySize|MaxJobCount) *= *(\d+)", text, re.MULTILINE)]
+    return min(found) if found and min(found) > 0 else None
+
+
 def parse_gres(text: str) -> tuple[str, ...]:
     """GPU types in `sinfo --format=%G`, such as "gpu:h100:4(S:0-1),nvme:1"; untyped ones have none."""
     return tuple(sorted(set(re.findall(r"\bgpu:([A-Za-z_][A-Za-z0-9_.-]*)(?=:\d)", text))))

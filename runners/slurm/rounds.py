@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from trtx.runners.slurm.dependencies import Awaited, make_dependency
 from trtx.runners.slurm.folder import Round, SubmissionFolder
+from trtx.runners.slurm.groups import split_indices
 from trtx.runners.slurm.options import Resources, SlurmOptions, Timing
 from trtx.runners.slurm.retries import next_resources
 from trtx.runners.slurm.submit import Submitter
@@ -24,9 +26,10 @@ class Rounds:
         workspace: Workspace,
         submitter: Submitter,
         tasks: Mapping[str, Tracked],
+        max_array: int | None = None,
     ) -> None:
         self._folder, self._options, self._timing, self._workspace = folder, options, timing, workspace
-        self._tasks = tasks
+        self._tasks, self._max_array = tasks, max_array
         self._by_group: dict[str, list[Round]] = {}
         self.submitter = submitter
 
@@ -62,13 +65,15 @@ class Rounds:
                 batches.setdefault((item.group.name, resources, waits), []).append(item)
         others = {item.task.step: item.task for item in self._tasks.values()}
         for (name, resources, _), items in batches.items():
-            indices = sorted(item.task.index for item in items)
-            made = self._folder.add_round(
-                items[0].group, indices, resources, self._options, self._timing, others, self._workspace.place
-            )
-            self._by_group[name].append(made)
-            for item in items:
-                item.enter(made)
+            by_index = {item.task.index: item for item in items}
+            for offset, indices in split_indices(by_index, self._max_array):
+                group, place = items[0].group, self._workspace.place
+                made = self._folder.add_round(
+                    group, indices, resources, self._options, self._timing, others, place, offset
+                )
+                self._by_group[name].append(made)
+                for index in indices:
+                    by_index[index].enter(made)
 
     def _enter_rounds_of_others(self, name: str, wanting: Sequence[Tracked]) -> None:
         """See rounds that another driver of this submission has written down meanwhile."""
@@ -88,15 +93,26 @@ class Rounds:
     def submit(self, item: Round) -> None:
         """Submit a round once all that its tasks wait for is submitted. Raises what Submitter.submit does."""
         members = self.members(item)
+        before = self._part_before(item) if members[0].group.throttle else None
+        if before is not None and not before.job:
+            return
         needs = [need for task in members for need in self._awaited(task)]
         if any(not need.job for need in needs):
             return
         rounds = {need.token: need.round for need in needs if need.round}
         awaited = [
-            Awaited(waited.job, waited.indices, {n.task.step: n.task.index for n in needs if n.token == token})
+            Awaited(waited.job, waited.array_indices, {n.task.step: n.array_index for n in needs if n.token == token})
             for token, waited in rounds.items()
         ]
-        dependency = make_dependency([task.task for task in members], awaited)
+        tasks = [replace(task.task, index=task.array_index) for task in members]
+        dependency = make_dependency(tasks, awaited, after=before.job if before else "")
         comment = f"trtx run={self._folder.token} group={item.group} round={item.number} token={item.token}"
         self._workspace.push()
-        self.submitter.submit(members[0].group, item, dependency, comment)
+        others = any(part.job for part in self.open())
+        self.submitter.submit(members[0].group, item, dependency, comment, others=others)
+
+    def _part_before(self, item: Round) -> Round | None:
+        """The part of a group that a throttled one comes after: Slurm throttles each array alone."""
+        open_ones = {task.token for task in self._tasks.values() if task.outcome is None and not task.revoked}
+        earlier = [part for part in self.load(item.group) if part.offset < item.offset and part.token in open_ones]
+        return max(earlier, key=lambda part: part.offset, default=None)

@@ -30,7 +30,10 @@ from trtx.runners.slurm.workspace import LocalWorkspace, Workspace
 
 
 class SlurmRunner:
-    """One submission in `folder`. Made on a folder that holds one, it adopts it."""
+    """One submission in `folder`. Made on a folder that holds one, it adopts it.
+
+    `max_array` is the cluster's MaxArraySize where it is known: larger groups are submitted in parts.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class SlurmRunner:
         timing: Timing | None = None,
         clock: Clock | None = None,
         workspace: Workspace | None = None,
+        max_array: int | None = None,
     ) -> None:
         self._options, self._shell = options, shell
         self._timing, self._clock = timing or Timing(), clock or RealClock()
@@ -51,7 +55,7 @@ class SlurmRunner:
         self._listener = Listener(shell, self._timing, self._clock, self._budget, self._tell)
         self._tasks: dict[str, Tracked] = {}
         submitter = Submitter(shell, self._timing, self._clock, self._budget, self._tell, self._workspace.place)
-        self._rounds = Rounds(self._folder, options, self._timing, self._workspace, submitter, self._tasks)
+        self._rounds = Rounds(self._folder, options, self._timing, self._workspace, submitter, self._tasks, max_array)
         self._by_group: dict[str, dict[int, Tracked]] = {}
         self._news: dict[str, set[str]] = {}
         self._unsettled = True
@@ -341,7 +345,7 @@ def _merge_jobs(tasks: Sequence[Tracked], jobs: Sequence[str]) -> list[str]:
     """Task ids to cancel; where all tasks of an array are among them, the array's id alone."""
     merged = list(jobs)
     for item in {task.token: task.round for task in tasks if task.round and task.round.job}.values():
-        members = [f"{item.job}_{index}" for index in item.indices]
+        members = [f"{item.job}_{index}" for index in item.array_indices]
         if set(members) <= set(merged):
             merged = [item.job, *(job for job in merged if job not in members)]
     return merged

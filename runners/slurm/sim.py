@@ -184,7 +184,7 @@ class Pretend:
 
     def begin(self, folder: Path, environ: Mapping[str, str]) -> dict[str, Any]:
         document = read_file(folder / TASKS_NAME) or {}
-        index = int(environ["SLURM_ARRAY_TASK_ID"])
+        index = int(environ["SLURM_ARRAY_TASK_ID"]) + document["offset"]
         task = document["tasks"][str(index)]
         step_folder = (folder / task["folder"]).resolve()
         restart = int(environ.get("SLURM_RESTART_COUNT", "0"))

@@ -14,7 +14,15 @@ from trtx.errors import EnvironmentProblem, UsageProblem
 from trtx.runners.slurm.attempts import read_claims
 from trtx.runners.slurm.budget import Budget
 from trtx.runners.slurm.clock import Clock
-from trtx.runners.slurm.commands import Reply, Shell, ask_squeue, cancel_jobs, classify_submission, sbatch_argv
+from trtx.runners.slurm.commands import (
+    Reply,
+    Shell,
+    ask_squeue,
+    cancel_jobs,
+    classify_submission,
+    is_limit,
+    sbatch_argv,
+)
 from trtx.runners.slurm.folder import Round
 from trtx.runners.slurm.groups import Group
 from trtx.runners.slurm.options import Timing
@@ -31,7 +39,7 @@ REFUSALS = {
     "generic resource": "the GPU type is not one of this cluster's: see `sinfo -o %G`",
     "time limit": "ask for less time, or name a partition that allows it",
     "reservation": "the reservation is not there or not for you: see `scontrol show reservation`",
-    "job array": "the cluster's MaxArraySize is smaller than this stage has cells: select fewer at once",
+    "job array": "see MaxArraySize in `scontrol show config`: 0 forbids arrays",
     "license": "see `scontrol show licenses`",
 }
 
@@ -54,9 +62,10 @@ class Submitter:
         self._failures: dict[str, int] = {}
         self.calls = 0
 
-    def submit(self, group: Group, item: Round, dependency: str, comment: str) -> bool:
+    def submit(self, group: Group, item: Round, dependency: str, comment: str, *, others: bool = False) -> bool:
         """Submit a round that has no job id yet; whether it has one now.
 
+        With `others` jobs of the same submission are open, so that limits on the number of jobs are waited for.
         Raises UsageProblem when Slurm refuses it, EnvironmentProblem when it was busy or silent too often.
         """
         now = self._clock.now()
@@ -77,20 +86,20 @@ class Submitter:
         if reply is Reply.REFUSED:
             fix = next((fix for word, fix in REFUSALS.items() if word in said.lower()), "")
             raise UsageProblem(f"Slurm refuses the jobs of {group.name}", why=said, fix=fix or f"see {item.script}")
-        self._postpone(group, item, said)
+        self._postpone(group, item, said, patient=others and is_limit(said))
         return False
 
-    def _postpone(self, group: Group, item: Round, said: str) -> None:
-        """Try again later, each time later than before; after so many times give up."""
+    def _postpone(self, group: Group, item: Round, said: str, *, patient: bool = False) -> None:
+        """Try again later, each time later than before; after so many times give up, unless `patient`."""
         failures = self._failures[item.token] = self._failures.get(item.token, 0) + 1
         item.complaint = said
-        if failures > self._timing.retries:
+        if failures > self._timing.retries and not patient:
             raise EnvironmentProblem(
                 f"Slurm did not take the jobs of {group.name} in {failures} attempts",
                 why=said,
                 fix="nothing is lost: attach to the run when Slurm answers again",
             )
-        wait_s = min(self._timing.retry_s * 2 ** (failures - 1), self._timing.last_retry_s)
+        wait_s = min(self._timing.retry_s * 2 ** min(failures - 1, 20), self._timing.last_retry_s)
         self._next_try[item.token] = self._clock.now() + wait_s
         self._tell(f"{group.name}: sbatch: {said}; looking again in {wait_s:g} s")
 

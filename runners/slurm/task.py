@@ -110,7 +110,8 @@ class TaskRun:
     def __init__(self, round_folder: Path, document: Mapping[str, Any], environ: Mapping[str, str], stop: Stop) -> None:
         self._document, self._environ, self._stop = document, environ, stop
         self._timing = document["timing"]
-        index = environ.get("SLURM_ARRAY_TASK_ID") or next(iter(document["tasks"]))
+        number = environ.get("SLURM_ARRAY_TASK_ID")
+        index = str(int(number) + document["offset"]) if number else next(iter(document["tasks"]))
         if index not in document["tasks"]:
             raise UsageProblem(f"there is no task {index} in {round_folder / 'tasks.json'}")
         self._task = document["tasks"][index]

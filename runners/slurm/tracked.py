@@ -44,7 +44,12 @@ class Tracked:
 
     @property
     def job_id(self) -> str:
-        return f"{self.job}_{self.task.index}" if self.job else ""
+        return f"{self.job}_{self.array_index}" if self.job else ""
+
+    @property
+    def array_index(self) -> int:
+        """Its number in the array that runs it."""
+        return self.task.index - (self.round.offset if self.round else 0)
 
     @property
     def revoked(self) -> bool:
@@ -71,7 +76,7 @@ class Tracked:
 
     def hears(self, row: Row) -> bool:
         """Whether a row is about this task's job."""
-        mine = not row.indices or self.task.index in row.indices
+        mine = not row.indices or self.array_index in row.indices
         return row.job == self.job and mine and (not row.name or self.token in row.name)
 
     def last_words(self) -> str:
@@ -102,7 +107,7 @@ class Tracked:
             attempt=attempt.number if attempt else 0,
             exit_code=0 if done else (end.exit_code if end else None),
             signal=end.signal if end and not done else None,
-            job=f"{attempt.claim.job}_{self.task.index}" if attempt else self.job_id,
+            job=f"{attempt.claim.job}_{self.array_index}" if attempt else self.job_id,
             node=attempt.claim.node if attempt else "",
         )
         return self.outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,10 +51,20 @@ class Cluster:
     outlives: bool = True
     step_s: float = 0.0
     close: Callable[[], None] = lambda: None
+    # Tasks that one array can have, once `find_options` has learned it.
+    max_array: int | None = None
 
     def runner(self, options: SlurmOptions, folder: Path) -> SlurmRunner:
         """A runner on a submission's folder; where that holds a submission, it adopts it."""
-        return SlurmRunner(options, folder, self.shell, timing=self.timing, clock=self.clock, workspace=self.workspace)
+        return SlurmRunner(
+            options,
+            folder,
+            self.shell,
+            timing=self.timing,
+            clock=self.clock,
+            workspace=self.workspace,
+            max_array=self.max_array,
+        )
 
 
 def open_cluster(plan: Plan, name: str, run_folder: Path, environ: Mapping[str, str]) -> Cluster:
@@ -118,6 +129,8 @@ def find_options(plan: Plan, cluster: Cluster, environ: Mapping[str, str]) -> Sl
     Raises EnvironmentProblem when Slurm has to be asked and does not answer.
     """
     settings = plan.runners[cluster.name]
+    if settings["type"] == "slurm":
+        cluster.max_array = _find_max_array(plan, cluster, environ)
     if not (needs_probe(settings) and gpu_kinds(plan.steps, cluster.name)):
         return slurm_options(settings)
     memory = dialect_file(plan, cluster.name, environ)
@@ -130,6 +143,22 @@ def find_options(plan: Plan, cluster: Cluster, environ: Mapping[str, str]) -> Sl
         Store(Path(plan.cache_dir)).prepare()
         write_json(memory, {"dialect": dialect, "types": list(facts.types), "evidence": facts.evidence})
     return slurm_options(settings, dialect)
+
+
+def _find_max_array(plan: Plan, cluster: Cluster, environ: Mapping[str, str]) -> int | None:
+    """How many tasks an array can have, remembered; not asked for where no array has more than one."""
+    if sum(step.runner == cluster.name for step in plan.steps) < 2:
+        return None
+    memory = dialect_file(plan, cluster.name, environ).with_suffix(".arrays.json")
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return int(read_json(memory)["max_array"])
+    from trtx.runners.slurm.probe import probe_max_array
+
+    found = probe_max_array(cluster.shell, timeout_s=cluster.timing.command_s)
+    if found is not None:
+        Store(Path(plan.cache_dir)).prepare()
+        write_json(memory, {"max_array": found})
+    return found
 
 
 def dialect_file(plan: Plan, name: str, environ: Mapping[str, str]) -> Path:

@@ -10,12 +10,13 @@ from trtx.plan.cluster import make_groups, runs_on_cluster
 from trtx.plan.cluster_open import find_options, open_cluster
 from trtx.plan.steps import Plan
 from trtx.plan.survey import OPEN, StepStatus
+from trtx.runners.slurm.groups import split_indices
 from trtx.runners.slurm.script import find_root, make_script
 
 
 @dataclass(frozen=True)
 class Script:
-    """The script of one group; `steps` by their index in the array."""
+    """The script of one group, or of a part of one that is too large for an array; `steps` by their index in it."""
 
     runner: str
     group: str
@@ -40,11 +41,13 @@ def make_scripts(plan: Plan, statuses: Iterable[StepStatus], environ: Mapping[st
 def _scripts_of(plan: Plan, runner: str, to_run: Collection[str], environ: Mapping[str, str]) -> list[Script]:
     # Paths in a script are relative to its own folder, so any run's folder gives the same bytes.
     run = Path("/run")
-    options = find_options(plan, open_cluster(plan, runner, run, environ), environ)
+    cluster = open_cluster(plan, runner, run, environ)
+    options = find_options(plan, cluster, environ)
     scripts = []
     for group in make_groups(plan, runner, to_run, run):
-        indices = [task.index for task in group.tasks]
         root = find_root(run / "slurm" / runner / "groups" / group.name / "rounds" / "1", group)
-        text = make_script(options, group, group.resources, indices, root)
-        scripts.append(Script(runner, group.name, {task.index: task.step for task in group.tasks}, text))
+        for offset, indices in split_indices((task.index for task in group.tasks), cluster.max_array):
+            steps = {index - offset: group.task(index).step for index in indices}
+            text = make_script(options, group, group.resources, list(steps), root)
+            scripts.append(Script(runner, group.name, steps, text))
     return scripts

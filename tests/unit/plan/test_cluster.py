@@ -9,6 +9,7 @@ import pytest
 from support.plans import plan_of
 
 from trtx.errors import EnvironmentProblem, Interrupted, StepFailed, TimedOut, TrtxError
+from trtx.plan import cluster_open
 from trtx.plan.cluster import make_groups, runs_on_cluster
 from trtx.plan.cluster_errors import make_step_error
 from trtx.plan.cluster_open import dialect_file, find_options, open_cluster, recall_dialect
@@ -104,7 +105,20 @@ def test_scripts_are_a_function_of_the_plan(tmp_path: Path) -> None:
     assert not any(str(tmp_path) in line for line in build.text.splitlines() if line.startswith("#SBATCH"))
 
 
-def test_how_a_cluster_is_asked_for_gpus_is_learned_once(tmp_path: Path) -> None:
+def test_scripts_of_a_group_that_is_too_large_for_an_array_are_those_of_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_open, "_find_max_array", lambda *_: 3)
+    plan = cluster_plan(tmp_path, throttle=2)
+    builds = [script for script in make_scripts(plan, statuses_of(plan), {}) if script.group == "build"]
+    assert [next(line for line in script.text.splitlines() if "--array" in line) for script in builds] == [
+        "#SBATCH --array=0-2%2",
+        "#SBATCH --array=0%2",
+    ]
+    assert [list(script.steps) for script in builds] == [[0, 1, 2], [0]]
+
+
+def test_how_a_cluster_is_asked_for_gpus_and_how_large_arrays_are_is_learned_once(tmp_path: Path) -> None:
     plan = cluster_plan(tmp_path, gpu_dialect="auto")
     calls: list[str] = []
 
@@ -113,6 +127,8 @@ def test_how_a_cluster_is_asked_for_gpus_is_learned_once(tmp_path: Path) -> None
             calls.append(argv[0])
             if argv[0] == "sinfo":
                 return Answer(0, "gpu:h100:4|gpu*\n")
+            if argv[0] == "scontrol":
+                return Answer(0, "MaxArraySize = 3\n")
             return (
                 Answer(0) if any(word.startswith("--gpus-per-node") for word in argv) else Answer(1, err="sbatch: no")
             )
@@ -121,8 +137,11 @@ def test_how_a_cluster_is_asked_for_gpus_is_learned_once(tmp_path: Path) -> None
     cluster.shell = Shell()
     assert find_options(plan, cluster, {}).gpu_dialect == "gpus-per-node"
     asked = len(calls)
+    assert cluster.max_array == 3
+    cluster = open_cluster(plan, "cluster", tmp_path / "run", {})
+    cluster.shell = Shell()
     assert find_options(plan, cluster, {}).gpu_dialect == "gpus-per-node"
-    assert len(calls) == asked
+    assert (len(calls), cluster.max_array) == (asked, 3)
     assert recall_dialect(dialect_file(plan, "cluster", {})) == "gpus-per-node"
     assert dialect_file(plan, "cluster", {"SLURM_CONF": "/other"}) != dialect_file(plan, "cluster", {})
 
