@@ -133,7 +133,7 @@ ALGORITHMS: dict[str, AlgorithmFacts] = {
     "w4a8_awq": AlgorithmFacts("W4A8_AWQ", "W4A8_AWQ_BETA_CFG", True, 4, 8, 128, 0.08, 0.4, 0.003),
     "nvfp4": AlgorithmFacts("NVFP4", "NVFP4_DEFAULT_CFG", True, 4, 4, 16, 0.25, 0.4, 0.001, dequantized=True),
     "nvfp4_awq": AlgorithmFacts("NVFP4_AWQ", "NVFP4_AWQ_LITE_CFG", True, 4, 4, 16, 0.25, 0.4, 0.001, dequantized=True),
-    "mxfp4": AlgorithmFacts("mxfp4", "MXFP4_DEFAULT_CFG", False, 4, 4, 32, 0.3, 0.5, 0.006, dequantized=True),
+    "mxfp4": AlgorithmFacts("mxfp4", "MXFP4_DEFAULT_CFG", False, 4, 4, 32, 0.3, 0.42, 0.006, dequantized=True),
     "mxfp8": AlgorithmFacts("MXFP8", "MXFP8_DEFAULT_CFG", False, 8, 8, 32, 0.08, 0.12, 0.001, dequantized=True),
 }
 

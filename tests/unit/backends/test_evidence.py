@@ -130,7 +130,7 @@ def test_the_verdict_names_each_figure_and_its_bound() -> None:
 def test_every_format_has_bounds_that_a_message_can_name() -> None:
     for algorithm in ALGORITHMS:
         for dtype in ("float32", "bfloat16", "float16"):
-            for kv_cache in ("auto", "fp8"):
+            for kv_cache in ("auto", "fp8", "int8"):
                 bounds = make_tolerances(make_card(algorithm, dtype, kv_cache))
                 assert set(bounds) <= set(FIGURES)
                 assert all(0 <= bound < 0.5 for bound in bounds.values())

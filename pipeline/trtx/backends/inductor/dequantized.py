@@ -35,7 +35,9 @@ def read_dequantized(checkpoint: Checkpoint, quantization: QuantFormat) -> dict[
             weight = dequantize(
                 weight,
                 checkpoint.read(f"{module}.weight_scale"),
-                checkpoint.read(f"{module}.weight_scale_2") if f"{module}.weight_scale_2" in checkpoint else None,
+                checkpoint.read(f"{module}.weight_scale_2")
+                if f"{module}.weight_scale_2" in checkpoint
+                else torch.ones(()),
                 quantization,
             )
             if f"{module}.pre_quant_scale" in checkpoint:
@@ -44,8 +46,11 @@ def read_dequantized(checkpoint: Checkpoint, quantization: QuantFormat) -> dict[
     return weights
 
 
-def dequantize(weight: Tensor, scale: Tensor, scale_2: Tensor | None, quantization: QuantFormat) -> Tensor:
-    """One weight, float32 [N, C]. W4A8's rounding to fp8, in units of `scale_2`, is left out here as in the engine."""
+def dequantize(weight: Tensor, scale: Tensor, scale_2: Tensor, quantization: QuantFormat) -> Tensor:
+    """One weight, float32 [N, C]; `scale_2` is 1 where the format has none.
+
+    W4A8's rounding to fp8, in units of `scale_2`, is left out here as in the engine.
+    """
     algorithm, group = quantization.algorithm, quantization.columns_per_scale
     if algorithm == "fp8_block_wo":
         return _dequantize_squares(weight.float(), scale.float())
