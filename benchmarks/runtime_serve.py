@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import resource
@@ -59,9 +60,9 @@ def serving(engine: Path, log: Path) -> Iterator[tuple[str, int]]:
     with log.open("w") as stream, subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=stream, text=True) as process:
         try:
             assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line, f"the server did not start: {log.read_text()}"
-            yield json.loads(line)["url"], process.pid
+            said = "".join(itertools.takewhile(lambda line: line != "}\n", process.stdout))
+            assert said, f"the server did not start: {log.read_text()}"
+            yield json.loads(said + "}")["url"], process.pid
             process.send_signal(signal.SIGTERM)
             code = process.wait(timeout=60)
             assert code == 0, f"the server ended with {code}: {log.read_text()}"
