@@ -181,6 +181,12 @@ def test_a_mixture_of_experts_is_not_cut_and_not_quantized_yet(tmp_path: Path, a
     assert kinds["layers.0.attention.qkv.weight"] == "float8_e4m3fn"
 
 
+def test_matrices_that_modelopt_does_not_quantize_are_refused_at_plan_time(tmp_path: Path) -> None:
+    make_model(tmp_path, "GPT2LMHeadModel", "learned positions")
+    with pytest.raises(UsageProblem, match="GPT2LMHeadModel cannot be quantized with fp8"):
+        make_layout(load_model_config(tmp_path), QuantFormat(algorithm="fp8"), "float32")
+
+
 @pytest.mark.parametrize(("architecture", "name"), FIRST)
 def test_the_reference_of_the_check_is_the_model_itself(tmp_path: Path, architecture: str, name: str) -> None:
     expected = ask(make_model(tmp_path, architecture, name), tokens(1))

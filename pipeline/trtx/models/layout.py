@@ -201,6 +201,13 @@ def layer_linears(config: ModelConfig, quantization: QuantFormat, shard: Shard, 
     names = load_architecture(config.architecture)
     hidden, middle = range(config.hidden_size), shard.intermediate
 
+    if names.transposed and quantization.algorithm != "none" and quantization.packing == "plain":
+        raise UsageProblem(
+            f"{config.architecture} cannot be quantized with {quantization.algorithm}",
+            why="ModelOpt does not quantize matrices that transformers stores as [inputs, outputs]",
+            fix="use `algorithm: none`",
+        )
+
     def make(name: str, parts: list[tuple[str, range]], columns: range, cut: Cut, bias: bool) -> LinearSpec:
         sources = tuple(names.layer_source(layer, source) for source, _ in parts)
         rows = tuple(rows for _, rows in parts)

@@ -49,6 +49,8 @@ def load_model(folder: Path) -> Any:
             use_safetensors=use_safetensors,
             local_files_only=True,
             output_loading_info=True,
+            # transformers' fused attention leaves out the caps on scores of Gemma 2.
+            attn_implementation="eager" if config.get("attn_logit_softcapping") else None,
         )
     except (SafetensorError, EOFError) as error:
         raise _damaged(error) from error

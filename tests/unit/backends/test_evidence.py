@@ -39,7 +39,7 @@ def make_evidence(card: EngineCard, **changes: object) -> Evidence:
     made = Evidence(
         weights_key="key",
         weights_layout_sha256=card.weights_layout_sha256,
-        programs={name: program.sha256 for name, program in card.programs.items()},
+        programs={name: code.sha256 for name, code in card.code.items()},
         perplexity=10.0,
         reference_perplexity=10.0,
         figures=dict.fromkeys(bounds, 0.0),
@@ -96,7 +96,7 @@ def test_other_weights_are_checked_by_the_step_that_joins_them(engine: Path, che
 @pytest.mark.parametrize(
     "change",
     [
-        {"programs": {"step": "e" * 64}},
+        {"programs": {"step program": "e" * 64}},
         {"weights_layout_sha256": "1" * 64},
         {"passed": False},
         {"tolerances": {"compiled_vs_eager": 0.5}},
