@@ -103,43 +103,6 @@ def test_a_runner_for_all_cells_takes_the_place_of_their_own(tmp_path: Path) -> 
     assert runners_of(plan_of(tmp_path, on_cluster(), options=Options(runner="local"))) == runners_of(plan_of(tmp_path))
 
 
-def test_a_simulated_cluster_asks_for_what_the_targets_own_cluster_would_be_asked_for(tmp_path: Path) -> None:
-    stages = {"build": {"partition": "big", "time": "2h"}}
-    settings = {"account": "us", "partition": "gpu", "cpus": 1, "memory": "4GiB", "stages": stages, "throttle": 3}
-    settings |= {
-        "container": {"runtime": "pyxis", "image": IMAGE},
-        "python": "/there/python",
-        "gpus": {"h100-sxm-80gb": "x"},
-    }
-    settings |= {"submit_from": "ssh://login"}
-    changes = on_cluster(settings, targets__cpu__job={"gpus": "h100:2"})
-    real, simulated = plan_of(tmp_path, changes), plan_of(tmp_path, changes, options=Options(runner="sim"))
-    for step in real.steps:
-        assert simulated.step(step.id).resources == step.resources
-    made = simulated.runners["sim"]
-    assert (made["type"], made["throttle"], made["submit_from"]) == ("sim", 3, None)
-    assert (made["options"]["account"], made["options"]["partition"]) == ("us", "gpu")
-    assert (made["options"]["python"], made["options"]["container"]["runtime"]) == ("/usr/bin/python3", "none")
-    assert not needs_probe(made)
-    assert load_plan(json.loads(json.dumps(simulated.to_json()))) == simulated
-
-
-def test_what_a_simulated_cluster_says_itself_goes_before_what_it_imitates(tmp_path: Path) -> None:
-    changes = on_cluster({"partition": "gpu", "cpus": 1, "memory": "4GiB"})
-    changes["runners"]["small"] = {"type": "sim", "memory": "1GiB", "throttle": 1}
-    plan = plan_of(tmp_path, changes, options=Options(runner="small"))
-    needs = needs_of(plan, "build/cpu/fp32")
-    assert (needs.memory_bytes, needs.cpus) == (GIB, 1)
-    assert (plan.runners["small"]["throttle"], plan.runners["small"]["options"]["partition"]) == (1, "gpu")
-
-
-def test_a_simulated_step_has_no_more_threads_than_this_machine(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, on_cluster({"cpus": 4096}), options=Options(runner="sim"))
-    here = plan_of(tmp_path)
-    for step in plan.steps:
-        assert step.environment["OMP_NUM_THREADS"] == here.step(step.id).environment["OMP_NUM_THREADS"]
-
-
 def test_runners_and_jobs_move_no_key_of_an_engine(tmp_path: Path) -> None:
     job = {"gpus": "h100:1", "cpus": 8, "time": "1h"}
     there = keys(plan_of(tmp_path, on_cluster({"cpus": 4}, targets__cpu__job=job)))
