@@ -273,7 +273,7 @@ RULES: tuple[HardRule, ...] = (
     _engine(
         "calibration-data",
         "error",
-        "calib_dataset is not pileval, a name with scienceqa or cnn_dailymail, or a folder with column `text` of a split `train`",
+        "calib_dataset is not pileval, scienceqa, cnn_dailymail or a folder with column `text` of a split `train`",
         "quantize.py fails",
         "tensorrt_llm/quantization/quantize_by_modelopt.py:378-422",
         "calib_dataset",

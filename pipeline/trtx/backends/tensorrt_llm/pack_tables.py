@@ -88,15 +88,15 @@ def files_between(version: str, before: Sequence[str], after: Sequence[str]) -> 
 
 def derive_tool(before: Json, after: Json) -> Json:
     """A tool of a release between two exact ones: what both have alike is there, what one has is not known."""
-    old = {option["name"]: option for option in before["options"]}
-    new = {option["name"]: option for option in after["options"]}
-    options = []
-    for name in dict.fromkeys((*old, *new)):
-        if name in old and name in new:
-            options.append(merge_options(old[name], new[name], BEFORE, AFTER))
+    options, rest = [], list(before["options"])
+    for new in after["options"]:
+        old = next((each for each in rest if each["name"] == new["name"] or {*each["flags"]} & {*new["flags"]}), None)
+        if old is None:
+            options.append({**new, "confidence": "unknown", "evidence": f"only in {AFTER}"})
         else:
-            option, version = (old[name], BEFORE) if name in old else (new[name], AFTER)
-            options.append({**option, "confidence": "unknown", "evidence": f"only in {version}"})
+            rest.remove(old)
+            options.append(merge_options(old, new, BEFORE, AFTER))
+    options += [{**old, "confidence": "unknown", "evidence": f"only in {BEFORE}"} for old in rest]
     return {**after, "options": options, "confidence": "interval"}
 
 
@@ -110,6 +110,8 @@ def derive_tools(version: str, before: Json, after: Json, own: Json) -> Json:
     for key, tool in tools.items():
         old, new = (side.get(key, {}).get("files", []) for side in (before, after))
         tool["files"] = files_between(version, old, new)
+        if "subcommands" in tool:
+            tool["subcommands"] = [word for word in tool["subcommands"] if f"{key} {word}" in tools]
     return dict(sorted(tools.items()))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from trtx.errors import EnvironmentProblem, UsageProblem
+from trtx.hardware.software import read_docker
 
 # Where images have the package: Debian's and NVIDIA's Python, a virtual environment, conda.
 PYTHONS = ("3.12", "3.10", "3.11", "3.13")
@@ -53,14 +54,14 @@ def _container(image: str, environ: Mapping[str, str]) -> Iterator[Any]:
     from docker.errors import DockerException, ImageNotFound
     from requests.exceptions import RequestException
 
-    try:
-        client = docker.from_env(timeout=DOCKER_TIMEOUT_S, environment=dict(environ))
-    except (DockerException, RequestException, OSError, ValueError) as error:
+    state = read_docker(environ)  # Asks the socket first: the docker package hides why nobody answers.
+    if state.daemon is None:
         raise EnvironmentProblem(
             f"{image} is no folder, and reading an image needs Docker",
-            why=_last_line(error),
+            why=state.problem or "no daemon answers",
             fix="start Docker, or name a folder",
-        ) from error
+        )
+    client = docker.from_env(timeout=DOCKER_TIMEOUT_S, environment=dict(environ))
     try:
         # The command is never run; some images have none, and creating a container needs one.
         container = client.containers.create(image, command=["/never-run"], network_disabled=True)

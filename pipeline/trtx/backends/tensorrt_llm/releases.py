@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,9 @@ Flow = Literal["engine", "pytorch"]
 PROBE_SCHEMA = "trtx.probe/v1"
 # Where release images have the repository's folders: docker/Dockerfile.multi, stage "release" (WORKDIR).
 SCRIPT_ROOT = "/app/tensorrt_llm"
-# docs/source/legacy/tensorrt-backend-removal.md and the pull requests named in releases.json.
-LAST_WITH_ENGINES = "1.3.0rc20"
+# docs/source/release-notes.md of 1.3.0rc3. The engine flow goes up to 1.3.0rc20, after which trtllm-build is gone.
 PYTORCH_FROM = "1.0.0"
+VERSION = re.compile(r"\d+(\.\d+)*(rc\d+)?(\.(dev|post)\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +167,12 @@ def _where_else(key: str) -> str:
 
 def triton_images() -> tuple[TritonImage, ...]:
     """Every Triton container whose TensorRT-LLM release is known, oldest first."""
-    from packaging.version import InvalidVersion, Version
-
-    result = []
-    for row in read_table("releases")["triton"]:
-        try:
-            Version(row["trtllm"] or "none")
-        except InvalidVersion:  # A commit of main, or a container whose Dockerfile contradicts itself.
-            continue
-        result.append(TritonImage(row["image"], row["trtllm"], row["tensorrt"], row["cuda"]))
-    return tuple(result)
+    return tuple(
+        TritonImage(row["image"], row["trtllm"], row["tensorrt"], row["cuda"])
+        for row in read_table("releases")["triton"]
+        # Others were built from a commit of main, or their Dockerfile contradicts itself.
+        if row["trtllm"] and VERSION.fullmatch(row["trtllm"])
+    )
 
 
 @functools.cache
@@ -185,13 +182,10 @@ def _load(version: str) -> Release:
 
 
 def _make(surface: Surface, confidence: Literal["exact", "derived"]) -> Release:
-    from packaging.version import Version
-
     version = surface.version
     row: dict[str, Any] = next((row for row in read_table("releases")["releases"] if row["version"] == version), {})
-    parsed = Version(version)
     cuda = row.get("cuda")
-    pytorch = parsed >= Version(PYTORCH_FROM)
+    pytorch = not is_before(version, PYTORCH_FROM)
     base = row.get("pytorch_container")
     return Release(
         version=version,
@@ -208,12 +202,24 @@ def _make(surface: Surface, confidence: Literal["exact", "derived"]) -> Release:
         transformers=row.get("transformers"),
         min_driver=toolkit_driver(cuda) if cuda else None,
         compatible_driver=series_driver(cuda) if cuda else None,
-        engine_backend=parsed <= Version(LAST_WITH_ENGINES),
+        engine_backend="trtllm-build" in surface.tools,
         pytorch_backend=pytorch,
         default_flow="pytorch" if pytorch else "engine",
         surface=surface,
         sources=row.get("sources", ""),
     )
+
+
+def is_before(first: str, second: str) -> bool:
+    """Whether a release is older than another."""
+    order = known_releases()
+    if first in order and second in order:
+        return order.index(first) < order.index(second)
+    from packaging.version import (
+        Version,
+    )  # Only for releases without a table: importing it takes longer than loading one.
+
+    return Version(first) < Version(second)
 
 
 def read_probe(path: Path) -> tuple[Surface, tuple[str, ...]]:

@@ -41,14 +41,8 @@ class _Reader:
 
     def _statement(self, statement: ast.stmt, local: Mapping[str, Any]) -> Iterator[Option]:
         match statement:
-            case ast.For(target=ast.Name(id=name), iter=values, body=body):
-                known = read_value(self.tree, self.module, values, local)
-                if isinstance(known, list):
-                    for value in known:
-                        yield from self.read(body, {**local, name: value})
-                    return
-                if _adds_arguments(statement):
-                    yield from self._from_fields(statement)
+            case ast.For(target=target, iter=values, body=body):
+                yield from self._loop(statement, target, read_value(self.tree, self.module, values, local), body, local)
                 return
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call):
                 if called_name(call) in PARSER_MAKERS:
@@ -60,6 +54,18 @@ class _Reader:
             yield from self.read(getattr(statement, part, []), local)
         for handler in getattr(statement, "handlers", []):
             yield from self.read(handler.body, local)
+
+    def _loop(
+        self, loop: ast.For, target: ast.expr, values: Any, body: list[ast.stmt], local: Mapping[str, Any]
+    ) -> Iterator[Option]:
+        """What a loop adds: once for each value when these are known, else what it makes of a class's fields."""
+        names = [each.id for each in ast.walk(target) if isinstance(each, ast.Name)]
+        if isinstance(values, list):
+            for value in values:
+                parts = value if len(names) > 1 and isinstance(value, list) else [value]
+                yield from self.read(body, {**local, **dict(zip(names, parts, strict=False))})
+        elif _adds_arguments(loop):
+            yield from self._from_fields(loop)
 
     def _call(self, call: ast.Call, local: Mapping[str, Any]) -> Iterator[Option]:
         if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument":
