@@ -109,6 +109,15 @@ def test_w8a8_rounds_and_sums_exactly_as_its_reference(
     assert torch.equal(kernels.linear_w8a8(x, *tensors), reference.linear_w8a8(x, *tensors))
 
 
+@pytest.mark.parametrize("static", [True, False])
+def test_w8a8_of_a_long_prompt_is_exact_too(kernels: Any, static: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight, scale = make_int8(70, 200, random)
+    x = torch.randn(150, 200, generator=random).bfloat16()
+    tensors = (weight, scale, torch.tensor(0.02) if static else None, None)
+    assert torch.equal(kernels.linear_w8a8(x, *tensors), reference.linear_w8a8(x, *tensors))
+
+
 def test_a_token_of_zeros_has_a_scale_of_its_own(kernels: Any) -> None:
     weight, scale = make_int8(8, 64, torch.Generator().manual_seed(0))
     assert not kernels.linear_w8a8(torch.zeros(2, 64), weight, scale, None, None).any()

@@ -7,12 +7,15 @@
 
 namespace trtx {
 
-#define TRTX_DECLARE(level)                 \
-  namespace level {                         \
-  void linear(const LinearTask&);           \
-  void w8a8(const W8a8Task&);               \
-  void attention(const AttentionTask&);     \
+#define TRTX_DECLARE(level)                                              \
+  namespace level {                                                      \
+  void linear(const LinearTask&);                                        \
+  void w8a8(const W8a8Task&);                                            \
+  void quantize(const W8a8Task&, int8_t*, float*);                       \
+  void scale_sums(const W8a8Task&, const int32_t*, const float*);        \
+  void attention(const AttentionTask&);                                  \
   }
+#define TRTX_KERNELS(level) level::linear, level::w8a8, level::quantize, level::scale_sums, level::attention
 
 TRTX_DECLARE(baseline)
 #ifdef TRTX_HAS_AVX512_BF16
@@ -34,9 +37,9 @@ bool has_avx512_bf16() {
 // Best first.
 const Level LEVELS[] = {
 #ifdef TRTX_HAS_AVX512_BF16
-    {"avx512_bf16", has_avx512_bf16, true, avx512_bf16::linear, avx512_bf16::w8a8, avx512_bf16::attention},
+    {"avx512_bf16", has_avx512_bf16, true, TRTX_KERNELS(avx512_bf16)},
 #endif
-    {"baseline", always, false, baseline::linear, baseline::w8a8, baseline::attention},
+    {"baseline", always, false, TRTX_KERNELS(baseline)},
 };
 
 std::atomic<const Level*> chosen{nullptr};

@@ -58,6 +58,10 @@ struct Level {
   bool has_bf16_products;
   void (*linear)(const LinearTask&);
   void (*w8a8)(const W8a8Task&);
+  // The two ends of w8a8, for a matrix product between them that is not ours: x [M, K] as int8 with a scale for every
+  // token, and y from the sums [M, N].
+  void (*quantize)(const W8a8Task&, int8_t* x, float* scales);
+  void (*scale_sums)(const W8a8Task&, const int32_t* sums, const float* scales);
   void (*attention)(const AttentionTask&);
 };
 

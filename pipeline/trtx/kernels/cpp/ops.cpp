@@ -1,6 +1,7 @@
 // The operators: tensors checked and turned into tasks. Their schemas are declared in Python, in ops.py.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_int_mm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
@@ -14,6 +15,8 @@ namespace {
 
 // Above so many tokens torch's matrix product of bfloat16 is as fast (measured on Zen 5).
 constexpr int64_t MAX_OWN_TOKENS = 64;
+// The same of int8.
+constexpr int64_t MAX_OWN_W8A8_TOKENS = 128;
 
 Number number_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -120,9 +123,20 @@ Tensor linear_w8a8(
   if (input_scale) read_scalar(input_scale, "input_scale");
   const float* smoothing = optional_floats(pre_quant_scale, "pre_quant_scale", {task.K});
   if (task.M == 0 || task.N == 0) return y;
-  trtx::current_level().w8a8(
-      {task.number, task.x, task.y, weight.const_data_ptr<int8_t>(), scale.const_data_ptr<float>(),
-       input_scale ? input_scale->const_data_ptr<float>() : nullptr, smoothing, task.M, task.N, task.K});
+  const auto& level = trtx::current_level();
+  const trtx::W8a8Task product{
+      task.number, task.x, task.y, weight.const_data_ptr<int8_t>(), scale.const_data_ptr<float>(),
+      input_scale ? input_scale->const_data_ptr<float>() : nullptr, smoothing, task.M, task.N, task.K};
+  // torch's product of one column is wrong (2.13).
+  if (task.M <= MAX_OWN_W8A8_TOKENS || task.K < 2) {
+    level.w8a8(product);
+    return y;
+  }
+  const Tensor rounded = at::empty({task.M, task.K}, weight.options());
+  const Tensor scales = at::empty({task.M}, scale.options());
+  level.quantize(product, rounded.mutable_data_ptr<int8_t>(), scales.mutable_data_ptr<float>());
+  const Tensor sums = at::_int_mm(rounded, weight.t());
+  level.scale_sums(product, sums.const_data_ptr<int32_t>(), scales.const_data_ptr<float>());
   return y;
 }
 

@@ -69,38 +69,34 @@ int32_t quantize_token(const W8a8Task& task, const void* x, float scale, int8_t*
 }
 
 struct Tokens {
-  const int8_t* x;       // [M, padded]
-  const int32_t* sums;   // [M]
-  const float* scales;   // [M]
+  int8_t* x;       // [M, padded]
+  int32_t* sums;   // [M]
+  float* scales;   // [M]
 };
 
-Tokens quantize(const W8a8Task& task, int64_t padded) {
-  auto* x = static_cast<int8_t*>(scratch<0>(task.M * padded));
-  auto* sums = static_cast<int32_t*>(scratch<1>(task.M * 8));
-  auto* scales = reinterpret_cast<float*>(sums + task.M);
+void quantize(const W8a8Task& task, int64_t padded, const Tokens& tokens) {
   // Few tokens are done sooner than threads wake up.
   constexpr int64_t SOME = 8;
   for_each((task.M + SOME - 1) / SOME, [&](int64_t item) {
     for (int64_t m = item * SOME; m < task.M && m < (item + 1) * SOME; ++m) {
+      int8_t* to = tokens.x + m * padded;
       if (task.number == Number::f32) {
         const auto* row = static_cast<const float*>(task.x) + m * task.K;
-        scales[m] = task.input_scale ? *task.input_scale : find_scale<Number::f32>(task, row);
-        sums[m] = quantize_token<Number::f32>(task, row, scales[m], x + m * padded, padded);
+        tokens.scales[m] = task.input_scale ? *task.input_scale : find_scale<Number::f32>(task, row);
+        tokens.sums[m] = quantize_token<Number::f32>(task, row, tokens.scales[m], to, padded);
       } else {
         const auto* row = static_cast<const uint16_t*>(task.x) + m * task.K;
-        scales[m] = task.input_scale ? *task.input_scale : find_scale<Number::bf16>(task, row);
-        sums[m] = quantize_token<Number::bf16>(task, row, scales[m], x + m * padded, padded);
+        tokens.scales[m] = task.input_scale ? *task.input_scale : find_scale<Number::bf16>(task, row);
+        tokens.sums[m] = quantize_token<Number::bf16>(task, row, tokens.scales[m], to, padded);
       }
     }
   });
-  return {x, sums, scales};
 }
 
 // A token's output from row n0 on.
-void put(const W8a8Task& task, const Tokens& tokens, const int32_t* totals, int64_t m, int64_t n0, int64_t n1) {
-  const int32_t excess = ByteProducts::ADDED * tokens.sums[m];
+void put(const W8a8Task& task, float scale, int32_t excess, const int32_t* totals, int64_t m, int64_t n0, int64_t n1) {
   float values[MAX_TASK_ROWS];
-  for (int64_t n = n0; n < n1; ++n) values[n - n0] = float(totals[n - n0] - excess) * (tokens.scales[m] * task.scale[n]);
+  for (int64_t n = n0; n < n1; ++n) values[n - n0] = float(totals[n - n0] - excess) * (scale * task.scale[n]);
   if (task.number == Number::f32) {
     std::memcpy(static_cast<float*>(task.y) + m * task.N + n0, values, (n1 - n0) * 4);
   } else {
@@ -116,7 +112,9 @@ void w8a8(const W8a8Task& task) {
   const int64_t padded = (task.K + Products::STEP - 1) / Products::STEP * Products::STEP;
   const bool as_is = padded == task.K;
   const int64_t columns = as_is && task.M > 8 && padded > TILE_COLUMNS ? TILE_COLUMNS : padded;
-  const Tokens tokens = quantize(task, padded);
+  auto* sums = static_cast<int32_t*>(scratch<1>(task.M * 8));
+  const Tokens tokens{static_cast<int8_t*>(scratch<0>(task.M * padded)), sums, reinterpret_cast<float*>(sums + task.M)};
+  quantize(task, padded, tokens);
   const int64_t size = choose_task_rows(task.N);
   for_each((task.N + size - 1) / size, [&](int64_t item) {
     const int64_t n0 = item * size, n1 = n0 + size < task.N ? n0 + size : task.N;
@@ -135,7 +133,19 @@ void w8a8(const W8a8Task& task) {
         multiply_tokens(task.M, tokens.x + k, padded, rows, num_rows, totals + (n - n0), k == 0);
       }
     }
-    for (int64_t m = 0; m < task.M; ++m) put(task, tokens, totals + m * SUMS_STRIDE, m, n0, n1);
+    for (int64_t m = 0; m < task.M; ++m)
+      put(task, tokens.scales[m], ByteProducts::ADDED * tokens.sums[m], totals + m * SUMS_STRIDE, m, n0, n1);
+  });
+}
+
+void quantize(const W8a8Task& task, int8_t* x, float* scales) {
+  quantize(task, task.K, Tokens{x, static_cast<int32_t*>(scratch<1>(task.M * 4)), scales});
+}
+
+void scale_sums(const W8a8Task& task, const int32_t* sums, const float* scales) {
+  for_each(task.M, [&](int64_t m) {
+    for (int64_t n = 0; n < task.N; n += MAX_TASK_ROWS)
+      put(task, scales[m], 0, sums + m * task.N + n, m, n, n + MAX_TASK_ROWS < task.N ? n + MAX_TASK_ROWS : task.N);
   });
 }
 
