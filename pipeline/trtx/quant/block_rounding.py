@@ -44,7 +44,7 @@ def round_blocks(
 ) -> Tensor:
     """The interface of modelopt.torch.quantization.tensor_quant.dynamic_block_quantize_op.
 
-    Raises NotImplementedError for formats other than the three.
+    Raises ValueError for formats other than the three.
     """
     kind = (num_bits, exponent_bits, scale_exponent_bits)
     if kind == NVFP4 and amax is not None and block_size == 16:
@@ -54,7 +54,7 @@ def round_blocks(
     elif kind == MXFP8 and block_size == 32:
         rounded = round_mxfp8(inputs)
     else:
-        raise NotImplementedError(
+        raise ValueError(
             f"blocks of {block_size} numbers of {num_bits} bits, {exponent_bits} of them exponent"
         )
     return rounded.to(inputs.dtype)

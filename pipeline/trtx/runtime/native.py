@@ -29,7 +29,7 @@ def load_kernels(library: Path, namespace: str) -> Any:
             try:
                 torch.ops.load_library(library)  # type: ignore[no-untyped-call]
                 operators.current_level()
-            except (OSError, NotImplementedError) as error:
+            except (OSError, RuntimeError) as error:
                 raise VerificationFailed(
                     f"the kernels {library} cannot be used",
                     why=str(error).splitlines()[0],

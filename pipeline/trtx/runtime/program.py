@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import zipfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol
 
@@ -81,13 +82,13 @@ class Decoder(Protocol):
     ) -> Tensor: ...
 
 
-class GridSteps:
+class GridSteps(ABC):
     """`prefill` and `decode` of callers that have a padded grid, in terms of `step`."""
 
     card: EngineCard
 
-    def step(self, *inputs: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def step(self, *inputs: Tensor) -> Tensor: ...
 
     def prefill(self, tokens_BT: Tensor, positions_BT: Tensor, block_tables_BW: Tensor, select_N: Tensor) -> Tensor:
         real_BT = positions_BT >= 0

@@ -8,6 +8,7 @@ cannot change an answer (HARMLESS), or refused by name. Fields that OpenAI does 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -129,9 +130,9 @@ class Body(BaseModel):
         return SamplingParams(max_tokens=max_tokens, logprobs=self.num_logprobs, **given)
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """Most likely tokens to list beside each chosen one; None for no logprobs at all."""
-        raise NotImplementedError
 
     @property
     def include_usage(self) -> bool:

@@ -21,10 +21,10 @@ FP4_NUMBERS = [sign * size for sign in (1, -1) for size in (0, 0.5, 1, 1.5, 2, 3
 def read_dequantized(checkpoint: Checkpoint, quantization: QuantFormat) -> dict[str, Tensor]:
     """All weights of a checkpoint in float32, scales multiplied in.
 
-    Raises NotImplementedError for a checkpoint that is packed in another way than ModelOpt's.
+    Raises ValueError for a checkpoint that is packed in another way than ModelOpt's.
     """
     if quantization.packing != "plain":
-        raise NotImplementedError(f"weights packed as {quantization.packing}")
+        raise ValueError(f"weights packed as {quantization.packing}")
     weights = {}
     for name in checkpoint.names:
         module, _, part = name.rpartition(".")
