@@ -111,7 +111,7 @@ def test_every_exit_code_is_listed() -> None:
 
 def test_exactly_the_documents_that_verbs_print_are_listed() -> None:
     verbs = "\n".join(path.read_text() for path in (ROOT / "pipeline/trtx/cli").glob("*.py"))
-    made = set(re.findall(r"\"(trtx\.[a-z.-]+/v\d+)\"", verbs)) | {"trtx.plan/v1", "trtx.serve/v1"}
+    made = set(re.findall(r"\"(trtx\.[a-z.-]+/v\d+)\"", verbs)) | {"trtx.plan/v1", "trtx.probe/v1", "trtx.serve/v1"}
     listed = set(re.findall(r"`(trtx\.[a-z.-]+/v\d+)`", PAGE.partition("## JSON output")[2]))
     assert {name for name in made if not name.startswith("trtx.cache.")} == listed - {"trtx.cache.ls/v1"}
 
