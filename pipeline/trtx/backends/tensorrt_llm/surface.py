@@ -75,7 +75,7 @@ class Option:
         if self.choices is None:
             return self.confidence
         if isinstance(self.choices, Unresolved):
-            return "unknown"
+            return self.confidence if value in (self.certain_choices or ()) else "unknown"
         if value not in self.choices and value not in (self.choice_aliases or {}):
             return None
         return self.confidence if self.certain_choices is None or value in self.certain_choices else "unknown"

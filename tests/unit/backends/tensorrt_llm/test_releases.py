@@ -9,7 +9,7 @@ import pytest
 
 from trtx.backends.tensorrt_llm.drivers import series_driver, toolkit_driver
 from trtx.backends.tensorrt_llm.releases import Release, known_releases, triton_images
-from trtx.backends.tensorrt_llm.surface import CONFIDENCES, Unresolved
+from trtx.backends.tensorrt_llm.surface import CONFIDENCES, Option, Unresolved
 from trtx.backends.tensorrt_llm.tables import DATA, read_table
 from trtx.errors import UsageProblem
 
@@ -117,6 +117,8 @@ def test_what_differs_between_neighbours_is_not_given_as_certain() -> None:
     assert option.takes("fp8") == "interval"
     assert option.takes("nvfp4") == "unknown"
     assert option.takes("fp5") is None
+    open_set = Option(("--kind",), "kind", choices=Unresolved("differs"), certain_choices=("a",), confidence="interval")
+    assert (open_set.takes("a"), open_set.takes("b")) == ("interval", "unknown")
     serve = Release.load("1.0.0").tool("trtllm-serve", "serve")
     sizes = serve.option("--tensor_parallel_size")
     assert sizes is not None
