@@ -57,10 +57,15 @@ def make_model(folder: Path, seed: int) -> Path:
         intermediate_size=128,
         initializer_range=0.05,
     )
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer that transformers reads, too."""
     write_tokenizer_folder(folder)
     facts = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(facts))
-    return folder
 
 
 def calibrate(model: Path, output: Path, quantization: QuantFormat) -> Path:

@@ -28,7 +28,7 @@ from support.modules import (
 )
 from support.proofs import Proofs, read_committed, write_table
 
-from tests.engine.conftest import Built
+from tests.engine.conftest import Built, calibrate, write_tokenizer
 from trtx.backends.inductor.build import find_compiler
 from trtx.backends.inductor.check import generate_greedily
 from trtx.backends.inductor.evidence import make_tolerances
@@ -173,18 +173,27 @@ def test_a_mixture_of_experts_is_not_cut_and_not_quantized_yet(tmp_path: Path, a
     with pytest.raises(UsageProblem, match="2 tensor-parallel ranks yet"):
         convert_quietly(tmp_path / "model", tmp_path / "weights", "float32", 2, 1)
     config = load_model_config(tmp_path / "model")
-    with pytest.raises(UsageProblem, match="cannot be quantized with fp8 yet"):
+    with pytest.raises(UsageProblem, match="cannot be quantized with fp8 yet") as caught:
         make_layout(config, QuantFormat(algorithm="fp8"), "float32")
-    layout = make_layout(config, QuantFormat(algorithm="fp8", exclude=("experts.*",)), "float32")
-    kinds = {tensor.name: tensor.dtype for tensor in layout.tensors}
-    assert kinds["layers.0.mlp.gate_up.weight"] == "float32"
-    assert kinds["layers.0.attention.qkv.weight"] == "float8_e4m3fn"
+    assert caught.value.why == "the engine multiplies experts in its own dtype only"
 
 
 def test_matrices_that_modelopt_does_not_quantize_are_refused_at_plan_time(tmp_path: Path) -> None:
     make_model(tmp_path, "GPT2LMHeadModel", "learned positions")
     with pytest.raises(UsageProblem, match="GPT2LMHeadModel cannot be quantized with fp8"):
         make_layout(load_model_config(tmp_path), QuantFormat(algorithm="fp8"), "float32")
+
+
+def test_matrices_that_a_checkpoint_has_fused_keep_the_scales_of_awq_beside_them(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 258, "hidden_size": 128, "intermediate_size": 128, "initializer_range": 0.05}
+    make_model(tmp_path / "model", "Phi3ForCausalLM", "fused", num_attention_heads=2, **sizes)
+    write_tokenizer(tmp_path / "model")
+    checkpoint = calibrate(tmp_path / "model", tmp_path / "checkpoint", QuantFormat(algorithm="int4_awq"))
+    found = run_in_pieces(make_eager_engine(tmp_path, checkpoint), tokens(2), (9,), 4)
+    expected = load_checkpoint(checkpoint, LIMITS.max_seq_len).logits(tokens(2))
+    assert (found - expected).norm() < BOUND * expected.norm()
+    scales = load_file(tmp_path / "weights" / "rank0.safetensors")["layers.0.attention.qkv.pre_quant_scale"]
+    assert scales.unique().numel() > 1
 
 
 @pytest.mark.parametrize(("architecture", "name"), FIRST)

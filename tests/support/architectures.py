@@ -228,11 +228,11 @@ COMPILED = {
 CASES = [(architecture, name) for architecture, (_, models) in MODELS.items() for name in models]
 
 
-def make_model(folder: Path, architecture: str, name: str) -> PreTrainedModel:
+def make_model(folder: Path, architecture: str, name: str, **overrides: Any) -> PreTrainedModel:
     """Save a random model and return it. Its norms and biases are random too, or a lost one would not show."""
     config_class, models = MODELS[architecture]
     sizes = GPT2_SIZES if architecture == "GPT2LMHeadModel" else SIZES
-    chosen = {**sizes, **models[name]}
+    chosen = {**sizes, **models[name], **overrides}
     if architecture in ("GPTNeoXForCausalLM",):
         chosen = {key: value for key, value in chosen.items() if key not in ("head_dim", "num_key_value_heads")}
     if chosen.get("head_dim", 0) is None:

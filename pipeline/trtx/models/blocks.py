@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trtx.models.architecture import Norm
-from trtx.models.config import ModelConfig
+from trtx.models.config import ModelConfig, uses_long_factors
 from trtx.models.layout import RopeTable, Shard
 from trtx.models.read_config import Activation
-from trtx.models.rope import attention_factor, make_rotation, uses_long_factors
+from trtx.models.rope import attention_factor, make_rotation
 
 # name, in_features, out_features, bias → a module from [..., in_features] to [..., out_features]
 MakeLinear = Callable[[str, int, int, bool], nn.Module]

@@ -122,6 +122,7 @@ def make_layout(
     Raises UsageProblem when the model cannot be cut or quantized this way.
     """
     shard = make_shard(config, tensor, pipeline, rank)
+    _check_format(config, quantization)
     parts = rank_parts(config, quantization, shard)
     tensors = tuple(spec for part in parts for spec in _part_tensors(part, dtype))
     facts = {
@@ -190,7 +191,7 @@ def _layer_parts(
         yield from _norm(f"{here}.attention.{which}_norm", names.layer_source(layer, source), config.head_dim, names)
     yield from layer_linears(config, quantization, shard, layer)
     if config.has_experts(layer):
-        yield from _experts(config, names, quantization, layer)
+        yield from _experts(config, names, layer)
     if quantization.kv_cache != "auto":
         attention = names.layer_source(layer, names.qkv[0]).rpartition(".")[0]
         yield KvScales(f"{here}.attention", attention)
@@ -201,17 +202,13 @@ def layer_linears(config: ModelConfig, quantization: QuantFormat, shard: Shard, 
     names = load_architecture(config.architecture)
     hidden, middle = range(config.hidden_size), shard.intermediate
 
-    if names.transposed and quantization.algorithm != "none" and quantization.packing == "plain":
-        raise UsageProblem(
-            f"{config.architecture} cannot be quantized with {quantization.algorithm}",
-            why="ModelOpt does not quantize matrices that transformers stores as [inputs, outputs]",
-            fix="use `algorithm: none`",
-        )
+    fused = len(names.qkv) == 1
 
     def make(name: str, parts: list[tuple[str, range]], columns: range, cut: Cut, bias: bool) -> LinearSpec:
         sources = tuple(names.layer_source(layer, source) for source, _ in parts)
         rows = tuple(rows for _, rows in parts)
-        return LinearSpec(f"layers.{layer}.{name}", sources, rows, columns, cut, bias, _format(quantization, sources))
+        own = _format(quantization, sources)
+        return LinearSpec(f"layers.{layer}.{name}", sources, rows, columns, cut, bias, own, fused)
 
     heads = _scale(shard.heads, config.head_dim)
     out_bias = config.attention_bias and names.out_has_bias
@@ -273,7 +270,7 @@ def _norm(name: str, source: str, size: int, names: Architecture) -> Iterator[Pl
         yield Plain(f"{name}.{part}", (size,), (f"{source}.{part}",))
 
 
-def _experts(config: ModelConfig, names: Architecture, quantization: QuantFormat, layer: int) -> Iterator[Plain]:
+def _experts(config: ModelConfig, names: Architecture, layer: int) -> Iterator[Plain]:
     """The router and the experts' matrices, one expert's below the other's."""
     assert names.experts is not None  # noqa: S101 - the architecture has them
     hidden, size, numbers = config.hidden_size, config.expert_size, range(config.num_experts)
@@ -283,12 +280,6 @@ def _experts(config: ModelConfig, names: Architecture, quantization: QuantFormat
         for name in (names.experts.gate, names.experts.up)
     ]
     down = [names.layer_source(layer, names.experts.down.format(number)) for number in numbers]
-    if _format(quantization, (*gate_up, *down)).algorithm != "none":
-        raise UsageProblem(
-            f"a mixture of experts cannot be quantized with {quantization.algorithm} yet",
-            why="the engine multiplies experts in its own dtype only",
-            fix="exclude 'experts.*'",
-        )
     here, count = f"layers.{layer}.mlp", len(numbers)
     router = names.layer_source(layer, names.experts.router)
     yield Plain(f"{here}.router.weight", (count, hidden), (f"{router}.weight",))
@@ -317,6 +308,20 @@ def _format(quantization: QuantFormat, sources: tuple[str, ...]) -> QuantFormat:
             fix="exclude all of them or none",
         )
     return QuantFormat() if excluded else quantization
+
+
+def _check_format(config: ModelConfig, quantization: QuantFormat) -> None:
+    transposed = load_architecture(config.architecture).transposed and quantization.packing == "plain"
+    for why, applies in (
+        ("the engine multiplies experts in its own dtype only", config.num_experts > 0),
+        ("ModelOpt does not quantize matrices that are stored as [inputs, outputs]", transposed),
+    ):
+        if applies and quantization.algorithm != "none":
+            raise UsageProblem(
+                f"{config.architecture} cannot be quantized with {quantization.algorithm} yet",
+                why=why,
+                fix="use `algorithm: none`",
+            )
 
 
 def _check_divisible(config: ModelConfig, tensor: int, pipeline: int) -> None:

@@ -34,7 +34,7 @@ class LinearSpec:
     `sources` are their names there (`model.layers.0.self_attn.q_proj`) and `rows` the rows each contributes to
     this rank, as ranges of the source's own rows; a column-cut linear has all rows. `columns` is the range of
     the source's input columns that this rank holds. `quantization` is the linear's own:
-    that of no algorithm where it is excluded.
+    that of no algorithm where it is excluded. `fused` says that the checkpoint has q, k and v in one.
     """
 
     name: str
@@ -44,6 +44,7 @@ class LinearSpec:
     cut: Cut
     bias: bool
     quantization: QuantFormat
+    fused: bool = False
 
     @property
     def algorithm(self) -> Algorithm:
@@ -104,9 +105,9 @@ def _scales(spec: LinearSpec) -> dict[str, tuple[tuple[int, ...], str]]:
             shapes["input_order"] = ((k,), "int32")
     if algorithm in ("fp8", "int8_sq", "w4a8_awq", "nvfp4", "nvfp4_awq"):
         shapes["input_scale"] = ((), "float32")
-    # ModelOpt folds the AWQ scales of qkv and gate_up into the norm before them. Formats with zero points are others'
-    # AWQ, which folds all of them.
-    folded = spec.cut == "rows" or spec.quantization.zero_points
+    # ModelOpt folds the AWQ scales of qkv and gate_up into the norm before them, but not where the checkpoint has them
+    # in one. Formats with zero points are others' AWQ, which folds all of them.
+    folded = (spec.cut == "rows" and not spec.fused) or spec.quantization.zero_points
     if algorithm == "int8_sq" or (algorithm in AWQ and not folded):
         shapes["pre_quant_scale"] = ((k,), "float32")
     return shapes

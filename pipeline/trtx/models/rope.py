@@ -24,17 +24,6 @@ def make_inv_freq(table: RopeTable) -> Tensor:
     return _SCALED[table.scaling["rope_type"]](table.theta, exponents, table.scaling)
 
 
-def uses_long_factors(scaling: dict[str, Any] | None, max_seq_len: int) -> bool:
-    """Whether an engine for sequences of `max_seq_len` tokens takes the long row of a longrope.
-
-    transformers changes rows when a sequence outgrows the length that the model was trained for, and then computes its
-    whole cache again. An engine has one row for all sequences, so that keys in the cache never need to change.
-    """
-    if scaling is None or scaling["rope_type"] != "longrope":
-        return False
-    return max_seq_len > int(scaling["original_max_position_embeddings"])
-
-
 def attention_factor(scaling: dict[str, Any] | None) -> float:
     """By what cosines and sines are multiplied."""
     return float(scaling.get("attention_factor", 1.0)) if scaling else 1.0
