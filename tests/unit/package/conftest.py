@@ -14,7 +14,7 @@ from trtx.files import link_or_copy, sha256_bytes, write_bytes, write_json
 from trtx.models.config import ModelConfig
 from trtx.models.formats import QuantFormat
 from trtx.models.weights_config import RankFile, WeightsConfig
-from trtx.runtime.card import CompiledFor, EngineCard, KvCache, Limits, Program, Rank
+from trtx.runtime.card import CompiledFor, EngineCard, Kernels, KvCache, Limits, Program, Rank
 from trtx.runtime.scheduler import SchedulerSettings
 
 LAYOUT = sha256_bytes(b"layout")
@@ -64,6 +64,7 @@ def make_card(*, device: str = "cpu", cpu_flags: tuple[str, ...] = (), torch: st
                 }
             ),
             "programs": programs,
+            "kernels": Kernels(path="programs/kernels.so", sha256=sha256_bytes(b"kernels"), namespace="trtx_0123"),
             "weights_layout_sha256": LAYOUT,
             "toolchain": {"torch": torch, "c++": "g++ 12.2.0"},
         }
@@ -74,6 +75,7 @@ def write_engine(folder: Path, card: EngineCard) -> Path:
     write_json(folder / "engine.json", card.model_dump(mode="json", by_alias=True))
     for name in ("step",):
         write_bytes(folder / "programs" / f"{name}.pt2", name.encode())
+    write_bytes(folder / "programs" / "kernels.so", b"kernels")
     write_json(folder / "check.json", make_evidence(card).model_dump(mode="json", by_alias=True))
     return folder
 
@@ -83,7 +85,7 @@ def make_evidence(card: EngineCard) -> Evidence:
     return Evidence(
         weights_key=KEYS["weights"],
         weights_layout_sha256=card.weights_layout_sha256,
-        programs={name: program.sha256 for name, program in card.programs.items()},
+        programs={name: code.sha256 for name, code in card.code.items()},
         perplexity=20.01,
         reference_perplexity=20.0,
         figures={},

@@ -60,6 +60,7 @@ def test_the_folder_holds_a_ready_engine_and_everything_to_run_it(package: Path)
     assert {name for name in files if name.startswith("engine/")} == {
         "engine/engine.json",
         "engine/check.json",
+        "engine/programs/kernels.so",
         "engine/programs/step.pt2",
         "engine/weights/config.json",
         "engine/weights/rank0.safetensors",
