@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from runtime_engines import Kind, Shop
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from trtx.runtime.engine import Engine
 from trtx.runtime.request import SamplingParams
@@ -117,6 +118,7 @@ class Bench:
     def theirs(self, kind: Kind, prompts: list[list[int]], max_tokens: int, threads: int | None = None) -> int:
         """The same by transformers, prompts of one length in one batch."""
         if kind.model not in self._peers:
+            disable_progress_bar()
             folder, dtype = self.shop.model(kind.model), getattr(torch, kind.dtype)
             peer = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
             peer.generation_config.eos_token_id = None
