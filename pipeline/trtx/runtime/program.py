@@ -1,7 +1,7 @@
 """The program of an engine, compiled or not, with the key-value pools it works on.
 
 Legend: M tokens of a step, all its sequences flattened without padding; B sequences, W blocks per table, N selected
-rows, V vocabulary; T tokens per sequence of a padded grid.
+rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 import tempfile
 import threading
 import zipfile
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import trtx.models.experts  # noqa: F401 - compiled mixtures of experts call its operator
@@ -29,7 +27,6 @@ from trtx.runtime.native import NativeProgram, load_kernels
 
 # The name under which the compiler files its code in a package.
 PACKAGE_MODEL = "model"
-
 
 # Types of the inputs of a step, in order.
 INPUT_TYPES = (torch.int64,) * 3 + (torch.int32,) * 3 + (torch.int64,)
@@ -57,14 +54,6 @@ class Programs(Protocol):
         """
         ...
 
-    def prefill(self, tokens_BT: Tensor, positions_BT: Tensor, block_tables_BW: Tensor, select_N: Tensor) -> Tensor:
-        """A step over a padded grid; select_N are rows of the flattened [B·T], padding has position -1."""
-        ...
-
-    def decode(self, tokens_B: Tensor, positions_B: Tensor, block_tables_BW: Tensor) -> Tensor:
-        """A step of one more token of every sequence."""
-        ...
-
 
 class Decoder(Protocol):
     """A module of trtx.models: the program before compilation, with the pools as arguments."""
@@ -82,37 +71,7 @@ class Decoder(Protocol):
     ) -> Tensor: ...
 
 
-class GridSteps(ABC):
-    """`prefill` and `decode` of callers that have a padded grid, in terms of `step`."""
-
-    card: EngineCard
-
-    @abstractmethod
-    def step(self, *inputs: Tensor) -> Tensor: ...
-
-    def prefill(self, tokens_BT: Tensor, positions_BT: Tensor, block_tables_BW: Tensor, select_N: Tensor) -> Tensor:
-        real_BT = positions_BT >= 0
-        lengths_B = real_BT.sum(1)
-        used_B = lengths_B > 0
-        size = self.card.kv_cache.tokens_per_block
-        slots_BT = block_tables_BW.gather(1, positions_BT.clamp(min=0) // size) * size + positions_BT % size
-        rows_M = real_BT.flatten().cumsum(0) - 1
-        return self.step(
-            tokens_BT[real_BT],
-            positions_BT[real_BT],
-            slots_BT[real_BT],
-            block_tables_BW[used_B].int(),
-            F.pad(lengths_B[used_B].cumsum(0), (1, 0)).int(),
-            (positions_BT.amax(1) + 1)[used_B].int(),
-            rows_M[select_N],
-        )
-
-    def decode(self, tokens_B: Tensor, positions_B: Tensor, block_tables_BW: Tensor) -> Tensor:
-        rows_B = torch.arange(len(tokens_B))
-        return self.prefill(tokens_B[:, None], positions_B[:, None], block_tables_BW, rows_B)
-
-
-class EagerPrograms(GridSteps):
+class EagerPrograms:
     """The same module, not compiled: what the compiled program is compared with."""
 
     def __init__(self, card: EngineCard, model: Decoder, num_blocks: int) -> None:
@@ -126,7 +85,7 @@ class EagerPrograms(GridSteps):
         return self._model.step(*inputs, *self._pools)
 
 
-class CompiledPrograms(GridSteps):
+class CompiledPrograms:
     """The program compiled ahead of time, over weights mapped from a file.
 
     A call releases the GIL. Pools are changed without locks, so it is for one thread at a time: RuntimeError otherwise.
