@@ -54,7 +54,5 @@ def round_blocks(
     elif kind == MXFP8 and block_size == 32:
         rounded = round_mxfp8(inputs)
     else:
-        raise ValueError(
-            f"blocks of {block_size} numbers of {num_bits} bits, {exponent_bits} of them exponent"
-        )
+        raise ValueError(f"blocks of {block_size} numbers of {num_bits} bits, {exponent_bits} of them exponent")
     return rounded.to(inputs.dtype)
