@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from support.mutations import Leaf, garbled, leaves_of, regrown
+from support.project import RECIPES
 
 from trtx.errors import UsageProblem
 from trtx.hardware import support
@@ -32,7 +33,6 @@ from trtx.recipe.overrides import NO_OVERRIDES, Overrides
 from trtx.recipe.problems import Problem, RecipeInvalid
 from trtx.recipe.tree import BREAKS, LOADER
 
-ROOT = Path(__file__).parents[3]
 DEPTH = int(os.environ.get("TRTX_FUZZ", "0"))
 ENVIRON = {"BATCH": "4", "NAME": "tiny", "EMPTY": ""}
 VALIDATOR = jsonschema.Draft202012Validator(make_json_schema())
@@ -104,7 +104,7 @@ targets:
   cpu: {device: cpu, quantizations: [fp32, int8], engine: {max_seq_len: 128}}
 """
 
-PLAIN = {path.name: path.read_text() for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+PLAIN = {path.name: path.read_text() for path in RECIPES}
 EXTENDED = COMPOSED.partition("matrix:")[0]
 RECIPES = {**PLAIN, "composed.yaml": COMPOSED, "extended.yaml": EXTENDED, "base.yaml": BASE}
 # Composed recipes are where most of the language is.

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 from support.malformed import engine, recipe, target
+from support.project import RECIPES
 
 from trtx.backends.images import MOVING_TAGS as IMAGE_TAGS
 from trtx.hardware import support
@@ -28,7 +29,6 @@ from trtx.recipe.tree import read_tree
 from trtx.recipe.unavailable import RULES, find_unavailable
 
 ROOT = Path(__file__).parents[3]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 def test_the_language_has_the_algorithms_of_the_engine_less_those_that_are_only_read() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.composition import Folder
 from support.malformed import recipe
+from support.project import RECIPES
 
 from trtx.hardware import support
 from trtx.recipe.checks import check_recipe, read_recipe
@@ -18,7 +19,6 @@ from trtx.recipe.load import LoadedRecipe, parse_recipe
 from trtx.recipe.problems import Path as Place
 from trtx.recipe.resolved import leaf_origins, resolve_data, to_yaml, unstated_defaults
 
-ROOT = Path(__file__).parents[3]
 FILE = Path("recipe.yaml")
 
 # Texts that YAML 1.1, the language or a comment could take for something else.
@@ -105,7 +105,7 @@ def test_what_is_printed_loads_to_an_equal_recipe(data: dict[str, Any], origins:
     assert {problem.what for problem in check_recipe(second, support)} <= problems
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_of_the_project_resolve_to_themselves(path: Path, tmp_path: Path) -> None:
     loaded = read_recipe(path, support)
     again = tmp_path / path.name
