@@ -114,6 +114,8 @@ class AlgorithmFacts:
 # | mxfp4 | 0.061 (0.20) | 0.074 (0.32) | 2e-7/6e-3 (3e-7/1e-3): bfloat16 doubles or halves some scales |
 # | mxfp8 | 0.012 (0.045) | 0.015 (0.072) | 6e-8/2e-3 (1e-7/3e-4) |
 #
+# On random models of eight architectures whose norms are random, too, int8_sq was 0.03 to 0.145 away from the dequantized
+# weights' logits with a perplexity within 3e-4 of ModelOpt's: one scale for all inputs of a linear is coarse there.
 # int8_gptq, which ModelOpt has not, is bounded as int8_wo: it has more scales.
 ALGORITHMS: dict[str, AlgorithmFacts] = {
     "none": AlgorithmFacts(None, None, False, 16, 16, None, 0.0, 0.0, 0.0),
@@ -124,7 +126,7 @@ ALGORITHMS: dict[str, AlgorithmFacts] = {
     "fp8_block_wo": AlgorithmFacts(
         "fp8_pb_wo", "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", False, 8, 16, None, 0.0, 0.1, 0.0005, dequantized=True
     ),
-    "int8_sq": AlgorithmFacts("W8A8_SQ_PER_CHANNEL", "INT8_SMOOTHQUANT_CFG", True, 8, 8, None, 0.08, 0.1, 0.001),
+    "int8_sq": AlgorithmFacts("W8A8_SQ_PER_CHANNEL", "INT8_SMOOTHQUANT_CFG", True, 8, 8, None, 0.2, 0.22, 0.001),
     "int8_wo": AlgorithmFacts("W8A16", "INT8_WEIGHT_ONLY_CFG", False, 8, 16, None, 0.0, 0.06, 0.0005),
     "int8_gptq": AlgorithmFacts(None, None, False, 8, 16, 128, 0.0, 0.06, 0.0005, dequantized=True),
     "int4_wo": AlgorithmFacts("W4A16_AWQ", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG", False, 4, 16, 128, 0.0, 0.35, 0.0005),
