@@ -114,8 +114,8 @@ class AlgorithmFacts:
 # | mxfp4 | 0.061 (0.20) | 0.074 (0.32) | 2e-7/6e-3 (3e-7/1e-3): bfloat16 doubles or halves some scales |
 # | mxfp8 | 0.012 (0.045) | 0.015 (0.072) | 6e-8/2e-3 (1e-7/3e-4) |
 #
-# On random models of eight architectures whose norms are random, too, int8_sq was 0.03 to 0.145 away from the dequantized
-# weights' logits with a perplexity within 3e-4 of ModelOpt's: one scale for all inputs of a linear is coarse there.
+# On random models of eight architectures whose norms are random, too, int8_sq was 0.03 to 0.145 away from the
+# dequantized weights' logits, with a perplexity within 3e-4 of ModelOpt's: one scale for all inputs is coarse there.
 # int8_gptq, which ModelOpt has not, is bounded as int8_wo: it has more scales.
 ALGORITHMS: dict[str, AlgorithmFacts] = {
     "none": AlgorithmFacts(None, None, False, 16, 16, None, 0.0, 0.0, 0.0),
