@@ -89,7 +89,7 @@ def build_library(job: LibraryJob) -> None:
 
     Raises StepFailed with the compiler's first complaint.
     """
-    if _take(Path(job.shelf), job.namespace, Path(job.library)):
+    if take_from_shelf(Path(job.shelf), job.namespace, Path(job.library)):
         return
     work = Path(job.work)
     units = _make_units(job.march, job.namespace)
@@ -98,13 +98,13 @@ def build_library(job: LibraryJob) -> None:
     objects = [str(work / f"{unit.name}.o") for unit in units]
     libraries = [f"-L{torch_folder() / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     link = ["-shared", "-Wl,--build-id=none", "-s", *objects, *libraries]
-    _run(job, "link", [*link, "-o", job.library])
+    run_compiler(job, "link", [*link, "-o", job.library])
     # A shelf that is full or belongs to somebody else costs the next build some seconds.
     with contextlib.suppress(OSError):
-        _put(Path(job.shelf), job.namespace, Path(job.library))
+        put_on_shelf(Path(job.shelf), job.namespace, Path(job.library))
 
 
-def _take(shelf: Path, namespace: str, library: Path) -> bool:
+def take_from_shelf(shelf: Path, namespace: str, library: Path) -> bool:
     """Copy a library from the shelf. Its name has its digest, so that a damaged one is not taken."""
     for found in sorted(shelf.glob(f"{namespace}-*.so")):
         shutil.copyfile(found, library)
@@ -113,7 +113,7 @@ def _take(shelf: Path, namespace: str, library: Path) -> bool:
     return False
 
 
-def _put(shelf: Path, namespace: str, library: Path) -> None:
+def put_on_shelf(shelf: Path, namespace: str, library: Path) -> None:
     shelf.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=shelf, delete=False) as staged:
         staged.write(library.read_bytes())
@@ -150,14 +150,17 @@ def _compile(job: LibraryJob, unit: Unit) -> None:
     # Assertions quote file names: they must not tell where this machine keeps them.
     maps = [f"-ffile-prefix-map={path}=." for path in (torch.parent, SOURCES, job.work)]
     output = ["-c", str(SOURCES / f"{unit.source}.cpp"), "-o", str(Path(job.work) / f"{unit.name}.o")]
-    _run(job, unit.name, [*unit.flags, *includes, *maps, *output])
+    run_compiler(job, unit.name, [*unit.flags, *includes, *maps, *output])
 
 
-def _run(job: LibraryJob, name: str, arguments: Sequence[str]) -> None:
+def run_compiler(job: LibraryJob, name: str, arguments: Sequence[str], compiler: str | None = None) -> None:
+    """Run the job's compiler, or another one, with a log of its own. Raises StepFailed with its first complaint."""
     work = Path(job.work)
     log = work / f"{name}.log"
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TMPDIR": job.work}
-    process = start_process([job.compiler, *arguments], folder=work, environment=environment, log=log, own_group=False)
+    process = start_process(
+        [compiler or job.compiler, *arguments], folder=work, environment=environment, log=log, own_group=False
+    )
     if process.wait() != 0:
         said = [line for line in log.read_text(errors="replace").splitlines() if "error" in line]
         raise StepFailed(

@@ -32,10 +32,12 @@ KERNELS: dict[str, str] = {
     "linear_int8": "(Tensor x, Tensor weight, Tensor scale) -> Tensor",
     "linear_int4": "(Tensor x, Tensor weight, Tensor scale, Tensor? offset, int group) -> Tensor",
     "linear_fp8": "(Tensor x, Tensor weight, Tensor scale) -> Tensor",
+    "linear_e4m3": "(Tensor x, Tensor weight, Tensor? factor) -> Tensor",
     "linear_w8a8": "(Tensor x, Tensor weight, Tensor scale, Tensor? input_scale, Tensor? pre_quant_scale) -> Tensor",
 }
 
-# What only a library can do: run programs, and say and change which level of its kernels runs.
+# What only a library can do: run programs, say and change which level of its kernels runs (processors), and say and
+# change which algorithm computes which product (GPUs; records of kernels/cuda/products.h).
 LIBRARY: dict[str, str] = {
     "load_program": "(str folder, str name) -> int",
     "constant_names": "(int program) -> str[]",
@@ -45,6 +47,8 @@ LIBRARY: dict[str, str] = {
     "current_level": "() -> str",
     "choose_level": "(str name) -> ()",
     "supported_levels": "() -> str[]",
+    "product_candidates": "(Tensor x, Tensor weight, int count) -> str[]",
+    "use_products": "(str[] records) -> ()",
 }
 
 _declared: dict[str, Library] = {}
@@ -60,8 +64,7 @@ def declare(namespace: str) -> Any:
         for name in KERNELS:
             plain = getattr(reference, name)
             library.impl(name, plain, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-            fake: Callable[..., Tensor] = _like_q if name == "paged_attention" else _rows_of_weight
-            register_fake(f"{namespace}::{name}", fake, lib=library)
+            register_fake(f"{namespace}::{name}", FAKES.get(name, _rows_of_weight), lib=library)
         _declared[namespace] = library
     return getattr(torch.ops, namespace)
 
@@ -131,6 +134,15 @@ def linear_fp8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     return _call("linear_fp8", x, weight, scale)
 
 
+def linear_e4m3(x: Tensor, weight: Tensor, factor: Tensor | None = None) -> Tensor:
+    """(x · weightᵀ) · factor in bfloat16, x [M, K] and weight [N, K] float8_e4m3fn, factor a float32 scalar.
+
+    For GPUs, whose matrix instructions multiply e4m3 numbers.
+    """
+    y: Tensor = declare(_current).linear_e4m3(x.contiguous(), weight, factor)
+    return y
+
+
 def linear_w8a8(
     x: Tensor,
     weight: Tensor,
@@ -159,3 +171,11 @@ def _like_q(q: Tensor, *_rest: object) -> Tensor:
 
 def _rows_of_weight(x: Tensor, weight: Tensor, *_rest: object) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _rows_in_bf16(x: Tensor, weight: Tensor, *_rest: object) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.bfloat16)
+
+
+# How results are shaped where it is not x with the rows of the weight.
+FAKES: dict[str, Callable[..., Tensor]] = {"paged_attention": _like_q, "linear_e4m3": _rows_in_bf16}

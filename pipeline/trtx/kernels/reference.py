@@ -25,6 +25,11 @@ def linear_fp8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     return (F.linear(x, weight.to(x.dtype)).float() * scale).to(x.dtype)
 
 
+def linear_e4m3(x: Tensor, weight: Tensor, factor: Tensor | None) -> Tensor:
+    y = F.linear(x.float(), weight.float())
+    return (y if factor is None else y * factor).to(torch.bfloat16)
+
+
 def linear_int4(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, group: int) -> Tensor:
     packed_NZh = weight.view(*scale.shape, group // 2)
     numbers_NZg = torch.cat([packed_NZh & 15, packed_NZh >> 4], -1).float() - INT4_OFFSET

@@ -27,6 +27,8 @@ Products are operators of the kernel library (trtx.kernels.ops), which read weig
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -160,7 +162,13 @@ LINEARS: dict[str, type[Linear]] = {
 }
 
 
-def linear_factory(config: ModelConfig, quantization: QuantFormat, dtype: DType, shard: Shard) -> MakeLinear:
+def linear_factory(
+    config: ModelConfig,
+    quantization: QuantFormat,
+    dtype: DType,
+    shard: Shard,
+    linears: Mapping[str, type[Linear]] = LINEARS,
+) -> MakeLinear:
     """The `make_linear` of one rank of one model: the module by the number format that the layout gives it."""
     specs = {spec.name: spec for layer in shard.layers for spec in layer_linears(config, quantization, shard, layer)}
     specs["lm_head"] = head_linear(config, shard)
@@ -169,6 +177,6 @@ def linear_factory(config: ModelConfig, quantization: QuantFormat, dtype: DType,
         spec = specs[name]
         if (spec.in_features, spec.out_features, spec.bias) != (in_features, out_features, bias):
             raise ValueError(f"{name}: the module wants {in_features} → {out_features}, the layout has {spec}")
-        return LINEARS[spec.algorithm](spec, dtype)
+        return linears[spec.algorithm](spec, dtype)
 
     return make_linear

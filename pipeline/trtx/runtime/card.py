@@ -15,6 +15,7 @@ from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import QuantFormat
 
 CARD_NAME = "engine.json"
+Device = Literal["cpu", "cuda"]
 
 
 class _Part(BaseModel):
@@ -55,7 +56,7 @@ class CompiledFor(_Part):
     format does and compute in a wider one: true results, and no gain in speed.
     """
 
-    device: Literal["cpu", "cuda"]
+    device: Device
     arch: str
     isa: str
     cpu_flags: tuple[str, ...] = ()
@@ -79,7 +80,10 @@ class Kernels(_Part):
 
 
 class EngineCard(_Part):
-    """Content of engine.json; written with `model_dump(mode="json", by_alias=True)`."""
+    """Content of engine.json; written with `model_dump(mode="json", by_alias=True)`.
+
+    `products` are the algorithms that were measured to be fastest on the device, as records of its kernel library.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -94,6 +98,7 @@ class EngineCard(_Part):
     compiled_for: CompiledFor
     programs: dict[Literal["step"], Program]
     kernels: Kernels | None
+    products: tuple[str, ...] = ()
     weights_layout_sha256: str
     toolchain: dict[str, str]
 

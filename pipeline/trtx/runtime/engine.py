@@ -52,7 +52,7 @@ class Completion:
 
 
 @dataclass(slots=True)
-class _Step:
+class Step:
     """A step on its way: what was planned, and its figures as far as they are known."""
 
     batch: Batch
@@ -89,7 +89,7 @@ class Engine:
         self._scheduler = Scheduler(BlockPool(programs.num_blocks), card.limits, size, settings)
         self._inputs = InputBuilder(card.limits.max_batch_size, blocks_per_sequence(card), size)
         self._worker = ProgramThread(programs, num_threads) if overlap else None
-        self._under_way: _Step | None = None
+        self._under_way: Step | None = None
         # When the last program ended, while there is something to do.
         self._last_end_s: float | None = None
         self._texts: dict[int, OutputText] = {}
@@ -121,12 +121,21 @@ class Engine:
         check_machine(card)
         tokenizer = Tokenizer.load(folders.tokenizer)
         weights_bytes = folders.weights_bytes(card)
+        is_cuda = card.compiled_for.device == "cuda"
         num_blocks = plan_num_blocks(
-            card, kv_cache_bytes=kv_cache_bytes, memory_fraction=memory_fraction, weights_bytes=weights_bytes
+            card,
+            kv_cache_bytes=kv_cache_bytes,
+            memory_fraction=memory_fraction,
+            weights_bytes=weights_bytes,
+            available=torch.cuda.mem_get_info(0)[0] if is_cuda else None,
         )
         # torch obeys OMP_NUM_THREADS, else counts cores; a container may have fewer processors than its machine cores.
         max_threads = min(torch.get_num_threads(), count_cpus(Path("/proc"), Path("/sys/fs/cgroup")))
         programs = load_programs(folders.engine, folders.weights, num_blocks, verify=verify)
+        if is_cuda:
+            from trtx.runtime.device_engine import DeviceEngine
+
+            return DeviceEngine(programs, tokenizer, settings=settings)
         num_threads = choose_num_threads(weights_bytes, max_threads)
         engine = cls(programs, tokenizer, settings=settings, overlap=overlap, num_threads=num_threads)
         engine.use_thread()
@@ -226,7 +235,7 @@ class Engine:
         if queued != self._texts.keys():
             raise AssertionError("texts are kept for other requests than those queued")
 
-    def _plan(self) -> _Step | None:
+    def _plan(self) -> Step | None:
         """The next step, up to the tokens that are not known yet."""
         scheduler, planned_s = self._scheduler, perf_counter()
         batch = scheduler.schedule()
@@ -248,9 +257,9 @@ class Engine:
             schedule_s=scheduled_s - planned_s,
             inputs_s=perf_counter() - scheduled_s,
         )
-        return _Step(batch, inputs, planned_s, stats)
+        return Step(batch, inputs, planned_s, stats)
 
-    def _launch(self, worker: ProgramThread, step: _Step | None) -> _Step | None:
+    def _launch(self, worker: ProgramThread, step: Step | None) -> Step | None:
         """Start a step that was planned, unless all its requests have ended since."""
         if step is None:
             return None
@@ -261,12 +270,12 @@ class Engine:
         worker.submit(step.inputs.tensors())
         return step
 
-    def _time(self, step: _Step, began_s: float, ended_s: float) -> None:
+    def _time(self, step: Step, began_s: float, ended_s: float) -> None:
         since_s = step.planned_s if self._last_end_s is None else self._last_end_s
         step.stats.step_s, step.stats.program_s = ended_s - since_s, ended_s - began_s
         self._last_end_s = ended_s
 
-    def _choose(self, step: _Step, logits_NV: Tensor) -> list[tuple[Request, Sampled]]:
+    def _choose(self, step: Step, logits_NV: Tensor) -> list[tuple[Request, Sampled]]:
         """Sample a token for every request that has not ended meanwhile, and record them."""
         started_s = perf_counter()
         requests: Sequence[Request] = step.batch.sampled
@@ -280,7 +289,7 @@ class Engine:
         step.stats.sample_s, step.stats.commit_s = sampled_s - started_s, perf_counter() - sampled_s
         return list(zip(requests, sampled, strict=True))
 
-    def _read(self, step: _Step, chosen: Sequence[tuple[Request, Sampled]]) -> list[Output]:
+    def _read(self, step: Step, chosen: Sequence[tuple[Request, Sampled]]) -> list[Output]:
         """The text of a step's tokens."""
         started_s, time_s = perf_counter(), self.clock()
         outputs = [self._read_one(request, sampled, time_s) for request, sampled in chosen]

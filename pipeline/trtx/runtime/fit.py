@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from trtx.errors import EnvironmentProblem
-from trtx.hardware.host import read_host
+from trtx.hardware.host import read_host, visible_gpus
 from trtx.runtime.card import EngineCard
 
 
@@ -15,13 +16,14 @@ from trtx.runtime.card import EngineCard
 class Machine:
     """What of a machine an engine depends on.
 
-    `processor` as in `uname -m`, `cpu_flags` as in /proc/cpuinfo, `torch` a version such as `2.13.0+cpu` or None
+    `gpus` are the architectures of its GPUs, as sm_90; `processor` as in `uname -m`, `cpu_flags` as in /proc/cpuinfo, `torch` a version such as `2.13.0+cpu` or None
     when it is not installed.
     """
 
     processor: str
     cpu_flags: frozenset[str]
     torch: str | None
+    gpus: tuple[str, ...] = ()
 
 
 def read_machine() -> Machine:
@@ -41,12 +43,9 @@ def check_machine(card: EngineCard, machine: Machine | None = None) -> None:
     """
     found = machine or read_machine()
     target = card.compiled_for
-    if target.device != "cpu":
-        raise EnvironmentProblem(
-            f"this engine was compiled for {target.device} {target.arch} and this runtime has only the CPU",
-            fix="serve it on a machine with that device, or build for a CPU target",
-        )
-    if found.processor != _processor(target.arch):
+    if target.device == "cuda":
+        check_gpu(target.arch, read_gpus() if machine is None else machine.gpus)
+    elif found.processor != _processor(target.arch):
         raise EnvironmentProblem(
             f"this engine was compiled for {_processor(target.arch)} processors and this one is {found.processor}",
             fix="build the recipe for a target of this machine",
@@ -64,6 +63,21 @@ def check_machine(card: EngineCard, machine: Machine | None = None) -> None:
             f"this engine was compiled with torch {built_with} and {has}",
             why="compiled programs are bound to the minor release of torch",
             fix=f"install torch {_minor(built_with)}, or rebuild the engine with the torch at hand",
+        )
+
+
+def read_gpus() -> tuple[str, ...]:
+    """The architectures of the GPUs that CUDA_VISIBLE_DEVICES leaves."""
+    return tuple(gpu.arch for gpu in visible_gpus(read_host(), os.environ))
+
+
+def check_gpu(arch: str, gpus: Sequence[str]) -> None:
+    """Raise EnvironmentProblem unless the first GPU, the one that an engine runs on, has an architecture."""
+    if not gpus or gpus[0] != arch:
+        raise EnvironmentProblem(
+            f"this engine was compiled for {arch} GPUs and this machine has {gpus[0] if gpus else 'none'}",
+            why="machine code of one architecture does not run on another",
+            fix="run it on a machine with such a GPU, or build the recipe for a target of this machine",
         )
 
 

@@ -25,16 +25,24 @@ def blocks_per_sequence(card: EngineCard) -> int:
     return -(-card.limits.max_seq_len // card.kv_cache.tokens_per_block)
 
 
-def plan_num_blocks(card: EngineCard, *, kv_cache_bytes: int | None, memory_fraction: float, weights_bytes: int) -> int:
+def plan_num_blocks(
+    card: EngineCard,
+    *,
+    kv_cache_bytes: int | None,
+    memory_fraction: float,
+    weights_bytes: int,
+    available: int | None = None,
+) -> int:
     """Blocks of the pool, the null block among them.
 
     They fill `kv_cache_bytes`, or, when that is None, `memory_fraction` of the memory that is available now less the
-    weights; never more than max_batch_size sequences of max_seq_len can use.
+    weights; `available` is that of a device, None for this machine's. There are never more than max_batch_size
+    sequences of max_seq_len can use.
 
     Raises EnvironmentProblem when one sequence of max_seq_len does not fit.
     """
     if kv_cache_bytes is None:
-        available = available_bytes()
+        available = available_bytes() if available is None else available
         budget = int(available * memory_fraction) - weights_bytes
         source = f"{memory_fraction:.0%} of {_mib(available)} available, less {_mib(weights_bytes)} for the weights"
     else:

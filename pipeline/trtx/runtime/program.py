@@ -110,8 +110,8 @@ class CompiledPrograms:
             self._busy.release()
 
 
-def load_programs(engine: Path, weights: Path, num_blocks: int, *, verify: bool = True) -> CompiledPrograms:
-    """Load an engine folder with the weights of one rank.
+def load_programs(engine: Path, weights: Path, num_blocks: int, *, verify: bool = True) -> Programs:
+    """Load an engine folder with the weights of one rank: CompiledPrograms, or CudaPrograms for a GPU.
 
     `engine` holds engine.json and programs/, `weights` config.json and rankN.safetensors; `num_blocks` counts the
     null block. `verify` reads the programs once more to compare their digests: they are machine code.
@@ -128,6 +128,10 @@ def load_programs(engine: Path, weights: Path, num_blocks: int, *, verify: bool 
                 why=f"{code.path} is missing or its SHA-256 differs",
                 fix="rebuild the engine with `trtx apply`",
             )
+    if card.compiled_for.device == "cuda":
+        from trtx.runtime import cuda_load
+
+        return cuda_load.load_programs(engine, weights, card, num_blocks)
     if card.kernels is None:
         raise VerificationFailed(
             f"{engine} has no kernels", why="its card names none", fix="build it with `trtx apply`"
@@ -160,7 +164,7 @@ def load_weights(card: EngineCard, weights: Path) -> dict[str, Tensor]:
     return map_weights(weights / config.ranks[rank].file, layout.tensors)
 
 
-def make_pools(kv_cache: KvCache, num_blocks: int) -> list[Tensor]:
+def make_pools(kv_cache: KvCache, num_blocks: int, device: str = "cpu") -> list[Tensor]:
     """Zeroed pools, all layers' keys and then all layers' values, [num_blocks, S, G, D] each; fp8 as uint8 bits.
 
     Raises EnvironmentProblem when there is not enough memory.
@@ -168,7 +172,7 @@ def make_pools(kv_cache: KvCache, num_blocks: int) -> list[Tensor]:
     shape = (num_blocks, kv_cache.tokens_per_block, kv_cache.num_kv_heads, kv_cache.head_dim)
     dtype = torch.uint8 if kv_cache.dtype == "float8_e4m3fn" else getattr(torch, kv_cache.dtype)
     try:
-        return [torch.zeros(shape, dtype=dtype) for _ in range(2 * kv_cache.num_layers)]
+        return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * kv_cache.num_layers)]
     except RuntimeError as error:
         raise EnvironmentProblem(
             f"there is not enough memory for {num_blocks} blocks of KV cache",

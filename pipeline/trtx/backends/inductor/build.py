@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -11,9 +12,18 @@ from pathlib import Path
 
 from trtx.backends.inductor.choices import CHOICES_NAME, Choices
 from trtx.backends.inductor.process import Child, run_children
-from trtx.backends.inductor.spec import CompileFacts, CompileJob, EngineSpec, ProgramName, find_isa, make_card
+from trtx.backends.inductor.spec import (
+    CompileFacts,
+    CompileJob,
+    EngineSpec,
+    ProgramName,
+    TuneJob,
+    find_isa,
+    make_card,
+)
 from trtx.errors import EnvironmentProblem, StepFailed, UsageProblem
-from trtx.files import sha256_file, write_json
+from trtx.files import read_json, sha256_file, write_json
+from trtx.kernels import build_cuda
 from trtx.kernels.build import LibraryJob, make_namespace
 from trtx.models.layout import make_layout
 from trtx.paths import kernels_dir
@@ -25,6 +35,8 @@ PROGRAMS: tuple[ProgramName, ...] = ("step",)
 # Of an engine's folder; what is in it is machine code.
 CODE_FOLDER = "programs"
 LIBRARY_NAME = "kernels.so"
+# Which algorithm computes which product, of GPUs, and how fast.
+PRODUCTS_NAME = "products.json"
 
 
 def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]) -> EngineCard:
@@ -41,6 +53,8 @@ def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]
         )
     compiler = find_compiler()
     toolchain = {"torch": version("torch"), "g++": compiler_version(compiler)}
+    if spec.device == "cuda":
+        toolchain["nvcc"] = nvcc_version()
     # Every engine is loaded and asked before it counts, so the building machine must be able to run it.
     check_machine(make_card(spec, {}, toolchain, ""))
     facts = compile_code(spec, compiler, output, work, say)
@@ -60,7 +74,8 @@ def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]
     )
     choices = Choices(programs={name: facts[name].choices for name in PROGRAMS})
     write_json(output / CHOICES_NAME, choices.model_dump(mode="json", by_alias=True))
-    card = make_card(spec, programs, toolchain, facts["step"].choices.vector_isa, kernels)
+    products = tune_products(spec, kernels, output, work, say) if spec.device == "cuda" else ()
+    card = make_card(spec, programs, toolchain, facts["step"].choices.vector_isa, kernels, products)
     write_json(output / CARD_NAME, card.model_dump(mode="json", by_alias=True))
     return card
 
@@ -105,8 +120,48 @@ def compiler_version(compiler: Path) -> str:
     return answer.strip()
 
 
+def nvcc_version() -> str:
+    """Version of CUDA's compiler as it says itself, such as `13.0.88`. Raises EnvironmentProblem without one."""
+    nvcc = build_cuda.find_nvcc()
+    answer, why = ask_or_why([str(nvcc), "--version"], timeout_s=60)
+    match = re.search(r"V(\d+\.\d+\.\d+)", answer or "")
+    if match is None:
+        raise EnvironmentProblem(f"the CUDA compiler {nvcc} does not work", why=why or "it names no version")
+    return match[1]
+
+
+def tune_products(
+    spec: EngineSpec, kernels: Kernels, output: Path, work: Path, say: Callable[[str], None]
+) -> tuple[str, ...]:
+    """Have the products of the model measured on this machine's GPU; the records of the fastest algorithms.
+
+    What was measured goes to products.json. Raises StepFailed.
+    """
+    scratch = work / "tune"
+    scratch.mkdir(parents=True)
+    job = TuneJob(
+        spec=spec,
+        namespace=kernels.namespace,
+        library=str(output / kernels.path),
+        records=str(output / PRODUCTS_NAME),
+    )
+    write_json(scratch / "job.json", job.model_dump(mode="json"))
+    log = scratch / "tune.log"
+    child = Child("trtx.backends.inductor.tune", (str(scratch / "job.json"),), log, {"TMPDIR": str(scratch)})
+    started = time.monotonic()
+    end = run_children([child], work)[0]
+    if end.code != 0:
+        say(log.read_text(errors="replace"))
+        raise StepFailed("measuring the products failed", why=end.tail[-1] if end.tail else f"exit code {end.code}")
+    found = read_json(output / PRODUCTS_NAME)
+    say(f"measured {len(found)} products in {time.monotonic() - started:.1f} s")
+    return tuple(one["record"] for one in found)
+
+
 def find_namespace(spec: EngineSpec, compiler: Path) -> str:
     """Where the operators of this engine's kernels are."""
+    if spec.device == "cuda":
+        return build_cuda.make_namespace(spec.arch, f"g++ {compiler_version(compiler)} nvcc {nvcc_version()}")
     return make_namespace(find_isa(spec.arch).march, compiler_version(compiler))
 
 
@@ -158,7 +213,8 @@ def _make_child(job: CompileJob) -> Child:
     scratch = Path(job.work)
     path = scratch / "job.json"
     write_json(path, job.model_dump(mode="json"))
-    return Child("trtx.backends.inductor.compile", (str(path),), scratch / "compile.log", {"TMPDIR": str(scratch)})
+    module = "compile_cuda" if job.spec.device == "cuda" else "compile"
+    return Child(f"trtx.backends.inductor.{module}", (str(path),), scratch / "compile.log", {"TMPDIR": str(scratch)})
 
 
 def _make_kernels_child(spec: EngineSpec, compiler: Path, folder: Path, work: Path) -> Child:
@@ -167,14 +223,15 @@ def _make_kernels_child(spec: EngineSpec, compiler: Path, folder: Path, work: Pa
     # The program takes longer, and has a core of its own.
     spare = max(1, len(os.sched_getaffinity(0)) - 1)
     job = LibraryJob(
-        march=find_isa(spec.arch).march,
+        march=spec.arch if spec.device == "cuda" else find_isa(spec.arch).march,
         namespace=find_namespace(spec, compiler),
         compiler=str(compiler),
         work=str(scratch),
         library=str(folder / LIBRARY_NAME),
         shelf=str(kernels_dir(os.environ)),
-        processes=min(spare, 4),
+        processes=min(spare, 6),
     )
     path = scratch / "job.json"
     write_json(path, job.model_dump(mode="json"))
-    return Child("trtx.kernels.build", (str(path),), scratch / "build.log", {"TMPDIR": str(scratch)})
+    module = "build_cuda" if spec.device == "cuda" else "build"
+    return Child(f"trtx.kernels.{module}", (str(path),), scratch / "build.log", {"TMPDIR": str(scratch)})

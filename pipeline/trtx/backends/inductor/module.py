@@ -14,8 +14,9 @@ from trtx.models.config import DType, ModelConfig
 from trtx.models.decoder import Decoder
 from trtx.models.formats import QuantFormat
 from trtx.models.layout import make_shard
-from trtx.quant.linear import linear_factory
-from trtx.runtime.card import EngineCard, Rank, load_card
+from trtx.quant.linear import LINEARS, linear_factory
+from trtx.quant.linear_cuda import CUDA_LINEARS
+from trtx.runtime.card import Device, EngineCard, Rank, load_card
 from trtx.runtime.program import EagerPrograms, load_weights
 
 
@@ -26,8 +27,9 @@ def make_module(
     rank: Rank,
     max_seq_len: int,
     attention: AttentionKind = "gather",
+    device: Device = "cpu",
 ) -> Decoder:
-    """One rank's module on the meta device: shapes without values.
+    """One rank's module on the meta device: shapes without values. `device` is the one that it will compute on.
 
     Raises UsageProblem for sequences longer than the model has positions.
     """
@@ -38,7 +40,8 @@ def make_module(
         )
     shard = make_shard(config, rank.tensor, rank.pipeline, rank.rank)
     with torch.device("meta"):
-        make_linear = linear_factory(config, quantization, dtype, shard)
+        linears = CUDA_LINEARS if device == "cuda" else LINEARS
+        make_linear = linear_factory(config, quantization, dtype, shard, linears)
         kind = getattr(torch, dtype)
         module = Decoder(config, shard, quantization.kv_cache, kind, make_linear, max_seq_len, attention)
         return module.eval()

@@ -14,9 +14,12 @@ from trtx.hardware.gpus import ISAS, Isa
 from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import SIMULATED_ON_CPU, QuantFormat
 from trtx.models.layout import make_layout, make_shard
-from trtx.runtime.card import CompiledFor, EngineCard, Kernels, KvCache, Limits, Program, Rank
+from trtx.runtime.card import CompiledFor, Device, EngineCard, Kernels, KvCache, Limits, Program, Rank
 
 ProgramName = Literal["step"]
+
+# GPUs whose kernels were tried.
+CUDA_ARCHS = ("sm_90",)
 
 KV_DTYPES: dict[str, Literal["float8_e4m3fn", "int8"]] = {"fp8": "float8_e4m3fn", "int8": "int8"}
 
@@ -39,6 +42,11 @@ class EngineSpec(BaseModel):
     attention: Literal["native", "gather"] = "native"
 
     @property
+    def device(self) -> Device:
+        """What the architecture is of."""
+        return "cuda" if self.arch.startswith("sm_") else "cpu"
+
+    @property
     def max_blocks(self) -> int:
         """Blocks that the longest sequence takes."""
         return math.ceil(self.limits.max_seq_len / self.tokens_per_block)
@@ -59,6 +67,17 @@ class CompileJob(BaseModel):
     work: str
     package: str
     facts: str
+
+
+class TuneJob(BaseModel):
+    """Products to measure with the kernel `library` of a namespace; `records` is the file to write."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spec: EngineSpec
+    namespace: str
+    library: str
+    records: str
 
 
 class CompileFacts(BaseModel):
@@ -84,6 +103,25 @@ def find_isa(arch: str) -> Isa:
     return ISAS[arch]
 
 
+def make_compiled_for(spec: EngineSpec, vector_isa: str) -> CompiledFor:
+    """The hardware of a spec. Raises UsageProblem for one that this backend has no compiler for."""
+    if spec.device == "cuda":
+        if spec.arch not in CUDA_ARCHS:
+            raise UsageProblem(
+                f"the inductor backend cannot compile for {spec.arch} yet",
+                why=f"its kernels were tried on {', '.join(CUDA_ARCHS)}",
+                fix=did_you_mean(spec.arch, CUDA_ARCHS),
+            )
+        return CompiledFor(device="cuda", arch=spec.arch, isa="")
+    return CompiledFor(
+        device="cpu",
+        arch=spec.arch,
+        isa=vector_isa,
+        cpu_flags=tuple(sorted(find_isa(spec.arch).flags)),
+        simulated=spec.quantization.algorithm in SIMULATED_ON_CPU,
+    )
+
+
 def make_kv_cache(spec: EngineSpec) -> KvCache:
     """The pools of one rank."""
     shard = make_shard(spec.model, spec.rank.tensor, spec.rank.pipeline, spec.rank.rank)
@@ -102,11 +140,14 @@ def make_card(
     toolchain: dict[str, str],
     vector_isa: str,
     kernels: Kernels | None = None,
+    products: tuple[str, ...] = (),
 ) -> EngineCard:
-    """The card of an engine with these programs and kernels; `vector_isa` is what the compiler reports it used."""
+    """The card of an engine with these programs and kernels; `vector_isa` is what the compiler reports it used.
+
+    Raises UsageProblem for an architecture that this backend has no compiler for.
+    """
     rank = spec.rank
     layout = make_layout(spec.model, spec.quantization, spec.dtype, rank.tensor, rank.pipeline, rank.rank)
-    isa = find_isa(spec.arch)
     return EngineCard(
         backend="inductor",
         model=spec.model,
@@ -115,15 +156,10 @@ def make_card(
         kv_cache=make_kv_cache(spec),
         limits=spec.limits,
         rank=rank,
-        compiled_for=CompiledFor(
-            device="cpu",
-            arch=spec.arch,
-            isa=vector_isa,
-            cpu_flags=tuple(sorted(isa.flags)),
-            simulated=spec.quantization.algorithm in SIMULATED_ON_CPU,
-        ),
+        compiled_for=make_compiled_for(spec, vector_isa),
         programs=programs,
         kernels=kernels,
+        products=products,
         weights_layout_sha256=layout.sha256,
         toolchain={"trtx": __version__, **toolchain},
     )

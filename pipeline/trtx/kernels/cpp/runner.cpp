@@ -12,8 +12,15 @@ namespace {
 
 using torch::inductor::AOTIModelPackageLoader;
 
+#ifdef TRTX_CUDA
+// A program that is captured into a graph must not wait for events of its own.
+constexpr bool SINGLE_THREADED = true;
+#else
+constexpr bool SINGLE_THREADED = false;
+#endif
+
 struct LoadedProgram {
-  LoadedProgram(const std::string& folder, const std::string& name) : loader(folder, name, false, 1, -1) {}
+  LoadedProgram(const std::string& folder, const std::string& name) : loader(folder, name, SINGLE_THREADED, 1, -1) {}
   AOTIModelPackageLoader loader;
   std::mutex one_at_a_time;
 };

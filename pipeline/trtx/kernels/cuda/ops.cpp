@@ -1,0 +1,183 @@
+// The operators on a GPU: tensors checked and turned into tasks. Their schemas are declared in Python, in ops.py.
+//
+// Nothing here waits for the device or reads from it, so that every call can be captured into a graph.
+
+#include <c10/cuda/CUDAStream.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <torch/library.h>
+
+#include <map>
+#include <mutex>
+
+#include "kernels.h"
+#include "products.h"
+
+using at::Tensor;
+using c10::cuda::CUDAGuard;
+
+namespace {
+
+void check(const Tensor& tensor, const char* name, at::ScalarType type, at::IntArrayRef shape) {
+  TORCH_CHECK(
+      tensor.is_cuda() && tensor.scalar_type() == type && tensor.sizes() == shape && tensor.is_contiguous(), "kernels: ",
+      name, " is ", tensor.scalar_type(), " ", tensor.sizes(), tensor.is_contiguous() ? "" : " (not contiguous)",
+      " and should be ", type, " ", shape);
+}
+
+const float* optional_scalar(const std::optional<Tensor>& tensor, const char* name) {
+  if (!tensor) return nullptr;
+  TORCH_CHECK(tensor->is_cuda() && tensor->scalar_type() == at::kFloat && tensor->numel() == 1, "kernels: ", name,
+              " is no float32 scalar on the device");
+  return tensor->const_data_ptr<float>();
+}
+
+// x as [M, K], rows one after another and aligned.
+Tensor as_rows(const Tensor& x, at::ScalarType type) {
+  TORCH_CHECK(x.is_cuda() && x.scalar_type() == type && x.dim() >= 1, "kernels: x is ", x.scalar_type(), " and should be ",
+              type);
+  return x.contiguous().view({-1, x.size(-1)});
+}
+
+Tensor finish(const Tensor& x, const Tensor& y) {
+  auto shape = x.sizes().vec();
+  shape.back() = y.size(1);
+  return y.view(shape);
+}
+
+Tensor make_output(const Tensor& rows, const Tensor& weight) {
+  return at::empty({rows.size(0), weight.size(0)}, rows.options().dtype(at::kBFloat16));
+}
+
+int count_processors() {
+  int device = 0, count = 0;
+  C10_CUDA_CHECK(cudaGetDevice(&device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+// Zeros that the attention counts its parts in, and leaves as zeros. Never freed: graphs hold their address. Calls that
+// use them run one after another, on one stream.
+int32_t* counters(int count) {
+  constexpr int MOST = 1 << 16;
+  TORCH_CHECK(count <= MOST, "kernels: ", count, " heads are too many to be split");
+  static std::mutex mutex;
+  static std::map<int, int32_t*> made;
+  const std::lock_guard<std::mutex> lock(mutex);
+  int32_t*& found = made[c10::cuda::current_device()];
+  if (found == nullptr) {
+    C10_CUDA_CHECK(cudaMalloc(&found, MOST * sizeof(int32_t)));
+    C10_CUDA_CHECK(cudaMemset(found, 0, MOST * sizeof(int32_t)));
+  }
+  return found;
+}
+
+// Whether the kernel for few tokens takes this product: it reads rows 64 bytes at a time.
+bool is_few(int64_t M, int64_t row_bytes) { return M <= trtx::MAX_FEW_TOKENS && row_bytes % 64 == 0; }
+
+trtx::FewTokensTask make_task(const Tensor& rows, const Tensor& weight, const Tensor& y, trtx::Weight number) {
+  trtx::FewTokensTask task{};
+  task.weight_number = number;
+  task.x = rows.const_data_ptr();
+  task.weight = weight.const_data_ptr();
+  task.y = y.mutable_data_ptr();
+  task.M = int(rows.size(0)), task.N = int(weight.size(0)), task.Z = 1;
+  task.x_bytes = rows.size(1) * rows.element_size();
+  task.row_bytes = weight.size(1) * weight.element_size();
+  return task;
+}
+
+Tensor linear_bf16(const Tensor& x, const Tensor& weight) {
+  const CUDAGuard guard(x.device());
+  const Tensor rows = as_rows(x, at::kBFloat16);
+  check(weight, "weight", at::kBFloat16, {weight.size(0), rows.size(1)});
+  const Tensor y = make_output(rows, weight);
+  if (rows.size(0) == 0) return finish(x, y);
+  if (is_few(rows.size(0), 2 * rows.size(1)))
+    trtx::run_few_tokens(make_task(rows, weight, y, trtx::Weight::bf16), c10::cuda::getCurrentCUDAStream());
+  else
+    trtx::run_product(rows, weight, nullptr, y);
+  return finish(x, y);
+}
+
+Tensor linear_e4m3(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& factor) {
+  const CUDAGuard guard(x.device());
+  const Tensor rows = as_rows(x, at::kFloat8_e4m3fn);
+  check(weight, "weight", at::kFloat8_e4m3fn, {weight.size(0), rows.size(1)});
+  const Tensor y = make_output(rows, weight);
+  const float* scalar = optional_scalar(factor, "factor");
+  if (rows.size(0) == 0) return finish(x, y);
+  if (is_few(rows.size(0), rows.size(1))) {
+    auto task = make_task(rows, weight, y, trtx::Weight::e4m3);
+    task.factor = scalar;
+    trtx::run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
+  } else {
+    trtx::run_product(rows, weight, scalar, y);
+  }
+  return finish(x, y);
+}
+
+Tensor paged_attention(
+    const Tensor& q, const Tensor& k_pool, const Tensor& v_pool, const Tensor& block_tables, const Tensor& query_starts,
+    const Tensor& context_lens, double scale, int64_t window, double softcap, const std::optional<Tensor>& k_scale,
+    const std::optional<Tensor>& v_scale) {
+  const CUDAGuard guard(q.device());
+  TORCH_CHECK(q.dim() == 3 && k_pool.dim() == 4 && block_tables.dim() == 2, "kernels: q is [M, H, D], pools [P, S, G, D]");
+  const Tensor input = q.contiguous();
+  const Tensor y = at::empty(q.sizes(), q.options());
+  trtx::AttentionTask task{};
+  task.B = int(block_tables.size(0)), task.W = int(block_tables.size(1)), task.S = int(k_pool.size(1));
+  task.M = int(q.size(0)), task.H = int(q.size(1)), task.G = int(k_pool.size(2)), task.D = int(q.size(2));
+  TORCH_CHECK(task.G > 0 && task.H % task.G == 0 && trtx::has_attention(task.D, task.H / task.G), "kernels: no attention of ",
+              task.H, " heads of ", task.D, " channels and ", task.G, " key-value heads on this device");
+  check(input, "q", at::kBFloat16, q.sizes());
+  check(k_pool, "k_pool", k_pool.scalar_type(), {k_pool.size(0), task.S, task.G, task.D});
+  check(v_pool, "v_pool", k_pool.scalar_type(), k_pool.sizes());
+  check(block_tables, "block_tables", at::kInt, {task.B, task.W});
+  check(query_starts, "query_starts", at::kInt, {task.B + 1});
+  check(context_lens, "context_lens", at::kInt, {task.B});
+  switch (k_pool.scalar_type()) {
+    case at::kBFloat16: task.pool_number = trtx::PoolNumber::bf16; break;
+    case at::kByte: task.pool_number = trtx::PoolNumber::e4m3; break;
+    case at::kChar: task.pool_number = trtx::PoolNumber::int8; break;
+    default: TORCH_CHECK(false, "kernels: no pools of ", k_pool.scalar_type());
+  }
+  task.q = input.const_data_ptr(), task.y = y.mutable_data_ptr();
+  task.k_pool = k_pool.const_data_ptr(), task.v_pool = v_pool.const_data_ptr();
+  task.block_tables = block_tables.const_data_ptr<int32_t>();
+  task.query_starts = query_starts.const_data_ptr<int32_t>();
+  task.context_lens = context_lens.const_data_ptr<int32_t>();
+  task.k_scale = optional_scalar(k_scale, "k_scale"), task.v_scale = optional_scalar(v_scale, "v_scale");
+  task.scale = float(scale), task.softcap = float(softcap), task.window = int(window);
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  if (task.M == 0) return y;
+  if (task.M != task.B) {
+    trtx::run_prompt_attention(task, stream);
+    return y;
+  }
+  // Few sequences leave most of the device idle unless their contexts are shared out.
+  const int blocks = task.B * task.G, processors = count_processors();
+  task.splits = std::max(1, std::min({2 * processors / blocks, (task.W * task.S + 255) / 256, 32}));
+  Tensor partials;
+  if (task.splits > 1) {
+    partials = at::empty({task.B, task.H, task.splits, task.D + 2}, q.options().dtype(at::kFloat));
+    task.partials = partials.mutable_data_ptr<float>();
+    task.counters = counters(task.B * task.H);
+  }
+  trtx::run_decode_attention(task, stream);
+  return y;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(TRTX_NAMESPACE, CUDA, library) {
+  library.impl("paged_attention", paged_attention);
+  library.impl("linear_bf16", linear_bf16);
+  library.impl("linear_e4m3", linear_e4m3);
+}
+
+TORCH_LIBRARY_IMPL(TRTX_NAMESPACE, CompositeExplicitAutograd, library) {
+  library.impl("current_level", [] { return std::string("cuda"); });
+  library.impl("product_candidates", trtx::product_candidates);
+  library.impl("use_products", trtx::use_products);
+}

@@ -1,0 +1,101 @@
+"""Loads an engine onto a GPU: its weights read by many threads at once, its program, its kernels, its pools."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trtx.errors import EnvironmentProblem, VerificationFailed
+from trtx.kernels import ops
+from trtx.runtime.card import EngineCard
+from trtx.runtime.cuda import CudaPrograms
+from trtx.runtime.native import NativeProgram, load_kernels
+from trtx.runtime.program import PACKAGE_MODEL, load_weights, make_pools
+
+# Weights pass through pinned memory in pieces: large enough for the bus, small enough for many to be under way.
+PIECE_BYTES = 32 << 20
+READERS = 12
+
+
+def load_programs(engine: Path, weights: Path, card: EngineCard, num_blocks: int) -> CudaPrograms:
+    """The programs of an engine whose code was verified, on the first GPU, ready to run.
+
+    Raises VerificationFailed when weights or kernels are not the card's, EnvironmentProblem when memory is short.
+    """
+    moved = copy_weights(load_weights(card, weights))
+    return make_programs(engine, card, moved, num_blocks)
+
+
+def make_programs(engine: Path, card: EngineCard, weights: Mapping[str, Tensor], num_blocks: int) -> CudaPrograms:
+    """The programs of an engine over weights that are on the device."""
+    if card.kernels is None:
+        raise VerificationFailed(
+            f"{engine} has no kernels", why="its card names none", fix="build it with `trtx apply`"
+        )
+    ops.use_namespace(card.kernels.namespace)
+    operators = load_kernels(engine / card.kernels.path, card.kernels.namespace)
+    operators.use_products(list(card.products))
+    program = NativeProgram(operators, engine / card.programs["step"].path, PACKAGE_MODEL, weights)
+    programs = CudaPrograms(card, program, make_pools(card.kv_cache, num_blocks, "cuda"), num_blocks)
+    programs.warm_up()
+    return programs
+
+
+def copy_weights(mapped: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a mapped file on the first GPU.
+
+    Pieces are read from the file by several threads, each into pinned memory of its own, from which the device takes
+    them while the next ones are read.
+
+    Raises EnvironmentProblem when the device has too little memory.
+    """
+    try:
+        moved = {name: torch.empty_like(tensor, device="cuda") for name, tensor in mapped.items()}
+    except torch.cuda.OutOfMemoryError as error:
+        raise EnvironmentProblem(
+            "the weights do not fit into the GPU's memory",
+            why=str(error).splitlines()[0],
+            fix="end what else uses the GPU, or quantize the model to fewer bits",
+        ) from error
+    pieces = [
+        (source[start : start + PIECE_BYTES], target[start : start + PIECE_BYTES])
+        for source, target in ((_bytes(mapped[name]), _bytes(moved[name])) for name in mapped)
+        for start in range(0, source.numel(), PIECE_BYTES)
+    ]
+    count = max(1, min(READERS, len(os.sched_getaffinity(0)), len(pieces)))
+    buffers: queue.SimpleQueue[tuple[Tensor, torch.cuda.Stream]] = queue.SimpleQueue()
+    for _ in range(count):
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        buffers.put((torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=True), stream))
+
+    def copy(piece: tuple[Tensor, Tensor]) -> None:
+        source, target = piece
+        buffer, stream = buffers.get()
+        # The last copy out of this buffer.
+        stream.synchronize()
+        pinned = buffer[: source.numel()]
+        pinned.copy_(source)
+        with torch.cuda.stream(stream):
+            target.copy_(pinned, non_blocking=True)
+        buffers.put((buffer, stream))
+
+    # Threads of torch's own would stand in each other's way.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(copy, pieces))
+    finally:
+        torch.set_num_threads(threads)
+    torch.cuda.synchronize()
+    return moved
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
