@@ -108,7 +108,7 @@ def make_weights(card: EngineCard, seed: int = 7) -> dict[str, Tensor]:
         else:
             deviation = 80 if dtype == torch.float8_e4m3fn else DEVIATION
             drawn = torch.randn(spec.shape, dtype=torch.bfloat16, device="cuda") * deviation
-            weights[spec.name] = drawn.to(dtype)
+            weights[spec.name] = drawn.clamp(-448, 448).to(dtype)
     return weights
 
 

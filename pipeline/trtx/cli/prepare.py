@@ -14,6 +14,7 @@ from trtx.console import Console
 from trtx.errors import UsageProblem, did_you_mean
 from trtx.files import sha256_file
 from trtx.hardware import support
+from trtx.hardware.gpus import find_gpu
 from trtx.plan.environment import FETCHING_STAGES
 from trtx.plan.facts import Facts, gather_facts
 from trtx.plan.lock import Lock, lock_path, read_lock
@@ -100,7 +101,7 @@ def prepare(console: Console, request: Request) -> Prepared:
     pins = without(lock or Lock(), request.upgrade)
     sources = resolve_sources(cells, environ, pins if lock else None)
     check_models(loaded, cells, sources)
-    facts = gather_facts(environ, sources.generators())
+    facts = gather_facts(environ, sources.generators(), cuda=any(map(compiles_for_gpu, cells)))
     check_fit(loaded, cells, sources, facts, Placement(site, request.runner))
     plan = make_plan(cells, path, sources, facts, _options(request, loaded, site))
     store = Store(facts.cache_dir)
@@ -126,12 +127,19 @@ def prepare_saved(console: Console, path: Path, *, offline: bool) -> Ready:
     plan = open_plan(path)
     environ = make_environ(offline=offline)
     fetched = [step for step in plan.steps if step.stage in FETCHING_STAGES]
-    facts = gather_facts(environ, {name for step in fetched for name in step.factors["toolchain"]})
+    generators = {name for step in fetched for name in step.factors["toolchain"]}
+    facts = gather_facts(environ, generators, cuda=any("nvcc" in step.factors["toolchain"] for step in plan.steps))
     refuse_moved(plan, facts, environ)
     store = Store(Path(plan.cache_dir))
     previous = latest_plan(Path.cwd())
     statuses, remotes = survey_everywhere(console, plan, store, previous, environ)
     return Ready(plan, previous, statuses, store, facts, environ, remotes)
+
+
+def compiles_for_gpu(cell: Cell) -> bool:
+    """Whether a cell's engine is compiled by the embedded backend for a GPU."""
+    is_gpu = find_gpu(cell.recipe.targets[cell.target].gpu).kind == "gpu"
+    return is_gpu and cell.recipe.engine_for(cell.target).backend == "inductor"
 
 
 def make_environ(*, offline: bool) -> dict[str, str]:

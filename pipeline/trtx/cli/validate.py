@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "trtx.validate/v1"
 # Sources whose config.json is at hand.
-LOCAL_SCHEMES = ("demo://", "file://")
+LOCAL_SCHEMES = ("demo://", "file://", "random://")
 
 
 def command(

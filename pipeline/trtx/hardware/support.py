@@ -8,7 +8,7 @@ from typing import Literal
 
 from trtx.hardware.gpus import GPUS, Gpu
 
-__all__ = ["GPUS", "SUPPORT", "Gpu", "Level", "support_of", "support_problem"]
+__all__ = ["COMPILED", "GPUS", "SUPPORT", "Gpu", "Level", "compile_problem", "support_of", "support_problem"]
 
 Level = Literal["native", "simulated", "none"]
 
@@ -40,6 +40,24 @@ SUPPORT: Mapping[str, Mapping[str, Level]] = MappingProxyType(
         "sm_120": _levels(ALL, "none"),
     }
 )
+
+
+# What the embedded backend's own GPU kernels multiply, by the architectures that they were tried on.
+COMPILED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"sm_90": ("none", "fp8", "fp8_dynamic", "int8_wo", "int4_wo", "int4_awq")}
+)
+
+
+def compile_problem(arch: str, algorithm: str) -> tuple[str, str] | None:
+    """(why, what to use) when the embedded backend compiles no such engine; None when it does."""
+    if not arch.startswith("sm_"):
+        return None
+    if arch not in COMPILED:
+        return f"this version's own GPU kernels are for {', '.join(COMPILED)}", "use another gpu, or a CPU"
+    if algorithm not in COMPILED[arch]:
+        able = ", ".join(COMPILED[arch])
+        return f"this version has no kernel for {algorithm} on {arch}", f"use one of {able}"
+    return None
 
 
 def support_of(arch: str, algorithm: str) -> Level:

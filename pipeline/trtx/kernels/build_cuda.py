@@ -25,7 +25,7 @@ from trtx.kernels.build import LibraryJob, put_on_shelf, run_compiler, take_from
 from trtx.processes import die_with_parent
 
 SOURCES = Path(__file__).parent / "cuda"
-KERNELS = ("few_tokens", "decode_attention", "prompt_attention")
+KERNELS = ("prompt_attention", "decode_attention", "few_tokens", "argmax", "widen")
 GLUE = ("ops", "products")
 COMMON_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden")
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo")

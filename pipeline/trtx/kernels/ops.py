@@ -33,6 +33,7 @@ KERNELS: dict[str, str] = {
     "linear_int4": "(Tensor x, Tensor weight, Tensor scale, Tensor? offset, int group) -> Tensor",
     "linear_fp8": "(Tensor x, Tensor weight, Tensor scale) -> Tensor",
     "linear_e4m3": "(Tensor x, Tensor weight, Tensor? factor) -> Tensor",
+    "argmax": "(Tensor rows) -> Tensor",
     "linear_w8a8": "(Tensor x, Tensor weight, Tensor scale, Tensor? input_scale, Tensor? pre_quant_scale) -> Tensor",
 }
 
@@ -143,6 +144,12 @@ def linear_e4m3(x: Tensor, weight: Tensor, factor: Tensor | None = None) -> Tens
     return y
 
 
+def argmax(rows_NV: Tensor) -> Tensor:
+    """Where the largest number of every row is, int64 [N]; -1 where it is not finite. Rows are float32."""
+    y: Tensor = declare(_current).argmax(rows_NV.contiguous())
+    return y
+
+
 def linear_w8a8(
     x: Tensor,
     weight: Tensor,
@@ -178,4 +185,8 @@ def _rows_in_bf16(x: Tensor, weight: Tensor, *_rest: object) -> Tensor:
 
 
 # How results are shaped where it is not x with the rows of the weight.
-FAKES: dict[str, Callable[..., Tensor]] = {"paged_attention": _like_q, "linear_e4m3": _rows_in_bf16}
+FAKES: dict[str, Callable[..., Tensor]] = {
+    "paged_attention": _like_q,
+    "linear_e4m3": _rows_in_bf16,
+    "argmax": lambda rows: rows.new_empty(rows.shape[:1], dtype=torch.int64),
+}

@@ -30,6 +30,11 @@ def linear_e4m3(x: Tensor, weight: Tensor, factor: Tensor | None) -> Tensor:
     return (y if factor is None else y * factor).to(torch.bfloat16)
 
 
+def argmax(rows: Tensor) -> Tensor:
+    best, place = rows.max(-1)
+    return torch.where(best.isfinite(), place, -1)
+
+
 def linear_int4(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, group: int) -> Tensor:
     packed_NZh = weight.view(*scale.shape, group // 2)
     numbers_NZg = torch.cat([packed_NZh & 15, packed_NZh >> 4], -1).float() - INT4_OFFSET

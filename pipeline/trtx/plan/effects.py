@@ -82,7 +82,10 @@ EFFECTS: Mapping[str, Effect] = {
         benchmark="scheduler.chunked_prefill", package="scheduler.chunked_prefill"
     ),
     # A CPU computes a float16 checkpoint in bfloat16, so the device decides about `dtype: auto` too.
-    "targets.*.gpu": _becomes(convert="dtype", build="arch dtype"),
+    # What a GPU measures is that GPU's.
+    "targets.*.gpu": Effect(
+        {"convert": ("params.dtype",), "build": ("params.arch", "params.dtype"), "benchmark": ("machine.gpu",)}
+    ),
     "targets.*.parallelism.tensor": _becomes(convert="tensor"),
     "targets.*.parallelism.pipeline": _becomes(convert="pipeline"),
     "targets.*.quantization": _none(CELLS),

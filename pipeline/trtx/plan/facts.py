@@ -40,7 +40,8 @@ class Facts:
     """The machine and the tools a plan is made for.
 
     `versions` by distribution name; `pins` are the versions that a package installs; `own_code` is the digest of
-    trtx's files; `python` the interpreter of the steps; `driver` the version of the NVIDIA driver, where there is one.
+    trtx's files; `python` the interpreter of the steps; `driver` the version of the NVIDIA driver, where there is one;
+    `nvcc` that of CUDA's compiler, where a plan has GPU engines.
     """
 
     host: Host
@@ -51,18 +52,19 @@ class Facts:
     python: str
     cache_dir: Path
     driver: str | None = None
+    nvcc: str = ABSENT
 
     def toolchain(self) -> dict[str, str]:
         """Everything that can stand in the toolchain of a step's factors."""
-        return {**self.versions, **self.pins, "c++": self.compiler, "trtx": self.own_code}
+        return {**self.versions, **self.pins, "c++": self.compiler, "nvcc": self.nvcc, "trtx": self.own_code}
 
     def machine(self) -> dict[str, str]:
         """The facts of this machine that can stand in the factors of a step that measures."""
         return {"cpu": self.host.cpu_model, "cpus": str(self.host.num_cpus)}
 
 
-def gather_facts(environ: Mapping[str, str], distributions: Iterable[str] = ()) -> Facts:
-    """Ask this machine; `distributions` are named by sources beside those of TOOLCHAIN."""
+def gather_facts(environ: Mapping[str, str], distributions: Iterable[str] = (), *, cuda: bool = False) -> Facts:
+    """Ask this machine; `distributions` are named by sources beside those of TOOLCHAIN; `cuda`: for GPU engines."""
     names = {name for stage in TOOLCHAIN.values() for name in stage} | set(distributions)
     return Facts(
         host=read_host(gpus=False),
@@ -73,6 +75,7 @@ def gather_facts(environ: Mapping[str, str], distributions: Iterable[str] = ()) 
         python=sys.executable,
         cache_dir=cache_dir(environ),
         driver=read_driver_version(),
+        nvcc=read_nvcc(environ) if cuda else ABSENT,
     )
 
 
@@ -97,6 +100,16 @@ def read_compiler(environ: Mapping[str, str]) -> str:
         return ABSENT
     version = ask([path, "-dumpfullversion"], timeout_s=20)
     return f"g++ {version.strip()}" if version else ABSENT
+
+
+def read_nvcc(environ: Mapping[str, str]) -> str:
+    """The CUDA compiler of $CUDA_HOME or the PATH, such as `nvcc 13.0.88`, or `absent`."""
+    home = environ.get("CUDA_HOME")
+    path = shutil.which("nvcc", path=f"{home}/bin" if home else environ.get("PATH", os.defpath))
+    if path is None:
+        return ABSENT
+    match = re.search(r"V(\d+\.\d+\.\d+)", ask([path, "--version"], timeout_s=20) or "")
+    return f"nvcc {match[1]}" if match else ABSENT
 
 
 def read_pins(cache: Path) -> dict[str, str]:

@@ -78,9 +78,11 @@ def default_parallel(facts: Facts) -> int:
 
 
 def resolve_dtype(engine: Engine, gpu: Gpu, shape: ModelConfig) -> DType:
-    """`auto` is the checkpoint's own; CPUs compute float16 in bfloat16, which has the hardware."""
+    """`auto` is the checkpoint's own; CPUs compute float16 in bfloat16, which has the hardware, and GPUs everything."""
     if engine.dtype != "auto":
         return engine.dtype
+    if gpu.kind == "gpu":
+        return "bfloat16"
     return "bfloat16" if shape.dtype == "float16" and gpu.kind == "cpu" else shape.dtype
 
 
@@ -97,6 +99,11 @@ def _scheduling(engine: Engine) -> Scheduling:
         chunked_prefill=engine.scheduler.chunked_prefill,
         prefix_reuse=engine.kv_cache.reuse,
     )
+
+
+def _gpu_factor(gpu: Gpu) -> dict[str, str]:
+    """What a measurement depends on beside the engine, which is the same on all GPUs of an architecture."""
+    return {"gpu": gpu.name} if gpu.kind == "gpu" else {}
 
 
 def _threads(facts: Facts, options: Options, num_cells: int) -> int:
@@ -220,7 +227,7 @@ class _Planner:
             params,
             {},
             witnesses=self._witnesses(made) | {"weights": made["convert"]},
-            toolchain=self._toolchain(TOOLCHAIN["build"]) | {"c++": self.facts.compiler},
+            toolchain=self._toolchain(TOOLCHAIN["build"]) | self._compilers(gpu),
             cell=cell,
         )
 
@@ -249,7 +256,7 @@ class _Planner:
             params,
             {"engine": made["build"], "weights": made["convert"]},
             witnesses=self._witnesses(made),
-            machine=self.placement.describe_machine(cell, self.facts.machine()),
+            machine=self.placement.describe_machine(cell, self.facts.machine()) | _gpu_factor(gpu),
             cell=cell,
         )
 
@@ -333,6 +340,9 @@ class _Planner:
             number += 1
             free = f"{name}-{number}"
         return free
+
+    def _compilers(self, gpu: Gpu) -> dict[str, str]:
+        return {"c++": self.facts.compiler} | ({"nvcc": self.facts.nvcc} if gpu.kind == "gpu" else {})
 
     def _toolchain(self, distributions: tuple[str, ...]) -> dict[str, str]:
         return {name: self.facts.versions[name] for name in distributions}

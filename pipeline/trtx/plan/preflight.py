@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from trtx.errors import EnvironmentProblem, UsageProblem
 from trtx.files import free_bytes
 from trtx.hardware.fit import Setup, compute_need, find_misfit
-from trtx.hardware.gpus import find_gpu
-from trtx.hardware.host import check_can_build
+from trtx.hardware.gpus import Gpu, find_gpu
+from trtx.hardware.host import check_can_build, read_host, visible_gpus
 from trtx.hardware.versions import installed_version
 from trtx.models.layout import make_layout
 from trtx.plan.facts import ABSENT, Facts
@@ -34,7 +35,9 @@ NEEDED = {
 MIN_FREE_BYTES = 512 << 20
 
 
-def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts) -> None:
+def check_machine(
+    plan: Plan, statuses: Iterable[StepStatus], facts: Facts, environ: Mapping[str, str] = os.environ
+) -> None:
     """Raises EnvironmentProblem for the first thing that is missing; says nothing when no step has to run here.
 
     What jobs of a cluster need is there, and not looked for.
@@ -56,6 +59,8 @@ def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts) -> N
         for device in map(find_gpu, plan.gpus):
             if device.arch in here:
                 check_can_build(facts.host, device)
+                if device.kind == "gpu":
+                    check_gpu_here(device, environ)
     if "build" in stages and facts.compiler == ABSENT:
         raise EnvironmentProblem(
             "there is no C++ compiler",
@@ -68,6 +73,20 @@ def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts) -> N
             f"only {free >> 20} MiB are free for the cache in {plan.cache_dir}",
             fix="free some space or point TRTX_CACHE_DIR at a larger disk",
         )
+
+
+def check_gpu_here(device: Gpu, environ: Mapping[str, str]) -> None:
+    """Raise EnvironmentProblem unless the first GPU that CUDA_VISIBLE_DEVICES leaves is the device of a target."""
+    host = read_host()
+    gpus = visible_gpus(host, environ)
+    if gpus and gpus[0].arch == device.arch and gpus[0].catalogue_name in (device.name, None):
+        return
+    found = f"its GPU is {gpus[0].name} ({gpus[0].arch})" if gpus else host.gpus_problem or "it has no NVIDIA GPU"
+    raise EnvironmentProblem(
+        f"engines for {device.name} cannot be built and measured on this machine",
+        why=found,
+        fix="run on a machine with that GPU, or give the target a Slurm runner",
+    )
 
 
 def check_fit(

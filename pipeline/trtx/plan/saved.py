@@ -24,7 +24,7 @@ BESIDE = ("digest", "status", "remotes")
 # A hub commit names its content: it cannot give other bytes.
 IMMUTABLE = "hf://"
 # Sources that can be asked without a network.
-LOCAL = ("file://", "demo://")
+LOCAL = ("file://", "demo://", "random://")
 
 
 def is_saved_plan(argument: str) -> bool:

@@ -15,9 +15,8 @@ from trtx.recipe.load import LoadedRecipe, load_recipe
 from trtx.recipe.overrides import NO_OVERRIDES, Overrides
 from trtx.recipe.problems import Problem, RecipeInvalid
 from trtx.recipe.runners import Runner
-from trtx.recipe.schema import DEMO, Engine, Quantization, Workload
+from trtx.recipe.schema import DEMO, RANDOM, Engine, Quantization, Workload
 from trtx.recipe.tree import dotted
-from trtx.recipe.unavailable import GPU_ENGINE, GPU_ENGINE_FIX
 
 # Algorithms that observe activations, and so need text; trtx.models.formats has the same facts.
 NEEDS_CALIBRATION = frozenset({"fp8", "int8_sq", "int4_awq", "int4_gptq", "w4a8_awq", "nvfp4", "nvfp4_awq"})
@@ -47,12 +46,14 @@ class Hardware(Protocol):
     """What the checks ask about devices; the module trtx.hardware.support answers it.
 
     `support_problem` returns ("error" or "warning", what, why) for a combination that does not run, or runs as
-    something else than its name says; None when all is well.
+    something else than its name says; None when all is well. `compile_problem` returns (why, fix) when the embedded
+    backend makes no such engine.
     """
 
     @property
     def GPUS(self) -> Mapping[str, Device]: ...
     def support_problem(self, arch: str, algorithm: str) -> tuple[str, str, str] | None: ...
+    def compile_problem(self, arch: str, algorithm: str) -> tuple[str, str] | None: ...
 
 
 NO_RUNNERS: Mapping[str, Runner] = {}
@@ -114,8 +115,8 @@ def _check_sources(loaded: LoadedRecipe) -> Iterator[Problem]:
     if "revision" in model.model_fields_set and not is_hub:
         why = f"{model.source.partition('://')[0]}:// has no revisions"
         yield loaded.problem(("model", "revision"), "model.revision means nothing here", why=why, fix="remove it")
-    if model.allow_pickle and model.source.startswith(DEMO):
-        why = "a demo model is trained here, as safetensors"
+    if model.allow_pickle and model.source.startswith((DEMO, RANDOM)):
+        why = "this model is made here, as safetensors"
         yield loaded.problem(
             ("model", "allow_pickle"), "model.allow_pickle means nothing here", why=why, fix="remove it"
         )
@@ -130,7 +131,7 @@ def _check_sources(loaded: LoadedRecipe) -> Iterator[Problem]:
 
 
 def _check_variants(loaded: LoadedRecipe) -> Iterator[Problem]:
-    is_demo = loaded.recipe.model.source.startswith(DEMO)
+    is_demo = loaded.recipe.model.source.startswith((DEMO, RANDOM))
     for name, variant in loaded.recipe.quantization.items():
         path: problems.Path = ("quantization", name)
         needs = _why_calibrate(variant)
@@ -190,8 +191,7 @@ def _check_devices(loaded: LoadedRecipe, hardware: Hardware) -> Iterator[Problem
             yield loaded.problem(path, f"there is no device '{target.gpu}' in the catalogue", fix=fix)
             continue
         if device.kind == "gpu" and recipe.engine_for(name).backend == "inductor":
-            what = f"an engine for {device.name} cannot be built: {GPU_ENGINE}"
-            yield loaded.problem(path, what, fix=GPU_ENGINE_FIX)
+            yield from _check_gpu_engine(loaded, name, device, hardware)
         for variant in variants:
             if (settings := recipe.quantization.get(variant)) is None:
                 continue
@@ -201,6 +201,28 @@ def _check_devices(loaded: LoadedRecipe, hardware: Hardware) -> Iterator[Problem
                 where: problems.Path = ("quantization", variant, "algorithm")
                 problem = loaded.problem(where, f"{name}/{variant}: {what}", why=why)
                 yield problem if severity == "error" else warning(problem)
+
+
+def _check_gpu_engine(loaded: LoadedRecipe, name: str, device: Device, hardware: Hardware) -> Iterator[Problem]:
+    """What the embedded backend cannot compile for a target's GPU."""
+    recipe = loaded.recipe
+    if (answer := hardware.compile_problem(device.arch, "none")) is not None:
+        what = f"an engine for {device.name} ({device.arch}) cannot be built"
+        yield loaded.problem(("targets", name, "gpu"), what, why=answer[0], fix=answer[1])
+        return
+    dtype = recipe.engine_for(name).dtype
+    if dtype not in ("auto", "bfloat16"):
+        what = f"an engine of {dtype} cannot be built for {device.name}"
+        fix = "use bfloat16, or leave dtype out"
+        yield loaded.problem(origin(loaded, name, "dtype"), what, why="GPU kernels compute in bfloat16", fix=fix)
+    for variant in loaded.built[name]:
+        settings = recipe.quantization.get(variant)
+        if settings is None or hardware.support_problem(device.arch, settings.algorithm) is not None:
+            continue
+        if (answer := hardware.compile_problem(device.arch, settings.algorithm)) is not None:
+            where: problems.Path = ("quantization", variant, "algorithm")
+            what = f"{name}/{variant}: an engine of {settings.algorithm} cannot be built for {device.name}"
+            yield loaded.problem(where, what, why=answer[0], fix=answer[1])
 
 
 def _check_limits(loaded: LoadedRecipe, target: str) -> Iterator[Problem]:

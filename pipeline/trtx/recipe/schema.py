@@ -18,6 +18,7 @@ SCHEMA = "trtx/v1"
 # Versions that `trtx migrate` brings to this one, oldest first.
 OLDER = ("trtx/v0",)
 DEMO = "demo://"
+RANDOM = "random://"
 DEMO_DATASET = "demo://docs"
 
 Algorithm = Literal[
@@ -49,7 +50,8 @@ class Model(Part):
     """The model to compile."""
 
     source: Url = Field(
-        description="Where the model is: hf://owner/name, file:///folder, demo://tiny-llama, or any fsspec URL."
+        description="Where the model is: hf://owner/name, file:///folder, demo://tiny-llama, any fsspec URL, or "
+        "random://llama-3-8b, a published shape with random weights."
     )
     revision: Text = Field(
         default="main", description="Branch, tag or commit of an hf:// source; a commit is the only one that stays."
@@ -66,7 +68,7 @@ class Calibration(Part):
     dataset: Url = Field(
         default=DEMO_DATASET,
         description="Texts: hf://owner/name, file:///path (.txt, .jsonl or a folder), demo://docs. Must be given for "
-        "algorithms that need calibration, unless the model is a demo:// one.",
+        "algorithms that need calibration, unless the model is a demo:// or random:// one.",
     )
     revision: Text = Field(default="main", description="Branch, tag or commit of an hf:// dataset.")
     split: Text = Field(default="train", description="Split of a hub dataset.")

@@ -39,7 +39,7 @@ def _rule(path: str, refuses: Callable[[Any], bool], fix: str) -> Unavailable:
 
 ENGINE_RULES = (
     _rule("engine.backend", _among("tensorrt-llm"), "use inductor"),
-    _rule("engine.dtype", _among("float16"), "use bfloat16, which is faster on CPUs, or float32"),
+    _rule("engine.dtype", _among("float16"), "use bfloat16, which is faster, or float32"),
 )
 
 RULES: tuple[Unavailable, ...] = (
@@ -50,10 +50,6 @@ RULES: tuple[Unavailable, ...] = (
     _rule("gates", _any, "leave the gates out and read benchmark.json"),
     _rule("package.emit.*", _among("kubernetes", "triton"), "use compose"),
 )
-
-# Refused by trtx.recipe.checks, which knows the kind of a target's device.
-GPU_ENGINE = "this version compiles CPU engines only"
-GPU_ENGINE_FIX = "use gpu: cpu or cpu-avx512"
 
 
 def find_unavailable(data: Mapping[str, Any]) -> Iterator[tuple[Path, Any, str]]:

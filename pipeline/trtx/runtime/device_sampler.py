@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trtx.kernels import ops
 from trtx.runtime.draw import MIN_TEMPERATURE
 from trtx.runtime.request import Request
 
@@ -58,8 +59,7 @@ def make_draws(requests: Sequence[Request]) -> Draws | None:
 
 def choose_largest(logits_NV: Tensor) -> Tensor:
     """The most likely token of every row, int64 [N]; BROKEN where the largest logit is not finite."""
-    best_N, token_N = logits_NV.max(-1)
-    return torch.where(best_N.isfinite(), token_N, BROKEN)
+    return ops.argmax(logits_NV)
 
 
 def draw_tokens(logits_NV: Tensor, draws: Draws) -> Tensor:

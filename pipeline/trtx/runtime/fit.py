@@ -16,8 +16,8 @@ from trtx.runtime.card import EngineCard
 class Machine:
     """What of a machine an engine depends on.
 
-    `gpus` are the architectures of its GPUs, as sm_90; `processor` as in `uname -m`, `cpu_flags` as in /proc/cpuinfo, `torch` a version such as `2.13.0+cpu` or None
-    when it is not installed.
+    `processor` as in `uname -m`, `cpu_flags` as in /proc/cpuinfo, `torch` a version such as `2.13.0+cpu` or None
+    when it is not installed; `gpus` are the architectures of its GPUs, as sm_90.
     """
 
     processor: str

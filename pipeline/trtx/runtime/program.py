@@ -72,17 +72,18 @@ class Decoder(Protocol):
 
 
 class EagerPrograms:
-    """The same module, not compiled: what the compiled program is compared with."""
+    """The same module, not compiled, on the card's device: what the compiled program is compared with."""
 
     def __init__(self, card: EngineCard, model: Decoder, num_blocks: int) -> None:
         self.card = card
         self.num_blocks = num_blocks
         self._model = model
-        self._pools = make_pools(card.kv_cache, num_blocks)
+        self._device = card.compiled_for.device
+        self._pools = make_pools(card.kv_cache, num_blocks, self._device)
 
     @torch.inference_mode()
     def step(self, *inputs: Tensor) -> Tensor:
-        return self._model.step(*inputs, *self._pools)
+        return self._model.step(*(tensor.to(self._device) for tensor in inputs), *self._pools).cpu()
 
 
 class CompiledPrograms:

@@ -89,13 +89,13 @@ def check(engine: Path, weights: Path, checkpoint: Path, model: Path, weights_ke
     figures = {"compiled_vs_eager": distance(answers, eager)}
     if "perplexity_vs_modelopt" in tolerances:
         figures["perplexity_vs_modelopt"] = abs(perplexity / heldout.perplexity - 1)
-    limit = card.limits.max_seq_len
-    reference = load_checkpoint(checkpoint, limit)
+    limit, device = card.limits.max_seq_len, card.compiled_for.device
+    reference = load_checkpoint(checkpoint, limit, device)
     figures["logits_vs_checkpoint"] = distance(answers, reference.logits(compared))
     if "greedy_mismatches" in tolerances:
         figures["greedy_mismatches"] = count_greedy_mismatches(programs, reference, heldout.tokens)
     del reference  # one float32 model at a time
-    figures["logits_vs_model"] = distance(answers, load_model(model, limit).logits(compared))
+    figures["logits_vs_model"] = distance(answers, load_model(model, limit, device).logits(compared))
     return Evidence(
         weights_key=weights_key,
         weights_layout_sha256=card.weights_layout_sha256,

@@ -50,10 +50,10 @@ def make_module(
 def make_eager(
     card: EngineCard, weights: Mapping[str, Tensor], num_blocks: int, attention: AttentionKind = "gather"
 ) -> EagerPrograms:
-    """The engine's module over weights that are taken as they are, without a copy."""
-    limit = card.limits.max_seq_len
-    module = make_module(card.model, card.quantization, card.dtype, card.rank, limit, attention)
-    module.load_state_dict(dict(weights), strict=True, assign=True)
+    """The engine's module over weights that are taken as they are, on a processor without a copy."""
+    limit, device = card.limits.max_seq_len, card.compiled_for.device
+    module = make_module(card.model, card.quantization, card.dtype, card.rank, limit, attention, device)
+    module.load_state_dict({name: tensor.to(device) for name, tensor in weights.items()}, strict=True, assign=True)
     return EagerPrograms(card, module, num_blocks)
 
 

@@ -19,6 +19,7 @@ from trtx.errors import VerificationFailed
 from trtx.models.checkpoint import Checkpoint
 from trtx.models.config import read_model_config, uses_long_factors
 from trtx.quant.read_format import read_quant_format
+from trtx.runtime.card import Device
 
 # The plain form: transformers' fused one leaves out the caps on scores of Gemma 2.
 ATTENTION = "eager"
@@ -27,25 +28,27 @@ ATTENTION = "eager"
 class Reference:
     """A transformers model in float32 that is asked for logits."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model.eval()
+    def __init__(self, model: Any, device: Device) -> None:
+        self._model = model.eval().to(device)
+        self._device = device
 
     @torch.inference_mode()
     def logits(self, tokens_KT: Tensor) -> Tensor:
         """Logits, float32 [K, T, V]; one sequence at a time, for the sake of memory."""
-        rows = [self._model(input_ids=row[None], use_cache=False).logits.float() for row in tokens_KT]
+        tokens_KT = tokens_KT.to(self._device)
+        rows = [self._model(input_ids=row[None], use_cache=False).logits.float().cpu() for row in tokens_KT]
         return torch.cat(rows)
 
 
-def load_model(folder: Path, max_seq_len: int) -> Reference:
+def load_model(folder: Path, max_seq_len: int, device: Device = "cpu") -> Reference:
     """The unquantized model of a Hugging Face folder, as an engine for `max_seq_len` tokens computes it."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, attn_implementation=ATTENTION
     )
-    return Reference(_like_engine(model, max_seq_len))
+    return Reference(_like_engine(model, max_seq_len), device)
 
 
-def load_checkpoint(folder: Path, max_seq_len: int) -> Reference:
+def load_checkpoint(folder: Path, max_seq_len: int, device: Device = "cpu") -> Reference:
     """The model of a unified checkpoint with its weights dequantized, which rounds weights and nothing else.
 
     Raises VerificationFailed when it has not all of the model's weights.
@@ -71,7 +74,7 @@ def load_checkpoint(folder: Path, max_seq_len: int) -> Reference:
             why=f"{missing[0]} is missing or of another shape",
             fix="export the checkpoint again",
         )
-    return Reference(_like_engine(model, max_seq_len))
+    return Reference(_like_engine(model, max_seq_len), device)
 
 
 def _like_engine(model: Any, max_seq_len: int) -> Any:

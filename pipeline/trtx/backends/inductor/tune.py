@@ -27,7 +27,7 @@ from trtx.processes import die_with_parent
 from trtx.runtime.native import load_kernels
 
 # Up to so many tokens products have a kernel of their own (kernels/cuda/few_tokens.cu).
-FEW_TOKENS = 32
+FEW_TOKENS = 8
 MAX_CANDIDATES = 16
 ROUNDS = 5
 # Weights are taken in turn, several times what the cache of any GPU holds.
@@ -58,7 +58,7 @@ def list_shapes(spec: EngineSpec) -> dict[tuple[str, int, int], None]:
 
 def list_tokens(largest: int) -> Iterator[int]:
     """Numbers of tokens that have records, up to the first that covers `largest`; see round_tokens in products.cpp."""
-    tokens = FEW_TOKENS + 16
+    tokens = 16
     while True:
         yield tokens
         if tokens >= largest:

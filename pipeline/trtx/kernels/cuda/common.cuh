@@ -45,6 +45,24 @@ __device__ __forceinline__ float2 unpack_int8(uint32_t pair) {
   return make_float2(float(static_cast<int8_t>(pair & 0xff)), float(static_cast<int8_t>((pair >> 8) & 0xff)));
 }
 
+// A kernel that was launched early runs beside the end of the one before it on its stream: here it waits for that one's
+// results (PTX ISA, griddepcontrol).
+__device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// From here on the next kernel may start, if it was launched early.
+__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+
+template <typename Task>
+void launch_early(void (*kernel)(Task), dim3 grid, int threads, cudaStream_t stream, const Task& task) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = dim3(threads), config.stream = stream;
+  config.attrs = &early, config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, task);
+}
+
 // d += a · b for 16 rows, 8 columns and 16 numbers each: PTX ISA, "Matrix Fragments for mma.m16n8k16".
 __device__ __forceinline__ void mma_bf16(float d[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                          uint32_t b1) {

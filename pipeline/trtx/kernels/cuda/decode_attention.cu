@@ -90,7 +90,7 @@ __device__ __forceinline__ void to_halves(uint32_t word, uint32_t& low, uint32_t
 }
 
 template <PoolNumber P, int D, int Q>
-__global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
+__global__ void __launch_bounds__(WARPS* WARP, D > 128 ? 2 : P == PoolNumber::bf16 ? 3 : 4) decode(AttentionTask task) {
   constexpr int LOADS = D / (4 * CHANNELS_16B<P>);  // of 16 bytes, for a key
   constexpr int C = 8, LANES = D / C, AT_ONCE = WARP / LANES;  // channels of a lane, lanes of a value, values of a warp
   __shared__ float scores[WARPS][RUN][Q];
@@ -101,6 +101,7 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
   const int g = blockIdx.x / quarters, first_head = g * per_head + blockIdx.x % quarters * Q;
   const int heads = min(Q, per_head - blockIdx.x % quarters * Q);
   const int b = blockIdx.y, split = blockIdx.z;
+  wait_for_inputs();
   const int length = task.context_lens[b];
   const int begin = task.window > 0 ? max(0, length - task.window) : 0;
   // Every split takes the same number of runs.
@@ -135,20 +136,31 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
 #pragma unroll
     for (int c = 0; c < C; ++c) y[h][c] = 0;
   }
-  for (int run = first_run + warp; run < end_run; run += WARPS) {
-    // The token of this lane, and where it lies; lanes l and l + RUN have the same one.
+  constexpr int PASSES = RUN / AT_ONCE, EARLY = PASSES > 8 ? 8 : PASSES;
+  uint4 k[RUN / 8][LOADS];
+  // Lanes l and l + RUN have the same token of a run; this is where it lies.
+  const auto find_slot = [&](int run) {
     const int mine = run * RUN + lane % RUN;
-    const bool is_seen = mine >= begin && mine < length;
-    const int64_t slot = mine < length ? int64_t(table[mine / task.S]) * task.S + mine % task.S : 0;
-    uint4 k[RUN / 8][LOADS];
+    return mine < length ? int64_t(table[mine / task.S]) * task.S + mine % task.S : int64_t(0);
+  };
+  const auto load_keys = [&](int64_t slot) {
 #pragma unroll
     for (int n = 0; n < RUN / 8; ++n) {
       const char* from = keys + __shfl_sync(ALL, slot, n * 8 + group) * row_bytes + part * 16;
 #pragma unroll
       for (int i = 0; i < LOADS; ++i) k[n][i] = load_stream(from + i * 64);
     }
-    // Half of the values are on their way while scores are computed.
-    constexpr int PASSES = RUN / AT_ONCE, EARLY = PASSES > 4 ? PASSES / 2 : PASSES;
+  };
+  int64_t slot = 0;
+  if (first_run + warp < end_run) {
+    slot = find_slot(first_run + warp);
+    load_keys(slot);
+  }
+  for (int run = first_run + warp; run < end_run; run += WARPS) {
+    const int mine = run * RUN + lane % RUN;
+    const bool is_seen = mine >= begin && mine < length;
+    const bool has_next = run + WARPS < end_run;
+    // Values are on their way while scores are computed, and the next run's keys while values are added up.
     uint32_t v[EARLY][C * BYTES<P> / 4];
     const auto load_values = [&](int first) {
 #pragma unroll
@@ -158,6 +170,7 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
       }
     };
     load_values(0);
+    const int64_t next_slot = has_next ? find_slot(run + WARPS) : 0;
 #pragma unroll
     for (int n = 0; n < RUN / 8; ++n) {
       float sums[4] = {};
@@ -177,6 +190,7 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
       // Lane l has head l / 4 and tokens 2 (l % 4) and + 1.
       if (group < Q) scores[warp][n * 8 + part * 2][group] = sums[0], scores[warp][n * 8 + part * 2 + 1][group] = sums[1];
     }
+    if (has_next) load_keys(next_slot);
     __syncwarp();
     float p[Q];
 #pragma unroll
@@ -220,6 +234,7 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
       }
     }
     __syncwarp();
+    slot = next_slot;
   }
 #pragma unroll
   for (int h = 0; h < Q; ++h) {
@@ -232,6 +247,7 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
     if (lane == 0) joined[warp][h][D] = largest[h], joined[warp][h][D + 1] = total[h];
   }
   __syncthreads();
+  let_next_start();
   const float v_scale = task.v_scale ? *task.v_scale : 1.f;
   for (int index = threadIdx.x; index < heads * D; index += WARPS * WARP) {
     const int h = index / D, d = index % D;
@@ -282,7 +298,7 @@ void run(const AttentionTask& task, cudaStream_t stream) {
   const int per_head = task.H / task.G;
   const auto launch = [&](auto kernel, int at_once) {
     const dim3 grid(task.G * ((per_head + at_once - 1) / at_once), task.B, task.splits);
-    kernel<<<grid, WARPS * WARP, 0, stream>>>(task);
+    launch_early(kernel, grid, WARPS * WARP, stream, task);
   };
   if (per_head == 1)
     launch(decode<P, D, 1>, 1);

@@ -63,15 +63,25 @@ __global__ void __launch_bounds__(WARPS* WARP) few_tokens(FewTokensTask task) {
   float sums[R][T][4] = {};
   float scaled[R][T][4] = {};  // of int4, whose groups have scales
   constexpr int UNROLL = W == Weight::int4 ? 2 : 4;
-  for (int base = warp * UNROLL; base < steps; base += WARPS * UNROLL) {
-    uint4 weights[UNROLL][2 * R];
+  uint4 weights[UNROLL][2 * R], next[UNROLL][2 * R];
+  const auto load_weights = [&](int base) {
 #pragma unroll
     for (int u = 0; u < UNROLL; ++u) {
       const int step = base + u;
 #pragma unroll
       for (int r = 0; r < 2 * R; ++r)
-        weights[u][r] = step < steps ? load_stream(rows[r] + int64_t(step) * STEP_BYTES) : make_uint4(0, 0, 0, 0);
+        next[u][r] = step < steps ? load_stream(rows[r] + int64_t(step) * STEP_BYTES) : make_uint4(0, 0, 0, 0);
     }
+  };
+  // The weight depends on nothing: it is on its way before the kernel that makes the tokens has ended.
+  load_weights(warp * UNROLL);
+  wait_for_inputs();
+  for (int base = warp * UNROLL; base < steps; base += WARPS * UNROLL) {
+#pragma unroll
+    for (int u = 0; u < UNROLL; ++u)
+#pragma unroll
+      for (int r = 0; r < 2 * R; ++r) weights[u][r] = next[u][r];
+    load_weights(base + WARPS * UNROLL);
 #pragma unroll
     for (int u = 0; u < UNROLL; ++u) {
       const int step = base + u;
@@ -141,6 +151,7 @@ __global__ void __launch_bounds__(WARPS* WARP) few_tokens(FewTokensTask task) {
       }
     }
   }
+  let_next_start();
   __shared__ float shared[WARPS][R * T * 4][WARP];
 #pragma unroll
   for (int r = 0; r < R; ++r)
@@ -170,11 +181,11 @@ __global__ void __launch_bounds__(WARPS* WARP) few_tokens(FewTokensTask task) {
 template <Weight W>
 void run(const FewTokensTask& task, cudaStream_t stream) {
   if (task.M <= 8)
-    few_tokens<W, 1, 1><<<(task.N + 15) / 16, WARPS * WARP, 0, stream>>>(task);
+    launch_early(few_tokens<W, 1, 1>, dim3((task.N + 15) / 16), WARPS * WARP, stream, task);
   else if (task.M <= 16)
-    few_tokens<W, 2, 2><<<(task.N + 31) / 32, WARPS * WARP, 0, stream>>>(task);
+    launch_early(few_tokens<W, 2, 2>, dim3((task.N + 31) / 32), WARPS * WARP, stream, task);
   else
-    few_tokens<W, 4, 2><<<(task.N + 31) / 32, WARPS * WARP, 0, stream>>>(task);
+    launch_early(few_tokens<W, 4, 2>, dim3((task.N + 31) / 32), WARPS * WARP, stream, task);
 }
 
 }  // namespace

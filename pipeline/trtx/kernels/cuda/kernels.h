@@ -23,7 +23,7 @@ struct FewTokensTask {
   int64_t group_bytes;         // int4: half a group, a multiple of 64
 };
 
-constexpr int MAX_FEW_TOKENS = 32;
+constexpr int MAX_FEW_TOKENS = 8;
 
 void run_few_tokens(const FewTokensTask& task, cudaStream_t stream);
 
@@ -51,5 +51,12 @@ struct AttentionTask {
 bool has_attention(int head_dim, int heads_per_kv_head);
 void run_decode_attention(const AttentionTask& task, cudaStream_t stream);
 void run_prompt_attention(const AttentionTask& task, cudaStream_t stream);
+
+// places[count] = where the largest number of each row is, -1 where it is not finite. `best` are zeros, and are left so.
+void run_argmax(const float* rows, int64_t columns, int count, unsigned long long* best, int64_t* places,
+                cudaStream_t stream);
+
+// y[N, K] in bf16 = weight[N, K] (int8, or int4 in bytes [N, K / 2]) times its scales; see FewTokensTask.
+void run_widen(const void* weight, const float* scale, void* y, int N, int K, int group, cudaStream_t stream);
 
 }  // namespace trtx

@@ -56,18 +56,18 @@ int count_processors() {
   return count;
 }
 
-// Zeros that the attention counts its parts in, and leaves as zeros. Never freed: graphs hold their address. Calls that
-// use them run one after another, on one stream.
-int32_t* counters(int count) {
-  constexpr int MOST = 1 << 16;
-  TORCH_CHECK(count <= MOST, "kernels: ", count, " heads are too many to be split");
+// Zeros that kernels count in, and leave as zeros. Never freed: graphs hold their address. Calls that use them run one
+// after another, on one stream.
+void* zeros(size_t bytes) {
+  constexpr size_t MOST = size_t(1) << 20;
+  TORCH_CHECK(bytes <= MOST, "kernels: ", bytes, " bytes of counters are too many");
   static std::mutex mutex;
-  static std::map<int, int32_t*> made;
+  static std::map<int, void*> made;
   const std::lock_guard<std::mutex> lock(mutex);
-  int32_t*& found = made[c10::cuda::current_device()];
+  void*& found = made[c10::cuda::current_device()];
   if (found == nullptr) {
-    C10_CUDA_CHECK(cudaMalloc(&found, MOST * sizeof(int32_t)));
-    C10_CUDA_CHECK(cudaMemset(found, 0, MOST * sizeof(int32_t)));
+    C10_CUDA_CHECK(cudaMalloc(&found, MOST));
+    C10_CUDA_CHECK(cudaMemset(found, 0, MOST));
   }
   return found;
 }
@@ -85,6 +85,15 @@ trtx::FewTokensTask make_task(const Tensor& rows, const Tensor& weight, const Te
   task.x_bytes = rows.size(1) * rows.element_size();
   task.row_bytes = weight.size(1) * weight.element_size();
   return task;
+}
+
+// With a weight that is widened first, whole: for many tokens, whose product takes longer than that.
+void multiply_widened(const Tensor& rows, const Tensor& weight, const Tensor& scale, int group, const Tensor& y) {
+  const Tensor wide = at::empty({weight.size(0), rows.size(1)}, rows.options());
+  trtx::run_widen(
+      weight.const_data_ptr(), scale.const_data_ptr<float>(), wide.mutable_data_ptr(), int(weight.size(0)),
+      int(rows.size(1)), group, c10::cuda::getCurrentCUDAStream());
+  trtx::run_product(rows, wide, nullptr, y);
 }
 
 Tensor linear_bf16(const Tensor& x, const Tensor& weight) {
@@ -162,15 +171,68 @@ Tensor paged_attention(
   if (task.splits > 1) {
     partials = at::empty({task.B, task.H, task.splits, task.D + 2}, q.options().dtype(at::kFloat));
     task.partials = partials.mutable_data_ptr<float>();
-    task.counters = counters(task.B * task.H);
+    task.counters = static_cast<int32_t*>(zeros(sizeof(int32_t) * task.B * task.H));
   }
   trtx::run_decode_attention(task, stream);
   return y;
 }
 
+Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scale) {
+  const CUDAGuard guard(x.device());
+  const Tensor rows = as_rows(x, at::kBFloat16);
+  check(weight, "weight", at::kChar, {weight.size(0), rows.size(1)});
+  check(scale, "scale", at::kFloat, {weight.size(0)});
+  const Tensor y = make_output(rows, weight);
+  if (rows.size(0) == 0) return finish(x, y);
+  if (is_few(rows.size(0), weight.size(1))) {
+    auto task = make_task(rows, weight, y, trtx::Weight::int8);
+    task.scale = scale.const_data_ptr<float>();
+    trtx::run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
+    return finish(x, y);
+  }
+  multiply_widened(rows, weight, scale, 0, y);
+  return finish(x, y);
+}
+
+Tensor linear_int4(
+    const Tensor& x, const Tensor& weight, const Tensor& scale, const std::optional<Tensor>& offset, int64_t group) {
+  const CUDAGuard guard(x.device());
+  TORCH_CHECK(!offset, "kernels: groups with zero points are not computed on this device");
+  const Tensor rows = as_rows(x, at::kBFloat16);
+  TORCH_CHECK(group % 4 == 0 && rows.size(1) % group == 0, "kernels: groups of ", group, " of ", rows.size(1), " columns");
+  check(weight, "weight", at::kByte, {weight.size(0), rows.size(1) / 2});
+  check(scale, "scale", at::kFloat, {weight.size(0), rows.size(1) / group});
+  const Tensor y = make_output(rows, weight);
+  if (rows.size(0) == 0) return finish(x, y);
+  if (is_few(rows.size(0), weight.size(1)) && group % 128 == 0) {
+    auto task = make_task(rows, weight, y, trtx::Weight::int4);
+    task.scale = scale.const_data_ptr<float>();
+    task.Z = int(scale.size(1)), task.group_bytes = group / 2;
+    trtx::run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
+    return finish(x, y);
+  }
+  multiply_widened(rows, weight, scale, int(group), y);
+  return finish(x, y);
+}
+
+Tensor argmax(const Tensor& rows) {
+  const CUDAGuard guard(rows.device());
+  check(rows, "rows", at::kFloat, {rows.size(0), rows.size(1)});
+  const Tensor places = at::empty({rows.size(0)}, rows.options().dtype(at::kLong));
+  const int count = int(rows.size(0));
+  auto* best = static_cast<unsigned long long*>(zeros(sizeof(unsigned long long) * count));
+  trtx::run_argmax(
+      rows.const_data_ptr<float>(), rows.size(1), count, best, places.mutable_data_ptr<int64_t>(),
+      c10::cuda::getCurrentCUDAStream());
+  return places;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(TRTX_NAMESPACE, CUDA, library) {
+  library.impl("argmax", argmax);
+  library.impl("linear_int8", linear_int8);
+  library.impl("linear_int4", linear_int4);
   library.impl("paged_attention", paged_attention);
   library.impl("linear_bf16", linear_bf16);
   library.impl("linear_e4m3", linear_e4m3);

@@ -22,10 +22,11 @@ SOURCES = {
     "hf": "trtx.models.sources.hf",
     "file": "trtx.models.sources.local",
     "demo": "trtx.models.sources.demo",
+    "random": "trtx.models.sources.random",
 }
 ANY_OTHER = "trtx.models.sources.remote"
 # Sources that need no network.
-LOCAL = ("file://", "demo://")
+LOCAL = ("file://", "demo://", "random://")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TRUE = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads flags
 
@@ -51,7 +52,7 @@ class Resolved:
     """A source pinned: `identity` changes whenever the bytes could.
 
     `url` is the canonical form to plan with (a relative file:// path made absolute). `identity` is a commit
-    for hf://, a digest of the tree for files, the generator's parameters for demo://.
+    for hf://, a digest of the tree for files, the generator's parameters for demo:// and random://.
     `config` is the parsed config.json of a model, `{}` for a dataset. `toolchain` names the
     distributions whose versions influence the bytes (only generated models have any).
     """
