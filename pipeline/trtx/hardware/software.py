@@ -40,6 +40,15 @@ def read_compiler(environ: Mapping[str, str]) -> str | None:
     return answer.strip() if answer else None
 
 
+def read_nvcc(environ: Mapping[str, str]) -> str | None:
+    """Version of CUDA's compiler, of $CUDA_HOME or else of the PATH, such as `13.0.88`; None when there is none."""
+    home = environ.get("CUDA_HOME")
+    path = shutil.which("nvcc", path=f"{home}/bin") if home else find_program("nvcc", environ)
+    answer = ask([path, "--version"], timeout_s=ANSWER_TIMEOUT_S) if path else None
+    match = re.search(r"V(\d+\.\d+\.\d+)", answer or "")
+    return match[1] if match else None
+
+
 def read_slurm(environ: Mapping[str, str]) -> tuple[str | None, list[str]]:
     """Version of Slurm's client commands, None when there are none, and those that are missing."""
     missing = [name for name in SLURM_COMMANDS if find_program(name, environ) is None]

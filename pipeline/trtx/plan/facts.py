@@ -14,6 +14,7 @@ from pathlib import Path
 
 from trtx.errors import EnvironmentProblem
 from trtx.files import canonical_json, read_file, read_json, sha256_bytes, write_json
+from trtx.hardware import software
 from trtx.hardware.host import Host, read_host
 from trtx.hardware.versions import installed_version
 from trtx.paths import cache_dir
@@ -103,13 +104,9 @@ def read_compiler(environ: Mapping[str, str]) -> str:
 
 
 def read_nvcc(environ: Mapping[str, str]) -> str:
-    """The CUDA compiler of $CUDA_HOME or the PATH, such as `nvcc 13.0.88`, or `absent`."""
-    home = environ.get("CUDA_HOME")
-    path = shutil.which("nvcc", path=f"{home}/bin" if home else environ.get("PATH", os.defpath))
-    if path is None:
-        return ABSENT
-    match = re.search(r"V(\d+\.\d+\.\d+)", ask([path, "--version"], timeout_s=20) or "")
-    return f"nvcc {match[1]}" if match else ABSENT
+    """The CUDA compiler that builds use, such as `nvcc 13.0.88`, or `absent`."""
+    version = software.read_nvcc(environ)
+    return f"nvcc {version}" if version else ABSENT
 
 
 def read_pins(cache: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trtx.errors import EnvironmentProblem
-from trtx.hardware.software import read_compiler
+from trtx.hardware.software import read_compiler, read_nvcc
 from trtx.hardware.versions import installed_version
 from trtx.stages.params import PARAMS
 
@@ -50,6 +50,9 @@ def find_version(name: str) -> str:
     if name == "c++":
         version = read_compiler(os.environ)
         return f"g++ {version}" if version else ABSENT
+    if name == "nvcc":
+        version = read_nvcc(os.environ)
+        return f"nvcc {version}" if version else ABSENT
     return installed_version(name) or ABSENT
 
 

@@ -25,6 +25,20 @@ __device__ __forceinline__ uint4 load_stream(const void* from) {
 
 __device__ __forceinline__ uint4 load16(const void* from) { return *reinterpret_cast<const uint4*>(from); }
 
+// 16 bytes to shared memory, without waiting and past the registers.
+__device__ __forceinline__ void copy_async(void* to, const void* from) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait for all but the last `pending` groups of this thread's copies.
+template <int pending>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
 __device__ __forceinline__ float2 unpack(uint32_t pair) {
   return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
 }
@@ -53,12 +67,14 @@ __device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol
 __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
 
 template <typename Task>
-void launch_early(void (*kernel)(Task), dim3 grid, int threads, cudaStream_t stream, const Task& task) {
+void launch_early(
+    void (*kernel)(Task), dim3 grid, int threads, cudaStream_t stream, const Task& task, int shared_bytes = 0) {
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid, config.blockDim = dim3(threads), config.stream = stream;
+  config.dynamicSmemBytes = shared_bytes;
   config.attrs = &early, config.numAttrs = 1;
   cudaLaunchKernelEx(&config, kernel, task);
 }

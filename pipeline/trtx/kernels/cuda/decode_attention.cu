@@ -1,10 +1,12 @@
 // Attention of one token a sequence: every key and value is read once, from where it lies in the pools.
 //
-// A block has one sequence, one key-value head and up to four of its query heads; its warps take runs of tokens of
-// the context in turn and keep their own softmax (Milakov and Gimelshein, arXiv:1805.02867), which are joined at the end.
-// Few sequences with long contexts are split over blocks, of which the last to end joins the parts (Dao et al., "Flash-Decoding").
+// A block has one sequence, one key-value head and up to eight of its query heads. Its warps take runs of 16 tokens of the
+// context in turn and keep their own softmax (Milakov and Gimelshein, arXiv:1805.02867), which are joined at the end. Both
+// products are matrix instructions with the heads as rows, so that a lane's scores are its part of the weights of the
+// second one. Few sequences with long contexts are split over blocks, of which the last to end joins the parts
+// (Dao et al., "Flash-Decoding").
 //
-// Legend: B sequences, H query heads, G key-value heads, D channels, Q query heads of a block, C channels of a value in a lane.
+// Legend: B sequences, H query heads, G key-value heads, D channels.
 
 #include "common.cuh"
 #include "kernels.h"
@@ -12,59 +14,34 @@
 namespace trtx {
 namespace {
 
-constexpr int WARPS = 4;
+constexpr int HEADS = 8;
 constexpr int RUN = 16;  // tokens that a warp takes at a time
+// Runs of a warp that are in shared memory or on their way.
+template <PoolNumber P>
+constexpr int STAGES = P == PoolNumber::bf16 ? 2 : 3;
+constexpr int MANY_CONTEXTS = 512;
+constexpr int MIN_RUNS = 12;  // of a split
 constexpr float NOTHING = -1e30f;
 
 template <PoolNumber P>
 constexpr int BYTES = P == PoolNumber::bf16 ? 2 : 1;
-
-template <PoolNumber P, int COUNT>
-__device__ __forceinline__ void widen(const uint32_t* words, float* out) {
-  if constexpr (P == PoolNumber::bf16) {
-#pragma unroll
-    for (int i = 0; i < COUNT / 2; ++i) {
-      const float2 v = unpack(words[i]);
-      out[2 * i] = v.x, out[2 * i + 1] = v.y;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < COUNT / 4; ++i) {
-      const float2 a = P == PoolNumber::e4m3 ? unpack_e4m3(words[i] & 0xffff) : unpack_int8(words[i] & 0xffff);
-      const float2 b = P == PoolNumber::e4m3 ? unpack_e4m3(words[i] >> 16) : unpack_int8(words[i] >> 16);
-      out[4 * i] = a.x, out[4 * i + 1] = a.y, out[4 * i + 2] = b.x, out[4 * i + 3] = b.y;
-    }
-  }
-}
-
-template <int NUM_BYTES>
-__device__ __forceinline__ void load_words(const void* from, uint32_t* words) {
-  if constexpr (NUM_BYTES >= 16) {
-#pragma unroll
-    for (int i = 0; i < NUM_BYTES / 16; ++i) {
-      const uint4 v = load_stream(static_cast<const char*>(from) + 16 * i);
-      words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
-    }
-  } else if constexpr (NUM_BYTES == 8) {
-    const uint2 v = __ldg(static_cast<const uint2*>(from));
-    words[0] = v.x, words[1] = v.y;
-  } else if constexpr (NUM_BYTES == 4) {
-    words[0] = __ldg(static_cast<const uint32_t*>(from));
-  } else {
-    words[0] = __ldg(static_cast<const uint16_t*>(from));
-  }
-}
-
-// Scores by matrix instructions: 16 channels of the heads (rows, of which 8 are used) times 8 tokens (columns). A lane
-// takes 16 bytes of the key of token l / 4; the order of channels does not matter as long as queries have the same one.
+// Numbers in 16 bytes.
 template <PoolNumber P>
-constexpr int CHANNELS_16B = P == PoolNumber::bf16 ? 8 : 16;
+constexpr int NUMBERS = 16 / BYTES<P>;
 
-// The channel that the first of four numbers of instruction m comes from, in lane part.
+// The channel of the first of the four numbers that lane `part` gives to instruction m of the scores: a lane takes 16
+// bytes of a key at a time. The order of channels does not matter as long as queries have the same one.
 template <PoolNumber P>
 __device__ __forceinline__ int first_channel(int m, int part) {
-  constexpr int PER_LOAD = CHANNELS_16B<P> / 4;
-  return m / PER_LOAD * 4 * CHANNELS_16B<P> + part * CHANNELS_16B<P> + m % PER_LOAD * 4;
+  constexpr int PER_LOAD = NUMBERS<P> / 4;
+  return m / PER_LOAD * 4 * NUMBERS<P> + part * NUMBERS<P> + m % PER_LOAD * 4;
+}
+
+// Rows of 16-byte chunks in shared memory: chunks change places by the row's number, so that neither the four chunks of
+// two neighbouring rows nor one chunk of eight lie in the same banks.
+template <int CHUNKS>
+__device__ __forceinline__ int place_of(int chunk, int token) {
+  return chunk ^ ((token % 2 * 4 ^ token / 2 % 4) & (CHUNKS - 1));
 }
 
 __device__ __forceinline__ void mma_f16(float d[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
@@ -73,181 +50,194 @@ __device__ __forceinline__ void mma_f16(float d[4], uint32_t a0, uint32_t a2, ui
       : "r"(a0), "r"(0), "r"(a2), "r"(0), "r"(b0), "r"(b1));
 }
 
-// Four numbers of 8 bits as two pairs of half precision.
+// The heads are the upper eight rows; below them is nothing.
 template <PoolNumber P>
-__device__ __forceinline__ void to_halves(uint32_t word, uint32_t& low, uint32_t& high) {
-  if constexpr (P == PoolNumber::e4m3) {
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(low) : "h"(static_cast<uint16_t>(word & 0xffff)));
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(high) : "h"(static_cast<uint16_t>(word >> 16)));
-  } else {
-    // 0x6400 is 1024, whose steps are 1; the sign bit is turned so that -128 is 0.
-    const uint32_t turned = word ^ 0x80808080u;
-    low = __byte_perm(turned, 0x64646464u, 0x4140), high = __byte_perm(turned, 0x64646464u, 0x4342);
-    const __half2 offset = __floats2half2_rn(1152.f, 1152.f);
-    __half2 a = __hsub2(*reinterpret_cast<__half2*>(&low), offset), b = __hsub2(*reinterpret_cast<__half2*>(&high), offset);
-    low = *reinterpret_cast<uint32_t*>(&a), high = *reinterpret_cast<uint32_t*>(&b);
-  }
+__device__ __forceinline__ void multiply(float d[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
+  if constexpr (P == PoolNumber::bf16) mma_bf16(d, a0, 0, a2, 0, b0, b1);
+  else mma_f16(d, a0, a2, b0, b1);
 }
 
-template <PoolNumber P, int D, int Q>
-__global__ void __launch_bounds__(WARPS* WARP, D > 128 ? 2 : P == PoolNumber::bf16 ? 3 : 4) decode(AttentionTask task) {
-  constexpr int LOADS = D / (4 * CHANNELS_16B<P>);  // of 16 bytes, for a key
-  constexpr int C = 8, LANES = D / C, AT_ONCE = WARP / LANES;  // channels of a lane, lanes of a value, values of a warp
-  __shared__ float scores[WARPS][RUN][Q];
-  __shared__ float joined[WARPS][Q][D + 2];
+__device__ __forceinline__ uint32_t pack_halves(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// As what the matrix instructions multiply: bf16 beside a pool of bf16, else half precision.
+template <PoolNumber P>
+__device__ __forceinline__ uint32_t pack_for(float low, float high) {
+  return P == PoolNumber::bf16 ? pack(low, high) : pack_halves(low, high);
+}
+
+// Two numbers of 8 bits, in the low half of a word, as half precision.
+template <PoolNumber P>
+__device__ __forceinline__ uint32_t to_halves(uint32_t pair) {
+  uint32_t halves;
+  if constexpr (P == PoolNumber::e4m3) {
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(pair)));
+  } else {
+    // 0x6400 is 1024, whose steps are 1; the sign bit is turned so that -128 is 0.
+    halves = __byte_perm(pair ^ 0x8080u, 0x64u, 0x4140);
+    const __half2 moved = __hsub2(*reinterpret_cast<const __half2*>(&halves), __floats2half2_rn(1152.f, 1152.f));
+    halves = *reinterpret_cast<const uint32_t*>(&moved);
+  }
+  return halves;
+}
+
+__device__ __forceinline__ void load_transposed(uint32_t v[4], const char* from) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(from));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+               : "r"(address));
+}
+
+template <PoolNumber P, int D, int WARPS>
+__global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
+  constexpr int ROW = D * BYTES<P>, CHUNKS = ROW / 16, TOGETHER = WARP / CHUNKS, COPIES = RUN / TOGETHER;
+  constexpr int LOADS = CHUNKS / 4;  // of 16 bytes, by a lane, for a key
+  __shared__ float joined[WARPS][HEADS][D + 2];
   __shared__ bool is_last;
+  extern __shared__ __align__(16) char memory[];
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = lane / 4, part = lane % 4;
-  const int per_head = task.H / task.G, quarters = (per_head + Q - 1) / Q;
-  const int g = blockIdx.x / quarters, first_head = g * per_head + blockIdx.x % quarters * Q;
-  const int heads = min(Q, per_head - blockIdx.x % quarters * Q);
+  const int per_head = task.H / task.G, shares = (per_head + HEADS - 1) / HEADS;
+  const int g = blockIdx.x / shares, first_head = g * per_head + blockIdx.x % shares * HEADS;
+  const int heads = min(HEADS, per_head - blockIdx.x % shares * HEADS);
   const int b = blockIdx.y, split = blockIdx.z;
   wait_for_inputs();
   const int length = task.context_lens[b];
   const int begin = task.window > 0 ? max(0, length - task.window) : 0;
-  // Every split takes the same number of runs.
-  const int runs = (length - begin / RUN * RUN + RUN - 1) / RUN, share = (runs + task.splits - 1) / task.splits;
+  // Splits take the same number of runs, but no fewer than are worth it: a short context is one block's, the others end.
+  const int runs = (length - begin / RUN * RUN + RUN - 1) / RUN;
+  const int share = max((runs + task.splits - 1) / task.splits, MIN_RUNS);
+  const int splits = max(1, (runs + share - 1) / share);
+  if (split >= splits) return;
   const int first_run = begin / RUN + split * share, end_run = min(begin / RUN + runs, first_run + share);
   const int32_t* table = task.block_tables + int64_t(b) * task.W;
-  const int64_t row_bytes = int64_t(task.G) * D * BYTES<P>, head_bytes = int64_t(g) * D * BYTES<P>;
+  const int64_t row_bytes = int64_t(task.G) * ROW, head_bytes = int64_t(g) * ROW;
   const char* keys = static_cast<const char*>(task.k_pool) + head_bytes;
   const char* values = static_cast<const char*>(task.v_pool) + head_bytes;
-  const float scale = task.scale * (task.k_scale ? *task.k_scale : 1.f);
-  const int which = lane / LANES, place = lane % LANES;
 
+  // Keys and values of a run pass through shared memory of the warp's own, so that many bytes are on their way without
+  // holding registers.
+  char* ring = memory + warp * STAGES<P> * 2 * RUN * ROW;
+  const int token_in = lane / CHUNKS, chunk = lane % CHUNKS;
+  const auto start_copy = [&](int run, int stage) {
+    // Lanes l and l + RUN have the same token of a run; this is where it lies.
+    const int mine = run * RUN + lane % RUN;
+    const int64_t slot = mine < length ? int64_t(table[mine / task.S]) * task.S + mine % task.S : int64_t(0);
+    char* to = ring + stage * 2 * RUN * ROW;
+#pragma unroll
+    for (int i = 0; i < COPIES; ++i) {
+      const int token = i * TOGETHER + token_in;
+      const int64_t at = __shfl_sync(ALL, slot, token) * row_bytes + chunk * 16;
+      char* place = to + token * ROW + place_of<CHUNKS>(chunk, token) * 16;
+      copy_async(place, keys + at);
+      copy_async(place + RUN * ROW, values + at);
+    }
+  };
+#pragma unroll
+  for (int ahead = 0; ahead < STAGES<P> - 1; ++ahead) {
+    const int run = first_run + warp + ahead * WARPS;
+    if (run < end_run) start_copy(run, ahead);
+    commit_copies();
+  }
   uint32_t q[D / 16][2];
 #pragma unroll
   for (int m = 0; m < D / 16; ++m) {
-    const int channel = first_channel<P>(m, part);
     const bf16* from = static_cast<const bf16*>(task.q) + (int64_t(b) * task.H + first_head + min(group, heads - 1)) * D;
-    const uint2 four = *reinterpret_cast<const uint2*>(from + channel);
-    if constexpr (P == PoolNumber::bf16) {
-      q[m][0] = group < heads ? four.x : 0u, q[m][1] = group < heads ? four.y : 0u;
-    } else {
-      const float2 x = unpack(four.x), y = unpack(four.y);
-      const __half2 u = __floats2half2_rn(x.x, x.y), v = __floats2half2_rn(y.x, y.y);
-      q[m][0] = group < heads ? *reinterpret_cast<const uint32_t*>(&u) : 0u;
-      q[m][1] = group < heads ? *reinterpret_cast<const uint32_t*>(&v) : 0u;
-    }
+    const uint2 four = *reinterpret_cast<const uint2*>(from + first_channel<P>(m, part));
+    const float2 x = unpack(four.x), z = unpack(four.y);
+    q[m][0] = group < heads ? pack_for<P>(x.x, x.y) : 0u, q[m][1] = group < heads ? pack_for<P>(z.x, z.y) : 0u;
   }
-  float largest[Q], total[Q], y[Q][C];
-#pragma unroll
-  for (int h = 0; h < Q; ++h) {
-    largest[h] = NOTHING, total[h] = 0;
-#pragma unroll
-    for (int c = 0; c < C; ++c) y[h][c] = 0;
-  }
-  constexpr int PASSES = RUN / AT_ONCE, EARLY = PASSES > 8 ? 8 : PASSES;
-  uint4 k[RUN / 8][LOADS];
-  // Lanes l and l + RUN have the same token of a run; this is where it lies.
-  const auto find_slot = [&](int run) {
-    const int mine = run * RUN + lane % RUN;
-    return mine < length ? int64_t(table[mine / task.S]) * task.S + mine % task.S : int64_t(0);
-  };
-  const auto load_keys = [&](int64_t slot) {
-#pragma unroll
-    for (int n = 0; n < RUN / 8; ++n) {
-      const char* from = keys + __shfl_sync(ALL, slot, n * 8 + group) * row_bytes + part * 16;
-#pragma unroll
-      for (int i = 0; i < LOADS; ++i) k[n][i] = load_stream(from + i * 64);
-    }
-  };
-  int64_t slot = 0;
-  if (first_run + warp < end_run) {
-    slot = find_slot(first_run + warp);
-    load_keys(slot);
-  }
+  const float scale = task.scale * (task.k_scale ? *task.k_scale : 1.f);
+  float largest = NOTHING, total = 0, y[D / 8][4] = {};  // of head `group`; `total` of this lane's tokens only
+  int stage = 0;
   for (int run = first_run + warp; run < end_run; run += WARPS) {
-    const int mine = run * RUN + lane % RUN;
-    const bool is_seen = mine >= begin && mine < length;
-    const bool has_next = run + WARPS < end_run;
-    // Values are on their way while scores are computed, and the next run's keys while values are added up.
-    uint32_t v[EARLY][C * BYTES<P> / 4];
-    const auto load_values = [&](int first) {
+    const int later = run + (STAGES<P> - 1) * WARPS;
+    if (later < end_run) start_copy(later, (stage + STAGES<P> - 1) % STAGES<P>);
+    commit_copies();
+    wait_for_copies<STAGES<P> - 1>();
+    __syncwarp();
+    const char* key_rows = ring + stage * 2 * RUN * ROW;
+    const char* value_rows = key_rows + RUN * ROW;
+    float sums[2][4] = {};
 #pragma unroll
-      for (int i = 0; i < EARLY; ++i) {
-        const int64_t at = __shfl_sync(ALL, slot, (first + i) * AT_ONCE + which);
-        load_words<C * BYTES<P>>(values + at * row_bytes + place * C * BYTES<P>, v[i]);
-      }
-    };
-    load_values(0);
-    const int64_t next_slot = has_next ? find_slot(run + WARPS) : 0;
+    for (int i = 0; i < LOADS; ++i) {
 #pragma unroll
-    for (int n = 0; n < RUN / 8; ++n) {
-      float sums[4] = {};
-#pragma unroll
-      for (int m = 0; m < D / 16; ++m) {
-        constexpr int PER_LOAD = CHANNELS_16B<P> / 4;
-        const uint4& from = k[n][m / PER_LOAD];
+      for (int n = 0; n < 2; ++n) {
+        const int token = n * 8 + group;
+        const uint4 k = load16(key_rows + token * ROW + place_of<CHUNKS>(i * 4 + part, token) * 16);
         if constexpr (P == PoolNumber::bf16) {
-          const uint32_t b0 = m % 2 ? from.z : from.x, b1 = m % 2 ? from.w : from.y;
-          mma_bf16(sums, q[m][0], 0, q[m][1], 0, b0, b1);
+          multiply<P>(sums[n], q[2 * i][0], q[2 * i][1], k.x, k.y);
+          multiply<P>(sums[n], q[2 * i + 1][0], q[2 * i + 1][1], k.z, k.w);
         } else {
-          uint32_t b0, b1;
-          to_halves<P>(m % 4 == 0 ? from.x : m % 4 == 1 ? from.y : m % 4 == 2 ? from.z : from.w, b0, b1);
-          mma_f16(sums, q[m][0], q[m][1], b0, b1);
+          const uint32_t words[4] = {k.x, k.y, k.z, k.w};
+#pragma unroll
+          for (int w = 0; w < 4; ++w)
+            multiply<P>(sums[n], q[4 * i + w][0], q[4 * i + w][1], to_halves<P>(words[w] & 0xffff), to_halves<P>(words[w] >> 16));
         }
       }
-      // Lane l has head l / 4 and tokens 2 (l % 4) and + 1.
-      if (group < Q) scores[warp][n * 8 + part * 2][group] = sums[0], scores[warp][n * 8 + part * 2 + 1][group] = sums[1];
     }
-    if (has_next) load_keys(next_slot);
-    __syncwarp();
-    float p[Q];
+    // Tokens 2 part and + 1 of the run, and the same of its second half.
+    float p[4], top = largest;
 #pragma unroll
-    for (int h = 0; h < Q; ++h) {
-      float score = scores[warp][lane % RUN][h] * scale;
+    for (int i = 0; i < 4; ++i) {
+      const int token = run * RUN + i / 2 * 8 + part * 2 + i % 2;
+      float score = sums[i / 2][i % 2] * scale;
       if (task.softcap > 0) score = task.softcap * tanhf(score / task.softcap);
-      if (!is_seen) score = NOTHING;
-      float top = score;
-#pragma unroll
-      for (int step = RUN / 2; step; step /= 2) top = fmaxf(top, __shfl_xor_sync(ALL, top, step));
-      top = fmaxf(largest[h], top);
-      p[h] = is_seen ? __expf(score - top) : 0.f;
-      float sum = p[h];
-#pragma unroll
-      for (int step = RUN / 2; step; step /= 2) sum += __shfl_xor_sync(ALL, sum, step);
-      const float shrink = __expf(largest[h] - top);
-      total[h] = total[h] * shrink + sum;
-      largest[h] = top;
-#pragma unroll
-      for (int c = 0; c < C; ++c) y[h][c] *= shrink;
+      p[i] = token >= begin && token < length ? score : NOTHING;
+      top = fmaxf(top, p[i]);
     }
-    __syncwarp();
-    if (lane < RUN) {
+    top = fmaxf(top, __shfl_xor_sync(ALL, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(ALL, top, 2));
+    const float shrink = __expf(largest - top);
+    largest = top;
+    total *= shrink;
 #pragma unroll
-      for (int h = 0; h < Q; ++h) scores[warp][lane][h] = p[h];
+    for (int i = 0; i < 4; ++i) {
+      p[i] = p[i] == NOTHING ? 0.f : __expf(p[i] - top);
+      total += p[i];
     }
-    __syncwarp();
 #pragma unroll
-    for (int first = 0; first < PASSES; first += EARLY) {
-      if (first > 0) load_values(first);
+    for (int d = 0; d < D / 8; ++d) y[d][0] *= shrink, y[d][1] *= shrink;
+    const uint32_t early = pack_for<P>(p[0], p[1]), late = pack_for<P>(p[2], p[3]);
 #pragma unroll
-      for (int i = 0; i < EARLY; ++i) {
-        float wide[C];
-        widen<P, C>(v[i], wide);
-        const float* weights = scores[warp][(first + i) * AT_ONCE + which];
+    for (int c = 0; c < CHUNKS; c += 2) {
+      // Tokens 0 … 7 and 8 … 15 of two chunks.
+      uint32_t v[4];
+      const int token = lane % 16;
+      load_transposed(v, value_rows + token * ROW + place_of<CHUNKS>(c + lane / 16, token) * 16);
+      if constexpr (P == PoolNumber::bf16) {
+        multiply<P>(y[c], early, late, v[0], v[1]);
+        multiply<P>(y[c + 1], early, late, v[2], v[3]);
+      } else {
+        // What was moved are pairs of channels: even ones make one product, odd ones another.
 #pragma unroll
-        for (int h = 0; h < Q; ++h) {
-#pragma unroll
-          for (int c = 0; c < C; ++c) y[h][c] += weights[h] * wide[c];
+        for (int half = 0; half < 2; ++half) {
+          const uint32_t low = v[2 * half], high = v[2 * half + 1];
+          multiply<P>(y[2 * (c + half)], early, late, to_halves<P>(__byte_perm(low, 0, 0x4420)),
+                      to_halves<P>(__byte_perm(high, 0, 0x4420)));
+          multiply<P>(y[2 * (c + half) + 1], early, late, to_halves<P>(__byte_perm(low, 0, 0x4431)),
+                      to_halves<P>(__byte_perm(high, 0, 0x4431)));
         }
       }
     }
     __syncwarp();
-    slot = next_slot;
+    stage = (stage + 1) % STAGES<P>;
   }
-#pragma unroll
-  for (int h = 0; h < Q; ++h) {
-#pragma unroll
-    for (int c = 0; c < C; ++c) {
-#pragma unroll
-      for (int step = LANES; step < WARP; step *= 2) y[h][c] += __shfl_xor_sync(ALL, y[h][c], step);
-      if (which == 0) joined[warp][h][place * C + c] = y[h][c];
-    }
-    if (lane == 0) joined[warp][h][D] = largest[h], joined[warp][h][D + 1] = total[h];
-  }
-  __syncthreads();
   let_next_start();
+  total += __shfl_xor_sync(ALL, total, 1);
+  total += __shfl_xor_sync(ALL, total, 2);
+#pragma unroll
+  for (int d = 0; d < D / 8; ++d) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int column = part * 2 + i;
+      const int channel = P == PoolNumber::bf16 ? d * 8 + column : d / 2 * 16 + column * 2 + d % 2;
+      joined[warp][group][channel] = y[d][i];
+    }
+  }
+  if (part == 0) joined[warp][group][D] = largest, joined[warp][group][D + 1] = total;
+  __syncthreads();
   const float v_scale = task.v_scale ? *task.v_scale : 1.f;
   for (int index = threadIdx.x; index < heads * D; index += WARPS * WARP) {
     const int h = index / D, d = index % D;
@@ -261,7 +251,7 @@ __global__ void __launch_bounds__(WARPS* WARP, D > 128 ? 2 : P == PoolNumber::bf
       value += factor * joined[w][h][d];
     }
     const int64_t row = int64_t(b) * task.H + first_head + h;
-    if (task.splits == 1) {
+    if (splits == 1) {
       static_cast<bf16*>(task.y)[row * D + d] = __float2bfloat16(sum > 0 ? value / sum * v_scale : 0.f);
     } else {
       float* to = task.partials + (row * task.splits + split) * (D + 2);
@@ -269,11 +259,11 @@ __global__ void __launch_bounds__(WARPS* WARP, D > 128 ? 2 : P == PoolNumber::bf
       if (d == 0) to[D] = top, to[D + 1] = sum;
     }
   }
-  if (task.splits == 1) return;
+  if (splits == 1) return;
   __threadfence();
   __syncthreads();
   int32_t* counter = task.counters + int64_t(b) * gridDim.x + blockIdx.x;
-  if (threadIdx.x == 0) is_last = atomicAdd(counter, 1) == task.splits - 1;
+  if (threadIdx.x == 0) is_last = atomicAdd(counter, 1) == splits - 1;
   __syncthreads();
   if (!is_last) return;
   __threadfence();
@@ -282,8 +272,8 @@ __global__ void __launch_bounds__(WARPS* WARP, D > 128 ? 2 : P == PoolNumber::bf
     const int64_t row = int64_t(b) * task.H + first_head + h;
     const volatile float* from = task.partials + row * task.splits * (D + 2);
     float top = NOTHING, sum = 0, value = 0;
-    for (int s = 0; s < task.splits; ++s) top = fmaxf(top, from[s * (D + 2) + D]);
-    for (int s = 0; s < task.splits; ++s) {
+    for (int s = 0; s < splits; ++s) top = fmaxf(top, from[s * (D + 2) + D]);
+    for (int s = 0; s < splits; ++s) {
       const float factor = __expf(from[s * (D + 2) + D] - top);
       sum += factor * from[s * (D + 2) + D + 1];
       value += factor * from[s * (D + 2) + d];
@@ -293,19 +283,20 @@ __global__ void __launch_bounds__(WARPS* WARP, D > 128 ? 2 : P == PoolNumber::bf
   if (threadIdx.x == 0) *counter = 0;
 }
 
+template <PoolNumber P, int D, int WARPS>
+void launch(const AttentionTask& task, int blocks_per_sequence, cudaStream_t stream) {
+  constexpr int bytes = WARPS * STAGES<P> * 2 * RUN * D * BYTES<P>;
+  const auto kernel = decode<P, D, WARPS>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  launch_early(kernel, dim3(blocks_per_sequence, task.B, task.splits), WARPS * WARP, stream, task, bytes);
+}
+
+// Warps share a context where there are few contexts; where there are many, a warp for each keeps all of them under way.
 template <PoolNumber P, int D>
 void run(const AttentionTask& task, cudaStream_t stream) {
-  const int per_head = task.H / task.G;
-  const auto launch = [&](auto kernel, int at_once) {
-    const dim3 grid(task.G * ((per_head + at_once - 1) / at_once), task.B, task.splits);
-    launch_early(kernel, grid, WARPS * WARP, stream, task);
-  };
-  if (per_head == 1)
-    launch(decode<P, D, 1>, 1);
-  else if (per_head == 2)
-    launch(decode<P, D, 2>, 2);
-  else
-    launch(decode<P, D, 4>, 4);
+  const int per_head = task.H / task.G, blocks = task.G * ((per_head + HEADS - 1) / HEADS);
+  if (blocks * task.B >= MANY_CONTEXTS) return launch<P, D, 1>(task, blocks, stream);
+  launch<P, D, 4>(task, blocks, stream);
 }
 
 template <PoolNumber P>

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(WARPS* WARP) few_tokens(FewTokensTask task) {
   }
   float sums[R][T][4] = {};
   float scaled[R][T][4] = {};  // of int4, whose groups have scales
-  constexpr int UNROLL = W == Weight::int4 ? 2 : 4;
+  constexpr int UNROLL = 2;
   uint4 weights[UNROLL][2 * R], next[UNROLL][2 * R];
   const auto load_weights = [&](int base) {
 #pragma unroll
