@@ -114,7 +114,7 @@ def make_weights(card: EngineCard, seed: int = 7) -> dict[str, Tensor]:
 
 def make_tokenizer(vocab_size: int) -> Tokenizer:
     """A word for every token id."""
-    raw = tokenizers.Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab_size)}, unk_token="w0"))
+    raw = tokenizers.Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab_size)}, unk_token="w0"))  # noqa: S106
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     raw.decoder = decoders.WordPiece(prefix="##")
     return Tokenizer(raw, [vocab_size - 1], None)

@@ -25,10 +25,11 @@ __device__ __forceinline__ uint4 load_stream(const void* from) {
 
 __device__ __forceinline__ uint4 load16(const void* from) { return *reinterpret_cast<const uint4*>(from); }
 
-// 16 bytes to shared memory, without waiting and past the registers.
-__device__ __forceinline__ void copy_async(void* to, const void* from) {
+// 16 bytes to shared memory, without waiting and past the registers; zeros in place of what is not wanted.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool is_wanted) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+  const int size = is_wanted ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(size) : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -130,8 +130,10 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
       const int token = i * TOGETHER + token_in;
       const int64_t at = __shfl_sync(ALL, slot, token) * row_bytes + chunk * 16;
       char* place = to + token * ROW + place_of<CHUNKS>(chunk, token) * 16;
-      copy_async(place, keys + at);
-      copy_async(place + RUN * ROW, values + at);
+      // Not even the null block is read for tokens that are not there: all blocks would meet in its few lines.
+      const bool is_there = run * RUN + token < length;
+      copy_async(place, keys + at, is_there);
+      copy_async(place + RUN * ROW, values + at, is_there);
     }
   };
 #pragma unroll

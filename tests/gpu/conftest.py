@@ -1,0 +1,24 @@
+"""Tests that need a GPU of an architecture that trtx compiles for; tests/gpu/run.sh runs them on such a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def has_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skipped = pytest.mark.skip(reason="torch sees no GPU")
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            if not has_gpu():
+                item.add_marker(skipped)
