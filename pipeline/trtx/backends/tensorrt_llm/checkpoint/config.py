@@ -112,12 +112,14 @@ def _rotary_scaling(model: ModelConfig) -> dict[str, Any] | None:
     if model.rope_scaling is None:
         return None
     kind = model.rope_scaling["rope_type"]
-    if kind != "yarn":
-        return {"type": kind, **model.rope_scaling}
-    kept = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
-    # mscale and mscale_all_dim are how attention.py spells the usual attention factor, 0.1 · ln(factor) + 1.
-    fields = {key: model.rope_scaling[key] for key in kept}
-    return {"type": kind, "rope_type": kind, **fields, "mscale": 1.0, "mscale_all_dim": 0.0}
+    fields = dict(model.rope_scaling)
+    if "original_max_position_embeddings" in fields:
+        fields["original_max_position_embeddings"] = int(fields["original_max_position_embeddings"])
+    if kind == "yarn":
+        fields = {key: value for key, value in fields.items() if key not in ("attention_factor", "truncate")}
+        # How attention.py spells the usual attention factor, 0.1 · ln(factor) + 1.
+        fields |= {"mscale": 1.0, "mscale_all_dim": 0.0}
+    return {"type": kind, **fields}
 
 
 def _yarn_factor(factor: float) -> float:

@@ -63,9 +63,7 @@ def exclude_patterns(sizes: Sizes, excluded: tuple[str, ...], quant_algo: str | 
                 )
             found += [f"transformer.layers.{local}.{module}" for module in sorted(kinds.pop())]
     if quant_algo in WEIGHT_ONLY:
-        found += [f"{module}.weight" for module in found] + [
-            f"{module}.*.weight" for module in found if module[-3:] == "mlp"
-        ]
+        found += [f"{module}.*weight" for module in found]
     return (*ALWAYS_EXCLUDED, *found)
 
 

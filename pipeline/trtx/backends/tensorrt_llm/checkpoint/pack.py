@@ -20,12 +20,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trtx.backends.tensorrt_llm.checkpoint.blocks import Block
 from trtx.backends.tensorrt_llm.checkpoint.formats import GROUPED, NVFP4_GROUP, CheckpointFormat
 from trtx.errors import VerificationFailed
 from trtx.models.checkpoint import Checkpoint
 from trtx.models.config import DType
 from trtx.models.formats import QuantFormat
-from trtx.models.linear_layout import Cut, LinearSpec
+from trtx.models.linear_layout import LinearSpec
 from trtx.quant.unpack import Part, unpack
 
 FP8, MAX_FP8 = torch.float8_e4m3fn, 448.0
@@ -45,20 +46,6 @@ class Source:
     def torch_dtype(self) -> torch.dtype:
         found: torch.dtype = getattr(torch, self.dtype)
         return found
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows of matrices of the folder, one matrix below the other, and the columns that all of them share."""
-
-    names: tuple[str, ...]
-    rows: tuple[range, ...]
-    columns: range
-    cut: Cut
-
-    @property
-    def pairs(self) -> list[tuple[str, range]]:
-        return list(zip(self.names, self.rows, strict=True))
 
 
 def pack_linear(source: Source, block: Block, form: CheckpointFormat) -> dict[str, Tensor]:
@@ -99,7 +86,7 @@ def pack_bias(source: Source, block: Block) -> Tensor:
 
 def pack_experts(source: Source, blocks: Sequence[Block], form: CheckpointFormat) -> dict[str, Tensor]:
     """The tensors [E, N, K] of the experts' matrices, each given as a block."""
-    shape = (len(blocks), sum(map(len, blocks[0].rows)), len(blocks[0].columns))
+    shape = (len(blocks), blocks[0].num_rows, len(blocks[0].columns))
     if form.quant_algo != "FP8":
         weight = torch.empty(shape, dtype=source.torch_dtype)
         for number, block in enumerate(blocks):

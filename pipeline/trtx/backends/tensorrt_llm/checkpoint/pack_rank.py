@@ -7,8 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from trtx.backends.tensorrt_llm.checkpoint.pack import (
+from trtx.backends.tensorrt_llm.checkpoint.blocks import (
     Block,
+    attention_blocks,
+    expert_blocks,
+    expert_names,
+    mlp_blocks,
+    router_name,
+)
+from trtx.backends.tensorrt_llm.checkpoint.pack import (
     Source,
     largest_input_scale,
     pack_bias,
@@ -18,7 +25,6 @@ from trtx.backends.tensorrt_llm.checkpoint.pack import (
 from trtx.backends.tensorrt_llm.checkpoint.share import Share
 from trtx.backends.tensorrt_llm.checkpoint.sizes import Sizes
 from trtx.errors import VerificationFailed
-from trtx.models.architecture import Architecture, ExpertNames
 from trtx.models.config import ModelConfig, load_architecture
 from trtx.quant.unpack import read_kv_scale
 
@@ -44,9 +50,8 @@ def pack_rank(source: Source, model: ModelConfig, sizes: Sizes, share: Share) ->
         for norm, name in zip(("input_layernorm", "post_layernorm"), names.layer_norms, strict=True):
             weight = source.checkpoint.read(f"{names.layer_source(layer, name[1])}.weight")
             yield f"{here}.{norm}.weight", weight.to(dtype)
-        yield from _pack_attention(source, names, sizes, share, layer, f"{here}.attention")
-        pack_mlp = _pack_mixture if sizes.num_experts else _pack_mlp
-        yield from pack_mlp(source, names, sizes, share, layer, f"{here}.mlp")
+        yield from _pack_attention(source, sizes, share, layer, here)
+        yield from (_pack_mixture if sizes.num_experts else _pack_mlp)(source, sizes, share, layer, here)
     if share.is_last:
         yield (
             "transformer.ln_f.weight",
@@ -55,61 +60,31 @@ def pack_rank(source: Source, model: ModelConfig, sizes: Sizes, share: Share) ->
         yield "lm_head.weight", _read_vocab(source, embed if model.tie_word_embeddings else head, sizes, share.vocab)
 
 
-def _pack_attention(source: Source, names: Architecture, sizes: Sizes, share: Share, layer: int, here: str) -> Named:
-    heads, kv, hidden = (
-        _scale(share.heads, sizes.head_dim),
-        _scale(share.kv_heads, sizes.head_dim),
-        range(sizes.hidden_size),
-    )
-    qkv = tuple(names.layer_source(layer, name) for name in names.qkv)
-    yield from _pack_module(source, f"{here}.qkv", Block(qkv, (heads, kv, kv), hidden, "rows"), sizes.qkv_bias)
-    out = Block((names.layer_source(layer, names.out),), (hidden,), heads, "columns")
-    yield from _pack_module(source, f"{here}.dense", out, sizes.out_bias)
+def _pack_attention(source: Source, sizes: Sizes, share: Share, layer: int, here: str) -> Named:
+    blocks = attention_blocks(sizes, share, layer)
+    yield from _pack_module(source, f"{here}.attention.qkv", blocks["attention.qkv"], sizes.qkv_bias)
+    yield from _pack_module(source, f"{here}.attention.dense", blocks["attention.dense"], sizes.out_bias)
     if source.form.kv_cache is not None:
-        attention = qkv[0].rpartition(".")[0]
-        yield f"{here}.kv_cache_scaling_factor", _kv_scale(source, attention)
+        attention = blocks["attention.qkv"].names[0].rpartition(".")[0]
+        yield f"{here}.attention.kv_cache_scaling_factor", _kv_scale(source, attention)
 
 
-def _pack_mlp(source: Source, names: Architecture, sizes: Sizes, share: Share, layer: int, here: str) -> Named:
-    hidden, middle, bias = range(sizes.hidden_size), share.intermediate, sizes.mlp_bias
-    for module, name in zip(("fc", "gate"), names.up, strict=True):
-        block = Block((names.layer_source(layer, name),), (middle,), hidden, "rows")
-        yield from _pack_module(source, f"{here}.{module}", block, bias)
-    down = Block((names.layer_source(layer, names.down),), (hidden,), middle, "columns")
-    yield from _pack_module(source, f"{here}.proj", down, bias)
+def _pack_mlp(source: Source, sizes: Sizes, share: Share, layer: int, here: str) -> Named:
+    for module, block in mlp_blocks(sizes, share, layer).items():
+        yield from _pack_module(source, f"{here}.{module}", block, sizes.mlp_bias)
 
 
-def _pack_mixture(source: Source, names: Architecture, sizes: Sizes, share: Share, layer: int, here: str) -> Named:
-    assert names.experts is not None  # noqa: S101 - architectures with experts have their names
-    hidden, middle, form = range(sizes.hidden_size), share.intermediate, source.form.of(here)
-    yield (
-        f"{here}.router.weight",
-        source.checkpoint.read(f"{names.layer_source(layer, names.experts.router)}.weight").to(torch.float32),
-    )
-    matrices = _expert_matrices(names, names.experts, layer)
-    # The up matrix stands above the gate's, the other way round than fc and gate of an MLP (layers/moe.py).
-    rows, down = (middle, middle), range(sizes.hidden_size)
-    blocks = {
-        "fc": [Block((matrices(e)[1], matrices(e)[0]), rows, hidden, "rows") for e in share.experts],
-        "proj": [Block((matrices(e)[2],), (down,), middle, "columns") for e in share.experts],
-    }
-    for module, own in blocks.items():
-        for suffix, tensor in pack_experts(source, own, form).items():
+def _pack_mixture(source: Source, sizes: Sizes, share: Share, layer: int, here: str) -> Named:
+    names, form = load_architecture(sizes.architecture), source.form.of(f"{here}.mlp")
+    router = source.checkpoint.read(f"{router_name(names, layer)}.weight")
+    yield f"{here}.mlp.router.weight", router.to(torch.float32)
+    for module, blocks in expert_blocks(sizes, share, layer).items():
+        for suffix, tensor in pack_experts(source, blocks, form).items():
             yield f"{here}.{module}.{suffix}", tensor
         if form.quant_algo == "FP8":
-            which = (0, 1) if module == "fc" else (2,)
-            everyone = [matrices(e)[number] for e in range(sizes.num_experts) for number in which]
-            yield f"{here}.{module}.activation_scaling_factor", largest_input_scale(source, everyone)
-
-
-def _expert_matrices(names: Architecture, experts: ExpertNames, layer: int):  # type: ignore[no-untyped-def]
-    def of(number: int) -> tuple[str, str, str]:
-        gate, up, down = (
-            names.layer_source(layer, name.format(number)) for name in (experts.gate, experts.up, experts.down)
-        )
-        return gate, up, down
-
-    return of
+            everyone = [expert_names(sizes, layer, number) for number in range(sizes.num_experts)]
+            matrices = [name for gate, up, down in everyone for name in ((gate, up) if module == "mlp.fc" else (down,))]
+            yield f"{here}.{module}.activation_scaling_factor", largest_input_scale(source, matrices)
 
 
 def _pack_module(source: Source, module: str, block: Block, bias: bool) -> Named:
@@ -146,7 +121,3 @@ def _read_vocab(source: Source, name: str, sizes: Sizes, rows: range) -> Tensor:
     padded = found.new_zeros(len(rows), sizes.hidden_size)
     padded[: len(real)] = found
     return padded
-
-
-def _scale(items: range, size: int) -> range:
-    return range(items.start * size, items.stop * size)

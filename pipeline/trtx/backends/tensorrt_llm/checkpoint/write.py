@@ -24,6 +24,7 @@ from trtx.backends.tensorrt_llm.checkpoint.pack_rank import pack_rank
 from trtx.backends.tensorrt_llm.checkpoint.rank_file import RankFile
 from trtx.backends.tensorrt_llm.checkpoint.share import check_groups, check_release, make_share, num_files
 from trtx.backends.tensorrt_llm.checkpoint.sizes import sizes_of_model
+from trtx.backends.tensorrt_llm.releases import known_releases
 from trtx.backends.tensorrt_llm.spec import Ranks, TrtllmSpec
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.files import disk_errors, write_json
@@ -122,6 +123,7 @@ def _check_empty(output: Path) -> None:
 
 def _check_written(output: Path, release: str) -> None:
     """The second opinion: what was written is read as trtllm-build would read it."""
-    errors = [problem for problem in check_checkpoint(output, release) if problem.severity == "error"]
+    known = release if release in known_releases() else None  # A probed one has no shipped table.
+    errors = [problem for problem in check_checkpoint(output, known) if problem.severity == "error"]
     if errors:
         raise VerificationFailed(f"{output} is not what trtllm-build reads: {errors[0].what}", why=errors[0].why)
