@@ -19,7 +19,6 @@ from trtx.backends.tensorrt_llm.checkpoint.header import read_header
 from trtx.backends.tensorrt_llm.checkpoint.layout import rank_tensors
 from trtx.backends.tensorrt_llm.checkpoint.share import check_groups, check_release, num_files
 from trtx.backends.tensorrt_llm.checkpoint.sizes import ARCHITECTURES, QWEN2
-from trtx.backends.tensorrt_llm.releases import Release
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.files import read_json
 from trtx.models.linear_layout import TensorSpec
@@ -56,7 +55,7 @@ def check_checkpoint(folder: Path, release: str | None = None) -> list[Problem]:
         return [Problem("error", f"{CONFIG_NAME} holds no object")]
     if missing := [key for key in MANDATORY if content.get(key) is None]:
         return [Problem("error", f"{CONFIG_NAME} has no {key}", "it has no default") for key in missing]
-    found = list(_check_names(content, release))
+    found = list(_check_names(content))
     try:
         config = read_config(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -65,10 +64,8 @@ def check_checkpoint(folder: Path, release: str | None = None) -> list[Problem]:
     return [*found, *_check_config(config, release), *_check_files(folder, config)]
 
 
-def _check_names(content: Mapping[str, Any], release: str | None) -> Iterator[Problem]:
+def _check_names(content: Mapping[str, Any]) -> Iterator[Problem]:
     architecture = content["architecture"]
-    if release is not None and architecture not in Release.load(release).architectures("engine"):
-        yield Problem("error", f"TensorRT-LLM {release} has no {architecture}", "its MODEL_MAP does not list it")
     if architecture == QWEN2 and "qwen_type" not in content:
         yield Problem("error", f"{CONFIG_NAME} has no qwen_type", "the layers of Qwen2 read it; quantize.py adds it")
     if "rotary_base" not in content and str(content.get("position_embedding_type", "")).startswith("rope"):
@@ -84,9 +81,7 @@ def _check_config(config: CheckpointConfig, release: str | None) -> Iterator[Pro
         yield Problem("unchecked", f"the tensors of {algo} are not known here")
     try:
         if release is not None:
-            if algo is not None and algo not in Release.load(release).quant_algos:
-                yield Problem("error", f"TensorRT-LLM {release} has no quant_algo {algo}")
-            check_release(config.sizes, config.ranks, release)
+            check_release(config.sizes, config.form, config.ranks, release)
         if not config.sizes.num_experts:
             check_groups(config.sizes, config.form, config.ranks)
     except UsageProblem as error:

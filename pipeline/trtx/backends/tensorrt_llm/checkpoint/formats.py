@@ -142,5 +142,6 @@ def _choose_algorithm(source: QuantFormat, wanted: QuantFormat | None) -> str:
         return source.algorithm
     raise UsageProblem(
         f"the folder is quantized as {source.algorithm}, and {wanted.algorithm} is asked for",
+        why="numbers of one format are not made of those of another",
         fix="convert a folder of that format, or ask for the format of this one",
     )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trtx.backends.tensorrt_llm.checkpoint.formats import GROUPED, CheckpointFormat
+from trtx.backends.tensorrt_llm.checkpoint.formats import GROUPED, NVFP4_GROUP, CheckpointFormat
 from trtx.backends.tensorrt_llm.checkpoint.sizes import Sizes
-from trtx.backends.tensorrt_llm.releases import is_before
+from trtx.backends.tensorrt_llm.releases import Release, is_before, known_releases
 from trtx.backends.tensorrt_llm.spec import Ranks
 from trtx.errors import UsageProblem
 
@@ -113,8 +113,22 @@ def check_ranks(sizes: Sizes, ranks: Ranks) -> None:
         )
 
 
-def check_release(sizes: Sizes, ranks: Ranks, release: str) -> None:
-    """Raise UsageProblem for layers that a release would leave out."""
+def check_release(sizes: Sizes, form: CheckpointFormat, ranks: Ranks, release: str) -> None:
+    """Raise UsageProblem for a format or model that a release has not, and for layers that it would leave out."""
+    if release in known_releases():  # A probed one may have no shipped table.
+        known = Release.load(release)
+        if form.quant_algo is not None and form.quant_algo not in known.quant_algos:
+            raise UsageProblem(
+                f"TensorRT-LLM {release} has no quant_algo {form.quant_algo}",
+                why="its QuantAlgo does not list it",
+                fix="choose a later release, or another format",
+            )
+        if sizes.architecture not in known.architectures("engine"):
+            raise UsageProblem(
+                f"TensorRT-LLM {release} has no {sizes.architecture} in its engine flow",
+                why="its MODEL_MAP does not list it",
+                fix="choose a later release, or flow: pytorch",
+            )
     if sizes.num_layers % ranks.pipeline and is_before(release, UNEVEN_LAYERS_FROM):
         raise UsageProblem(
             f"TensorRT-LLM {release} cannot divide {sizes.num_layers} layers by {ranks.pipeline} pipeline stages",
@@ -124,25 +138,30 @@ def check_release(sizes: Sizes, ranks: Ranks, release: str) -> None:
 
 
 def check_groups(sizes: Sizes, form: CheckpointFormat, ranks: Ranks) -> None:
-    """Raise UsageProblem where the loader would want padded tensors: it rounds inputs and outputs up to a multiple.
+    """Raise UsageProblem for matrices that do not divide into groups on every rank.
 
-    The multiple is tp · max(group, 64, or 128 for W4A8_AWQ): quantization/layers.py, WeightOnlyGroupwiseQuantLinear.
+    Of W4A16_AWQ and W4A8_AWQ the loader wants padded tensors where inputs or outputs are no multiple of tp times the
+    group, 64 or, for W4A8_AWQ, 128, whichever is most (quantization/layers.py, WeightOnlyGroupwiseQuantLinear). NVFP4
+    has groups of inputs alone, which only dense and proj cut.
     """
-    if form.quant_algo not in GROUPED:
+    if form.quant_algo not in (*GROUPED, "NVFP4"):
         return
-    multiple = max(form.group_size, 128 if form.quant_algo == "W4A8_AWQ" else 64) * ranks.tensor
+    least = NVFP4_GROUP
+    if form.quant_algo in GROUPED:
+        least = max(form.group_size, 128 if form.quant_algo == "W4A8_AWQ" else 64)
+    heads, each = sizes.num_heads * sizes.head_dim, least * ranks.tensor
     repeated = max(ranks.tensor // sizes.num_kv_heads, 1)
-    qkv = (sizes.num_heads + 2 * sizes.num_kv_heads * repeated) * sizes.head_dim
-    heads = sizes.num_heads * sizes.head_dim
-    for what, size in (
-        ("hidden_size", sizes.hidden_size),
-        ("attention heads · head_dim", heads),
-        ("rows of q, k and v", qkv),
-        ("intermediate_size", sizes.intermediate_size),
-    ):
+    wanted = [
+        ("attention heads · head_dim", heads, each),
+        ("intermediate_size", sizes.intermediate_size, each),
+        ("hidden_size", sizes.hidden_size, each if form.quant_algo in GROUPED else least),
+    ]
+    if form.quant_algo in GROUPED:
+        wanted.append(("rows of q, k and v", heads + 2 * sizes.num_kv_heads * repeated * sizes.head_dim, each))
+    for what, size, multiple in wanted:
         if size % multiple:
             raise UsageProblem(
                 f"{form.quant_algo} does not fit {what} {size} on {ranks.tensor} tensor-parallel ranks",
-                why=f"TensorRT-LLM takes multiples of {multiple}: the group of {form.group_size} on every rank",
+                why=f"TensorRT-LLM takes multiples of {multiple} there: whole groups on every rank",
                 fix="lower tensor parallelism, or choose fp8 or int8_wo",
             )

@@ -72,10 +72,10 @@ def convert_folder(
     sizes = sizes_of_model(model)
     for note in check_model(model, release):
         say(note)
-    check_release(sizes, ranks, release)
     with Checkpoint(source) as checkpoint:
         own = read_quant_format(checkpoint)
         form = choose_format(own, quantization, sizes.num_experts > 0)
+        check_release(sizes, form, ranks, release)
         excluded = own.exclude if own.algorithm != "none" or quantization is None else quantization.exclude
         patterns = exclude_patterns(sizes, excluded, form.quant_algo, ranks.pipeline) if form.quant_algo else ()
         form = replace(form, exclude=patterns)
