@@ -79,7 +79,7 @@ def pack_linear(source: Source, block: Block, form: CheckpointFormat) -> dict[st
 
 def pack_bias(source: Source, block: Block) -> Tensor:
     """The bias [N] of a matrix of the engine."""
-    return torch.cat([source.checkpoint.read_part(f"{name}.bias", rows) for name, rows in block.pairs]).to(
+    return _join([source.checkpoint.read_part(f"{name}.bias", rows) for name, rows in block.pairs]).to(
         source.torch_dtype
     )
 
@@ -111,7 +111,7 @@ def largest_input_scale(source: Source, names: Sequence[str]) -> Tensor:
 
 def read_floats(source: Source, block: Block) -> Tensor:
     """The numbers [N, K] of a block in the dtype, whatever the folder stores."""
-    return torch.cat([_dequantize(part).to(source.torch_dtype) for part in _unpack(source, block)])
+    return _join([_dequantize(part).to(source.torch_dtype) for part in _unpack(source, block)])
 
 
 def _unpack(source: Source, block: Block) -> list[Part]:
@@ -138,7 +138,12 @@ def _stack(source: Source, block: Block) -> tuple[Tensor, Tensor]:
     """Stored numbers [N, K] and their scales, float32 [N] or [N, G]."""
     parts = _unpack(source, block)
     scales = [part.scale for part in parts if part.scale is not None]
-    return torch.cat([part.weight for part in parts]), torch.cat(scales).float()
+    return _join([part.weight for part in parts]), _join(scales).float()
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    """One below the other; a single one stays where it is, in the mapped file."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def _fuse_fp8(source: Source, block: Block) -> tuple[Tensor, Tensor]:
@@ -152,7 +157,7 @@ def _fuse_fp8(source: Source, block: Block) -> tuple[Tensor, Tensor]:
         steps = part.weight if same else part.weight.float() * part.scale[:, None] / largest
         found.append(steps if same else steps.clamp(-MAX_FP8, MAX_FP8).to(FP8))
     # torch cannot join e4m3 tensors; their bytes it can.
-    joined = torch.cat([part.view(torch.uint8) for part in found]).view(FP8)
+    joined = _join([part.view(torch.uint8) for part in found]).view(FP8)
     return joined, largest.reshape(1)
 
 
@@ -181,7 +186,7 @@ def _copy_int4(source: Source, block: Block, group: int) -> tuple[Tensor, Tensor
     groups = range(columns.start // group, columns.stop // group)
     weights = [read(f"{name}.weight", _halves(rows), columns) for name, rows in block.pairs]
     scales = [read(f"{name}.weight_scale", rows, groups).float() for name, rows in block.pairs]
-    return torch.cat(weights).view(torch.int8), torch.cat(scales)
+    return _join(weights).view(torch.int8), _join(scales)
 
 
 def _halves(items: range) -> range:
@@ -207,8 +212,8 @@ def _copy_nvfp4(source: Source, block: Block) -> dict[str, Tensor]:
     groups = range(columns.start // NVFP4_GROUP, columns.stop // NVFP4_GROUP)
     scales = [read(f"{name}.weight_scale", rows, groups).view(torch.uint8) for name, rows in block.pairs]
     return {
-        "weight": torch.cat([read(f"{name}.weight", rows, pairs) for name, rows in block.pairs]),
-        "weights_scaling_factor": torch.cat(scales).view(FP8),
+        "weight": _join([read(f"{name}.weight", rows, pairs) for name, rows in block.pairs]),
+        "weights_scaling_factor": _join(scales).view(FP8),
         "weights_scaling_factor_2": _alike(source, block, "weight_scale_2").reshape(()),
         "activation_scaling_factor": _alike(source, block, "input_scale").reshape(()),
     }
