@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from trtx.backends.tensorrt_llm.checkpoint.formats import ALWAYS_EXCLUDED, WEIGHT_ONLY
+from trtx.backends.tensorrt_llm.checkpoint.formats import ALWAYS_EXCLUDED, ROWWISE, WEIGHT_ONLY
 from trtx.backends.tensorrt_llm.checkpoint.share import split
 from trtx.backends.tensorrt_llm.checkpoint.sizes import Sizes
 from trtx.errors import UsageProblem
@@ -44,27 +44,48 @@ def exclude_patterns(sizes: Sizes, excluded: tuple[str, ...], quant_algo: str | 
     each pipeline stage counts its own.
     """
     names, modules = load_architecture(sizes.architecture), layer_modules(sizes)
-    by_layer = [
-        frozenset(m for m in modules if _is_excluded(names, layer, m, modules[m], excluded))
-        for layer in range(sizes.num_layers)
-    ]
-    if len(set(by_layer)) == 1:
-        found = [f"transformer.layers.*.{module}" for module in sorted(by_layer[0])]
-    else:
-        stages = [split(sizes.num_layers, pipeline, stage) for stage in range(pipeline)]
-        found = []
-        for local in range(len(stages[0])):
-            kinds = {by_layer[stage[local]] for stage in stages if local < len(stage)}
-            if len(kinds) > 1:
-                raise UsageProblem(
-                    f"layers that differ in what is excluded do not go with {pipeline} pipeline stages",
-                    why="TensorRT-LLM names layers from the first of the stage, so a name is of one in every stage",
-                    fix="exclude a module in all layers, or set pipeline parallelism to 1",
-                )
-            found += [f"transformer.layers.{local}.{module}" for module in sorted(kinds.pop())]
+    by_layer = []
+    for layer in range(sizes.num_layers):
+        found = frozenset(m for m in modules if _is_excluded(names, layer, m, modules[m], excluded))
+        by_layer.append(_whole_blocks(found, modules) if quant_algo == ROWWISE else found)
+    patterns = [f"transformer.layers.{layer}.{module}" for layer, module in _by_stage(by_layer, pipeline)]
     if quant_algo in WEIGHT_ONLY:
-        found += [f"{module}.*weight" for module in found]
-    return (*ALWAYS_EXCLUDED, *found)
+        patterns += [f"{pattern}.*weight" for pattern in patterns]
+    return (*ALWAYS_EXCLUDED, *patterns)
+
+
+def _by_stage(by_layer: list[frozenset[str]], pipeline: int) -> list[tuple[str, str]]:
+    """Layers as a stage counts them, `*` for all, and modules that are excluded there."""
+    if len(set(by_layer)) == 1:
+        return [("*", module) for module in sorted(by_layer[0])]
+    stages = [split(len(by_layer), pipeline, stage) for stage in range(pipeline)]
+    found = []
+    for local in range(len(stages[0])):
+        kinds = {by_layer[stage[local]] for stage in stages if local < len(stage)}
+        if len(kinds) > 1:
+            raise UsageProblem(
+                f"layers that differ in what is excluded do not go with {pipeline} pipeline stages",
+                why="TensorRT-LLM names layers from the first of the stage, so a name is of one in every stage",
+                fix="exclude a module in all layers, or set pipeline parallelism to 1",
+            )
+        found += [(str(local), module) for module in sorted(kinds.pop())]
+    return found
+
+
+def _whole_blocks(excluded: frozenset[str], modules: Made) -> frozenset[str]:
+    """The same for FP8_PER_CHANNEL_PER_TOKEN: an attention or an MLP as a whole, with the norm before it."""
+    found: set[str] = set()
+    for block, norm in (("attention", "input_layernorm"), ("mlp", "post_layernorm")):
+        parts = {module for module in modules if module.startswith(block)}
+        if parts <= excluded:
+            found |= {block, norm}
+        elif kept := sorted(parts & excluded):
+            raise UsageProblem(
+                f"{kept[0]} cannot be excluded from {ROWWISE} alone",
+                why=f"TensorRT-LLM quantizes the {block} of a layer as a whole",
+                fix=f"exclude all of {', '.join(sorted(parts))}, or none",
+            )
+    return frozenset(found)
 
 
 def _is_excluded(

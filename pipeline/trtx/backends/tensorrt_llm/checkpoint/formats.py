@@ -21,12 +21,14 @@ from trtx.models.formats import WHOLE_ROW, QuantFormat
 
 KvAlgo = Literal["FP8", "INT8"]
 
+# A format of whole attentions and MLPs: fp8_rowwise_quantize replaces them and the norms before them.
+ROWWISE = "FP8_PER_CHANNEL_PER_TOKEN"
 # Formats whose tensors are known (layout.py). Those of the SmoothQuant plugin are read by nothing here.
 QUANT_ALGOS = (
     "W8A16",
     "W4A16",
     "FP8",
-    "FP8_PER_CHANNEL_PER_TOKEN",
+    ROWWISE,
     "W8A8_SQ_PER_CHANNEL",
     "W4A16_AWQ",
     "W4A8_AWQ",
@@ -35,8 +37,9 @@ QUANT_ALGOS = (
 WEIGHT_ONLY, GROUPED = ("W8A16", "W4A16"), ("W4A16_AWQ", "W4A8_AWQ")
 # What the mixture-of-experts layer takes (tensorrt_llm/layers/moe.py) and precision.md lists for Mixtral.
 EXPERT_ALGOS = (None, "W8A16", "W4A16", "FP8")
-# Modules that no format changes; the loader's own list when config.json has none, as far as these models have them.
-ALWAYS_EXCLUDED = ("*lm_head", "*router", "*vocab_embedding")
+# Modules that no format changes; the loader's own lists when config.json has none, as far as these models have them.
+# The last is of FP8_PER_CHANNEL_PER_TOKEN, which also changes norms.
+ALWAYS_EXCLUDED = ("*lm_head", "*router", "*vocab_embedding", "*ln_f")
 NVFP4_GROUP = 16
 DEFAULT_GROUP = 128
 
@@ -51,7 +54,7 @@ ALGOS: Mapping[str, str | None] = MappingProxyType(
         "int4_awq": "W4A16_AWQ",
         "w4a8_awq": "W4A8_AWQ",
         "fp8": "FP8",
-        "fp8_dynamic": "FP8_PER_CHANNEL_PER_TOKEN",
+        "fp8_dynamic": ROWWISE,
         "int8_sq": "W8A8_SQ_PER_CHANNEL",
         "nvfp4": "NVFP4",
     }
@@ -82,8 +85,9 @@ class CheckpointFormat:
         return replace(self, quant_algo=None) if self.is_excluded(module) else self
 
     def is_excluded(self, module: str) -> bool:
-        """Whether a module keeps its numbers."""
-        return any(fnmatchcase(module, pattern) for pattern in self.exclude)
+        """Whether a matrix keeps its numbers."""
+        name = module.rpartition(".")[0] if self.quant_algo == ROWWISE else module
+        return any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
 
 def choose_format(source: QuantFormat, wanted: QuantFormat | None, is_mixture: bool) -> CheckpointFormat:

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trtx.backends.tensorrt_llm.checkpoint.formats import GROUPED, NVFP4_GROUP, WEIGHT_ONLY, CheckpointFormat
+from trtx.backends.tensorrt_llm.checkpoint.formats import GROUPED, NVFP4_GROUP, ROWWISE, WEIGHT_ONLY, CheckpointFormat
 from trtx.backends.tensorrt_llm.checkpoint.share import Share, make_share
 from trtx.backends.tensorrt_llm.checkpoint.sizes import Sizes
 from trtx.backends.tensorrt_llm.spec import Ranks
@@ -111,7 +111,7 @@ def linear_parts(n: int, k: int, form: CheckpointFormat, dtype: DType) -> Parts:
         return _grouped_parts(n, k, form, dtype)
     by_algo: dict[str | None, Parts] = {
         "FP8": {"weight": ((n, k), FP8), **_scalars("weights_scaling_factor", "activation_scaling_factor")},
-        "FP8_PER_CHANNEL_PER_TOKEN": {"weight": ((n, k), FP8), "per_channel_scale": ((n,), F32)},
+        ROWWISE: {"weight": ((n, k), FP8), "per_channel_scale": ((n,), F32)},
         "W8A8_SQ_PER_CHANNEL": {
             "weight": ((n, k), "int8"),
             "weights_scaling_factor": ((n,), F32),

@@ -203,7 +203,8 @@ def _round_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 def pack_rows(codes: Tensor) -> Tensor:
     """Bytes int8 [N/2, K] of codes -8…7 [N, K]: row 2i in the low, row 2i + 1 in the high four bits."""
-    return (codes[0::2] & 15) | (codes[1::2] << 4)
+    small = codes.to(torch.int8)
+    return (small[0::2] & 15) | (small[1::2] << 4)
 
 
 def _copy_nvfp4(source: Source, block: Block) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from trtx.backends.tensorrt_llm.checkpoint.pack import Source
 from trtx.backends.tensorrt_llm.checkpoint.pack_rank import pack_rank
 from trtx.backends.tensorrt_llm.checkpoint.rank_file import RankFile
 from trtx.backends.tensorrt_llm.checkpoint.share import check_groups, check_release, make_share, num_files
-from trtx.backends.tensorrt_llm.checkpoint.sizes import sizes_of_model
+from trtx.backends.tensorrt_llm.checkpoint.sizes import sizes_of_model, sizes_of_shape
 from trtx.backends.tensorrt_llm.releases import known_releases
 from trtx.backends.tensorrt_llm.spec import Ranks, TrtllmSpec
 from trtx.errors import UsageProblem, VerificationFailed
@@ -43,6 +43,7 @@ def write_checkpoint(source: Path, output: Path, spec: TrtllmSpec, say: Say, pro
     `progress` is called with tensors done, tensors in all and the word for them. Raises UsageProblem for a model,
     format or parallelism that this release's engines have not, VerificationFailed for a damaged folder.
     """
+    _check_same_model(source, spec)
     return convert_folder(
         source,
         output,
@@ -99,6 +100,19 @@ def convert_folder(
     write_json(output / CONFIG_NAME, config)
     _check_written(output, release)
     return config
+
+
+def _check_same_model(source: Path, spec: TrtllmSpec) -> None:
+    """What was planned for one model must not be done with another."""
+    planned, found = sizes_of_shape(spec.shape), sizes_of_model(load_model_config(source))
+    for field in fields(planned):
+        wanted, own = getattr(planned, field.name), getattr(found, field.name)
+        if wanted != own and not field.name.endswith("_bias"):  # A Shape has none.
+            raise VerificationFailed(
+                f"{source} is not the model that was planned",
+                why=f"its {field.name} is {own}, and the plan has {wanted}",
+                fix="plan again",
+            )
 
 
 def rank_name(rank: int) -> str:
