@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support.checkpoints import INT4, dequantize, quantize, write_format
 from torch import Tensor
 
+from trtx.backends.tensorrt_llm.checkpoint.write import convert_folder
+from trtx.backends.tensorrt_llm.spec import Ranks
+from trtx.errors import TrtxError
+
+RELEASE = "1.2.1"
+# What config.json excludes from every format.
+EXCLUDED = ["*lm_head", "*router", "*vocab_embedding", "*ln_f"]
 CLASSES = {
     "LlamaForCausalLM": "LlamaConfig",
     "MistralForCausalLM": "MistralConfig",
@@ -98,3 +106,14 @@ def _with_second_scale(parts: dict[str, Tensor], second: Tensor, weight: Tensor)
     """The same matrix by another second scale: its first scales are rounded anew, its codes stay."""
     first = parts["weight_scale"].float() * parts["weight_scale_2"]
     return {**parts, "weight_scale": (first / second).to(torch.float8_e4m3fn), "weight_scale_2": second.clone()}
+
+
+def convert(source: Path, output: Path, ranks: Ranks, **options: Any) -> dict[str, Any]:
+    settings = {"release": RELEASE, "dtype": "bfloat16", **options}
+    return convert_folder(source, output, ranks=ranks, **settings)
+
+
+def refuse(source: Path, output: Path, ranks: Ranks, **options: Any) -> TrtxError:
+    with pytest.raises(TrtxError) as caught:
+        convert(source, output, ranks, **options)
+    return caught.value

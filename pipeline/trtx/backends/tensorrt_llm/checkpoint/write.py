@@ -8,28 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from trtx.backends.tensorrt_llm.checkpoint.check import check_checkpoint
 from trtx.backends.tensorrt_llm.checkpoint.config import CONFIG_NAME, check_model, make_config
-from trtx.backends.tensorrt_llm.checkpoint.exclude import exclude_patterns
-from trtx.backends.tensorrt_llm.checkpoint.formats import WEIGHT_ONLY, choose_format
+from trtx.backends.tensorrt_llm.checkpoint.formats import WEIGHT_ONLY
 from trtx.backends.tensorrt_llm.checkpoint.layout import rank_tensors
 from trtx.backends.tensorrt_llm.checkpoint.pack import Source
 from trtx.backends.tensorrt_llm.checkpoint.pack_rank import pack_rank
+from trtx.backends.tensorrt_llm.checkpoint.plan import make_format
 from trtx.backends.tensorrt_llm.checkpoint.rank_file import RankFile
-from trtx.backends.tensorrt_llm.checkpoint.share import check_groups, check_release, make_share, num_files
-from trtx.backends.tensorrt_llm.checkpoint.sizes import sizes_of_model, sizes_of_shape
+from trtx.backends.tensorrt_llm.checkpoint.share import make_share, num_files
+from trtx.backends.tensorrt_llm.checkpoint.sizes import Sizes, sizes_of_model, sizes_of_shape
 from trtx.backends.tensorrt_llm.releases import known_releases
 from trtx.backends.tensorrt_llm.spec import Ranks, TrtllmSpec
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.files import disk_errors, write_json
 from trtx.models.checkpoint import Checkpoint, load_model_config
-from trtx.models.config import DType
+from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import QuantFormat
 from trtx.quant.read_format import read_quant_format
 
@@ -75,31 +73,41 @@ def convert_folder(
         say(note)
     with Checkpoint(source) as checkpoint:
         own = read_quant_format(checkpoint)
-        form = choose_format(own, quantization, sizes.num_experts > 0)
-        check_release(sizes, form, ranks, release)
-        excluded = own.exclude if own.algorithm != "none" or quantization is None else quantization.exclude
-        patterns = exclude_patterns(sizes, excluded, form.quant_algo, ranks.pipeline) if form.quant_algo else ()
-        form = replace(form, exclude=patterns)
-        check_groups(sizes, form, ranks)
+        form = make_format(sizes, own, quantization, ranks, release)
         if form.quant_algo in WEIGHT_ONLY:
             say(f"{form.quant_algo}: the weights are written as {dtype}; trtllm-build packs them for its GPU")
-        layouts = [rank_tensors(sizes, form, dtype, ranks, rank) for rank in range(num_files(ranks))]
-        total, done = sum(map(len, layouts)), 0
-        packed = Source(checkpoint, own, form, dtype)
         output.mkdir(parents=True, exist_ok=True)
-        for stage in range(ranks.pipeline):
-            numbers = range(stage * ranks.tensor, (stage + 1) * ranks.tensor)
-            with ExitStack() as stack:
-                files = [stack.enter_context(RankFile(output / rank_name(n), layouts[n])) for n in numbers]
-                tensors = [pack_rank(packed, model, sizes, make_share(sizes, ranks, n)) for n in numbers]
-                for named in zip(*tensors, strict=True):
-                    _write_all(files, named)
-                    done += len(named)
-                    progress(done, total, "tensors")
+        try:
+            _write_ranks(Source(checkpoint, own, form, dtype), model, sizes, ranks, output, progress)
+        except BaseException:
+            for rank in range(num_files(ranks)):
+                (output / rank_name(rank)).unlink(missing_ok=True)
+            raise
     config = make_config(model, sizes, form, dtype, ranks)
     write_json(output / CONFIG_NAME, config)
     _check_written(output, release)
     return config
+
+
+def rank_name(rank: int) -> str:
+    return f"rank{rank}.safetensors"
+
+
+def _write_ranks(
+    source: Source, model: ModelConfig, sizes: Sizes, ranks: Ranks, output: Path, progress: Progress
+) -> None:
+    layouts = [rank_tensors(sizes, source.form, source.dtype, ranks, rank) for rank in range(num_files(ranks))]
+    total, done = sum(map(len, layouts)), 0
+    for stage in range(ranks.pipeline):
+        numbers = range(stage * ranks.tensor, (stage + 1) * ranks.tensor)
+        with ExitStack() as stack:
+            files = [stack.enter_context(RankFile(output / rank_name(n), layouts[n])) for n in numbers]
+            tensors = [pack_rank(source, model, sizes, make_share(sizes, ranks, n)) for n in numbers]
+            for named in zip(*tensors, strict=True):
+                for file, (name, tensor) in zip(files, named, strict=True):
+                    file.write(name, tensor)
+                done += len(named)
+                progress(done, total, "tensors")
 
 
 def _check_same_model(source: Path, spec: TrtllmSpec) -> None:
@@ -113,15 +121,6 @@ def _check_same_model(source: Path, spec: TrtllmSpec) -> None:
                 why=f"its {field.name} is {own}, and the plan has {wanted}",
                 fix="plan again",
             )
-
-
-def rank_name(rank: int) -> str:
-    return f"rank{rank}.safetensors"
-
-
-def _write_all(files: list[RankFile], named: tuple[tuple[str, Tensor], ...]) -> None:
-    for file, (name, tensor) in zip(files, named, strict=True):
-        file.write(name, tensor)
 
 
 def _check_empty(output: Path) -> None:

@@ -256,7 +256,7 @@ def test_ranks_that_contradict_each_other_are_not_read_back(make: Make) -> None:
 
 def test_the_check_and_the_layout_need_no_torch() -> None:
     """The plan and stand-ins of trtllm-build use them."""
-    modules = ("blocks", "check", "config", "exclude", "formats", "header", "layout", "share", "sizes")
+    modules = ("blocks", "check", "config", "exclude", "formats", "header", "layout", "plan", "share", "sizes")
     names = ", ".join(f"trtx.backends.tensorrt_llm.checkpoint.{module}" for module in modules)
     code = f"import sys, {names}; sys.exit('torch' in sys.modules or 'safetensors' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
