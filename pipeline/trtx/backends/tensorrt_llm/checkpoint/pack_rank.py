@@ -32,7 +32,8 @@ Named = Iterator[tuple[str, Tensor]]
 
 # Scales of an FP8 cache are at least 1. The attention of prompts rounds queries in steps of the same scale (the plugin
 # sets qkv_scale_orig_quant to kv_scale_orig_quant), and a scale that fits keys and values would cut queries off. Both
-# of NVIDIA's converters do so: convert_checkpoint.py writes 1, ModelOpt's export_tensorrt_llm_checkpoint at least 1.
+# of NVIDIA's converters do so: convert_checkpoint.py writes 1, ModelOpt's export_tensorrt_llm_checkpoint at least 1;
+# and older loaders take 1 whatever the file has (preprocess_weights).
 LEAST_FP8_KV_SCALE = 1.0
 
 
