@@ -206,9 +206,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
-    print(
-        f"{'format':10} {'source':>8} {'convert':>9} {'GB/s':>6} {'CPU':>8} {'peak':>8} {'copy':>8} {'CPU':>8} {'peak':>7}"
-    )
+    heads = (("source", 8), ("convert", 9), ("GB/s", 6), ("CPU", 8), ("peak", 8), ("copy", 8), ("CPU", 8), ("peak", 7))
+    print(f"{'format':10}", *(f"{head:>{width}}" for head, width in heads))
     for row in rows:
         print(
             f"{row.format:10} {row.source_gb:5.2f} GB {row.seconds:7.2f} s {row.gb_per_s:6.2f} {row.cpu_s:6.2f} s"

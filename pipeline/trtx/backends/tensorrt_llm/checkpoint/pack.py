@@ -9,7 +9,8 @@ What is not merely copied:
 - AWQ folds the input scales of q, k, v and of gate and up into the norm before them, but TensorRT-LLM wants one of
   every matrix: ones.
 - Weight-only: integers are multiplied out, because trtllm-build packs plain numbers (formats.py). Its own rounding, to
-  128 steps of the largest number of a row, is not ModelOpt's to 127 and adds at most half a step.
+  128 steps of the largest number of a row, is not ModelOpt's to 127: it moves numbers by up to half a step, the largest
+  positive one of a row by a whole one, and bfloat16 by up to half a step more. An unquantized folder is rounded once.
 """
 
 from __future__ import annotations

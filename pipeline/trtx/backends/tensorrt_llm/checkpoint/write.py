@@ -75,7 +75,7 @@ def convert_folder(
         own = read_quant_format(checkpoint)
         form = make_format(sizes, own, quantization, ranks, release)
         if form.quant_algo in WEIGHT_ONLY:
-            say(f"{form.quant_algo}: the weights are written as {dtype}; trtllm-build packs them for its GPU")
+            say(_weight_only_note(form.quant_algo, dtype, own.algorithm != "none"))
         output.mkdir(parents=True, exist_ok=True)
         try:
             _write_ranks(Source(checkpoint, own, form, dtype), model, sizes, ranks, output, progress)
@@ -91,6 +91,15 @@ def convert_folder(
 
 def rank_name(rank: int) -> str:
     return f"rank{rank}.safetensors"
+
+
+def _weight_only_note(algo: str, dtype: DType, is_rounded: bool) -> str:
+    if is_rounded:
+        return (
+            f"{algo}: the weights are written as {dtype}, and trtllm-build rounds the folder's INT8 numbers again: "
+            "convert the unquantized folder to have them rounded once"
+        )
+    return f"{algo}: the weights are written as {dtype}; trtllm-build packs them for its GPU"
 
 
 def _write_ranks(

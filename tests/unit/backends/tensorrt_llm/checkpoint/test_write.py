@@ -22,7 +22,7 @@ GROUPED_RANKS = ((1, 1), (2, 1), (1, 2), (2, 3))
 # (tp, pp, ep)
 MIXTURE_RANKS = ((1, 1, 1), (2, 1, 1), (4, 1, 2), (4, 1, 4), (2, 2, 2), (4, 3, 1))
 # Algorithm → the largest error of a number, as shares of the number and of the largest number of its row. bfloat16
-# rounds to 2^-9; e4m3 to 2^-4, where a fused matrix takes another's scale, or to its least step, 2^-9 of 448.
+# rounds to 2^-8; e4m3 to 2^-4, where a fused matrix takes another's scale, or to its least step, 2^-9 of 448.
 EXACT = (0.0, 0.0)
 ERRORS = {
     "none": EXACT,
@@ -161,16 +161,23 @@ def test_plain_weights_are_quantized_to_int8_by_trtllm_build_itself(tmp_path: Pa
         assert config["quantization"]["quant_algo"] == algo
 
 
-def test_int8_numbers_of_a_folder_move_by_less_than_a_step_in_trtllm_build(tmp_path: Path) -> None:
+def test_int8_numbers_of_a_folder_move_by_little_in_trtllm_build(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "hf", "LlamaForCausalLM", "int8_wo")
-    convert(folder.path, tmp_path / "out", Ranks())
+    told: list[str] = []
+    convert(folder.path, tmp_path / "out", Ranks(), say=told.append)
+    assert "rounds the folder's INT8 numbers again: convert the unquantized folder" in told[0]
     found = dict(read_weights(tmp_path / "out"))
     for name in (name for name in found if name.endswith("_proj.weight")):
         rows = found[name].float()
         scale = rows.abs().amax(1, keepdim=True) / 128
         built = (rows / scale).round().clamp(-128, 127) * scale
         step = folder.tensors[name.replace(".weight", ".weight_scale")][:, None]
-        assert ((built - folder.weights[name]).abs() <= step * 1.01).all()
+        moved = (built - folder.weights[name]).abs() / step
+        # Half a step of its own, and half a one that bfloat16 takes of the largest numbers. The largest positive one
+        # would be 128 steps, and 127 is as far as int8 goes.
+        cut = rows / scale > 127.5
+        assert (moved[~cut] <= 1.0).all()
+        assert (moved[cut] <= 1.5).all()
 
 
 def test_plain_weights_are_rounded_to_int4_in_groups(tmp_path: Path) -> None:
