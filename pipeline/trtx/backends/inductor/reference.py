@@ -46,7 +46,7 @@ def load_model(folder: Path, max_seq_len: int) -> Reference:
 
 
 def load_checkpoint(folder: Path, max_seq_len: int) -> Reference:
-    """The model of a unified checkpoint with its weights dequantized, which rounds weights and nothing else.
+    """The model of a quantized checkpoint with its weights dequantized, which rounds weights and nothing else.
 
     Raises VerificationFailed when it has not all of the model's weights.
     """
