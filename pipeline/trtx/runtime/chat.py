@@ -40,6 +40,7 @@ class ChatTemplate:
                 why=f"line {error.lineno}: {error.message}",
                 fix="correct chat_template.jinja of the model",
             ) from error
+        self.source = source
         self._special_tokens = dict(special_tokens)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:

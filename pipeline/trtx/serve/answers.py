@@ -132,9 +132,8 @@ async def _write_events(call: Call, *, include_usage: bool) -> AsyncIterator[str
     try:
         async for output in call.stream:
             place = index[output.request.id]
-            piece = _take(choices[place], output)
-            if piece.text or piece.finish_reason or piece.logprobs:
-                yield reply.event([reply.piece(place, piece)], **more)
+            if piece := reply.piece(place, _take(choices[place], output)):
+                yield reply.event([piece], **more)
     except EngineFailed as failed:
         yield make_event(engine_unavailable(failed).body())
         return
