@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from trtx.runtime.loop import EngineFailed, Stream
-from trtx.runtime.request import Output
+from trtx.runtime.request import Output, Sampled
 from trtx.serve.problems import engine_unavailable
 from trtx.serve.replies import DONE_EVENT, Choice, Reply, Usage, make_event
 
@@ -97,13 +97,17 @@ class Call:
 
 def _take(choice: Choice, output: Output) -> Choice:
     """Add an output to a choice; returns what it added."""
+    request = output.request
     piece = Choice(
         output.text,
         len(output.token_ids),
         output.finish_reason,
-        output.request.stop_reason if output.finish_reason else None,
+        request.stop_reason if output.finish_reason else None,
         list(output.logprobs),
     )
+    if request.scores_prompt and request.params.logprobs is not None and choice.is_fresh:
+        piece.prompt = [Sampled(request.prompt_ids[0]), *request.prompt_scores]
+    choice.is_fresh = False
     choice.num_tokens += piece.num_tokens
     choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
     return piece
@@ -116,6 +120,7 @@ async def _collect(call: Call) -> list[Choice]:
         piece = _take(choices[output.request.id], output)
         texts[output.request.id].append(piece.text)
         choices[output.request.id].logprobs += piece.logprobs
+        choices[output.request.id].prompt = piece.prompt or choices[output.request.id].prompt
     for id, choice in choices.items():
         choice.text = "".join(texts[id])
     return list(choices.values())

@@ -68,7 +68,8 @@ class Service:
         params = body.sampling(body.num_tokens)
         texts = [p if isinstance(p, str) else decode(p) for p in body.prompt] if body.echo else []
         echoes = [text for text in texts for _ in range(params.n)]
-        reply = CompletionReply(self.model_name, uuid.uuid4().hex, self.engine.tokenizer, echoes)
+        scored = params.prompt_logprobs is not None and params.logprobs is not None
+        reply = CompletionReply(self.model_name, uuid.uuid4().hex, self.engine.tokenizer, echoes, scored=scored)
         return await self._answer(body, prompts, params, reply, http)
 
     async def chat(self, body: ChatBody, http: Request) -> Response:

@@ -130,12 +130,19 @@ class Body(BaseModel):
         given = {name: value for name in SAMPLED if (value := getattr(self, name)) is not None}
         if self.logit_bias:
             given["logit_bias"] = {int(token): value for token, value in self.logit_bias.items()}
-        return SamplingParams(max_tokens=max_tokens, logprobs=self.num_logprobs, **given)
+        return SamplingParams(
+            max_tokens=max_tokens, logprobs=self.num_logprobs, prompt_logprobs=self.num_prompt_logprobs, **given
+        )
 
     @property
     @abstractmethod
     def num_logprobs(self) -> int | None:
         """Most likely tokens to list beside each chosen one; None for no logprobs at all."""
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The same for the tokens of the prompt."""
+        return None
 
     @property
     def include_usage(self) -> bool:
@@ -180,16 +187,15 @@ class CompletionBody(Body):
     echo: bool | None = None
     best_of: int | None = None
 
-    @model_validator(mode="after")
-    def _refuse_prompt_logprobs(self) -> CompletionBody:
-        if self.echo and self.logprobs is not None:
-            raise _field_error("echo", "echo is not supported together with logprobs: a prompt's are not computed")
-        return self
-
     def sampling(self, max_tokens: int) -> SamplingParams:
         if self.best_of not in (None, self.n or 1):
             raise RequestRefused("best_of is not supported: ask for choices with n", param="best_of")
         return super().sampling(max_tokens)
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        # A prompt that is echoed may be all that is asked for.
+        return (self.logprobs or 0) if self.echo and (self.logprobs is not None or self.num_tokens == 0) else None
 
     @property
     def num_logprobs(self) -> int | None:
