@@ -5,7 +5,7 @@ does the same work in another: while a program runs in a thread of its own, the 
 ended, and the text of the last one is made. It gives the same outputs and is held equal by test. What ended meanwhile,
 by a token, a stop string or a cancellation, may be computed once more; nothing of that is ever seen.
 
-An engine belongs to one thread (see loop.py); `make_request` alone may be called from any.
+An engine belongs to one thread (see owner.py); `make_request` alone may be called from any.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 
 from trtx.runtime.driver import EngineDriver
-from trtx.runtime.loop import EngineFailed
+from trtx.runtime.owner import EngineFailed
 from trtx.runtime.request import Output, Request
 from trtx.runtime.results import Choice, PositionLogprobs, RequestOutput, describe_prompt
 

@@ -12,7 +12,8 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from trtx.runtime.loop import EngineFailed, Stream
+from trtx.runtime.loop import Stream
+from trtx.runtime.owner import EngineFailed
 from trtx.runtime.request import Output, Sampled
 from trtx.serve.problems import engine_unavailable
 from trtx.serve.replies import DONE_EVENT, Choice, Reply, Usage, make_event

@@ -16,7 +16,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from trtx import __version__
 from trtx.runtime.engine import Engine
-from trtx.runtime.loop import EngineFailed, EngineThread, Stream
+from trtx.runtime.loop import EngineThread, Stream
+from trtx.runtime.owner import EngineFailed
 from trtx.runtime.report import describe_engine
 from trtx.runtime.request import SamplingParams
 from trtx.serve.answers import Call, EventAnswer, answer_whole

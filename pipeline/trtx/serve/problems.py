@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from trtx.runtime.loop import EngineFailed
+from trtx.runtime.owner import EngineFailed
 from trtx.runtime.request import RequestRefused
 
 # Parts of a path that name fields and items; what pydantic adds after them are its own types.
