@@ -57,7 +57,9 @@ class Service:
         self.thread = EngineThread(engine, self.metrics.observe)
         self.started = int(time.time())
         template = engine.tokenizer.chat_template
-        self.tool_format = choose_format(tool_call_parser, template.source if template else None)
+        self.tool_format = choose_format(
+            tool_call_parser, (template.with_tools or template).source if template else None
+        )
         self._max_open = engine.card.limits.max_batch_size + max_waiting
         self._open = 0
 

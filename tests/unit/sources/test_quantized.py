@@ -94,6 +94,22 @@ def test_of_a_repository_only_the_header_is_asked_for_and_remembered(hub: Hub, t
     assert hub.requests == []
 
 
+def test_offline_the_hub_cache_answers_where_it_has_the_weights(hub: Hub, tmp_path: Path) -> None:
+    request = ask_hub(hub, tmp_path, FILES)
+    commit = hf.resolve(request).identity
+    (tmp_path / "trtx").rename(tmp_path / "forgotten")
+    offline = Request(request.url, "model", commit, environ={**request.environ, "TRTX_OFFLINE": "1"})
+    hub.requests.clear()
+    with pytest.raises(EnvironmentProblem):
+        hf.resolve(offline)
+    (tmp_path / "out").mkdir()
+    hf.fetch(request, commit, tmp_path / "out", lambda done, total, unit: None)
+    assert (tmp_path / "out/hf_quant_config.json").is_file()
+    hub.requests.clear()
+    assert hf.resolve(offline).quantized == FOUND
+    assert hub.requests == []
+
+
 def test_a_hub_that_sends_whole_files_is_named(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("support.hub.HubHandler.send_content", send_all)
     with pytest.raises(EnvironmentProblem, match=r"does not send parts of model\.safetensors"):

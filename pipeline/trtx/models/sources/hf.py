@@ -172,7 +172,7 @@ def _recall(request: Request, hub: Hub) -> Resolved | None:
 def _read_range(hub: Hub, commit: str, name: str, start: int, stop: int | None) -> bytes:
     """Bytes of a file of a commit, of the hub cache where it is there; a small file is fetched whole."""
     path = hub.cached / "snapshots" / commit / (hub.folder + name)
-    if not path.exists() and stop is not None:
+    if not path.exists() and stop is not None and not hub.offline:
         return download_range(hub, commit, hub.folder + name, start, stop)
     with download(hub, commit, hub.folder + name).open("rb") as stream:
         stream.seek(start)
