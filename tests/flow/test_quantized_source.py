@@ -87,6 +87,7 @@ def test_models_of_two_tools_with_one_format_are_served_by_one_build(models: Pro
         # What transformers computes with the weights that the checkpoint stands for; nothing else is known of it.
         assert set(check["figures"]) == {"compiled_vs_eager", "logits_vs_checkpoint", "perplexity_vs_checkpoint"}
         assert max(check["figures"].values()) < 1e-4
+        assert "in transformers with the dequantized weights" in (folder / "README.md").read_text()
         kept = json.loads(
             (store.output(steps[f"calibrate/stored/model-{name}"]["key"]) / "trtx_calibration.json").read_text()
         )
