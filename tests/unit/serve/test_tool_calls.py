@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from trtx.cli import serve as cli
 from trtx.errors import UsageProblem
 from trtx.serve.tool_calls import MAX_MALFORMED, ToolAnswer, ToolCallParser, make_call_id
 from trtx.serve.tool_formats import FORMATS, ToolCall, choose_format
@@ -177,3 +178,7 @@ def test_a_format_that_is_not_known_gets_the_nearest_name() -> None:
         choose_format("hermes2", None)
     assert "hermes" in caught.value.fix
     assert choose_format("auto", None) is None
+
+
+def test_the_command_line_knows_all_formats() -> None:
+    assert {member.value for member in cli.ToolCallParser} == {"auto", "none", *FORMATS}
