@@ -46,6 +46,12 @@ class PinnedModel:
         files, config = self.source.quantized, self.source.config
         if files is None or not says_quantized(config, files.described):
             return None
+        if not files.shapes:
+            raise UsageProblem(
+                f"{self.source.url} is quantized and has no safetensors weights",
+                why="quantized weights are read from safetensors alone",
+                fix="choose a revision with safetensors",
+            )
         return decide_format(self.source.url, config, files.described, files)
 
 

@@ -13,7 +13,7 @@ from support.hub import Hub, Repository, commit_of, serve_hub
 from unit.sources.conftest import MODEL_FILES
 from unit.sources.test_quantized import FILES, FOUND
 
-from trtx.errors import EnvironmentProblem, LockOutOfDate
+from trtx.errors import EnvironmentProblem, LockOutOfDate, UsageProblem
 from trtx.models.formats import QuantFormat
 from trtx.plan.keys import make_factors, make_key
 from trtx.plan.lock import Lock
@@ -80,6 +80,14 @@ def test_the_format_of_a_locked_model_is_that_of_the_files_in_the_cache(hub: Hub
     assert pinned.source.quantized == FOUND
     assert pinned.stored == QuantFormat(algorithm="fp8", exclude=())
     assert hub.requests == []
+
+
+def test_quantized_weights_in_pickles_are_refused_by_the_plan(hub: Hub, environ: dict[str, str]) -> None:
+    files = {name: content for name, content in FILES.items() if name != "model.safetensors"}
+    hub.repositories["models/owner/tiny"] = Repository({**files, "pytorch_model.bin": b"pickle"})
+    pinned = resolve_model(Model(source="hf://owner/tiny", allow_pickle=True), environ)
+    with pytest.raises(UsageProblem, match="is quantized and has no safetensors weights"):
+        _ = pinned.stored
 
 
 def test_a_commit_that_is_gone_says_how_to_move_on(hub: Hub, environ: dict[str, str]) -> None:
