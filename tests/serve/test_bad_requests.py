@@ -80,7 +80,6 @@ def refused(server: RunningServer, path: str, body: dict[str, Any], status: int 
         # What this server cannot do.
         (TEXT, {"n": True}, "n"),
         (TEXT, {"best_of": 3}, "best_of"),
-        (TEXT, {"echo": True, "logprobs": 1}, "echo"),
         (TEXT, {"suffix": "end"}, "suffix"),
         (TEXT, {"logprobs": True}, "logprobs"),
         (CHAT, {"tools": "f"}, "tools"),

@@ -91,6 +91,47 @@ def test_echo_puts_the_prompt_first(client: openai.OpenAI) -> None:
     assert texts == [LONG + TEXT] * 2
 
 
+def test_echo_with_logprobs_has_those_of_the_prompt(client: openai.OpenAI) -> None:
+    prompt = "abcdefgh"
+    asked = GREEDY | {"prompt": prompt, "echo": True, "logprobs": 2}
+    for _ in range(2):  # the second time the pool knows the prompt
+        whole = client.completions.create(**asked | {"max_tokens": 3}).choices[0]
+        found = whole.logprobs
+        assert found.tokens[:9] == ["<s>", *prompt]
+        assert "".join(found.tokens[1:]) == whole.text
+        assert (found.token_logprobs[0], found.top_logprobs[0]) == (None, None)
+        assert found.text_offset == [0, *range(11)]
+        ids = TOKENIZER.encode(prompt)
+        for at in range(1, 9):
+            best = TOKENIZER.decode(expected_tokens(ids[:at], 1, stop=None))
+            assert max(found.top_logprobs[at], key=found.top_logprobs[at].__getitem__) == (best or "</s>")
+            assert found.token_logprobs[at] < 0
+    with client.completions.create(**asked | {"max_tokens": 3}, stream=True) as stream:
+        events = [event.choices[0] for event in stream]
+    assert "".join(event.text for event in events) == whole.text
+    for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        joined = [item for event in events if event.logprobs for item in getattr(event.logprobs, field)]
+        assert joined == getattr(whole.logprobs, field)
+
+
+@pytest.mark.parametrize("logprobs", [1, None])
+def test_a_prompt_alone_can_be_asked_about(client: openai.OpenAI, logprobs: int | None) -> None:
+    """What evaluation harnesses send for the likelihood of a text."""
+    asked: dict[str, Any] = GREEDY | {"prompt": ["abc", "de"], "echo": True, "max_tokens": 0, "logprobs": logprobs}
+    answer = client.completions.create(**asked)
+    assert [choice.text for choice in answer.choices] == ["abc", "de"]
+    assert [choice.finish_reason for choice in answer.choices] == ["length"] * 2
+    assert (answer.usage.completion_tokens, answer.usage.prompt_tokens) == (0, 7)
+    lengths = [choice.logprobs and len(choice.logprobs.token_logprobs) for choice in answer.choices]
+    assert lengths == ([4, 3] if logprobs else [None, None])
+    ids = client.completions.create(**asked | {"prompt": TOKENIZER.encode("abc")}).choices[0]
+    assert ids.logprobs == answer.choices[0].logprobs
+    with client.completions.create(**asked | {"prompt": "abc"}, stream=True) as stream:
+        assert "".join(event.choices[0].text for event in stream) == "abc"
+    with pytest.raises(openai.BadRequestError, match="max_tokens"):
+        client.completions.create(**GREEDY | {"max_tokens": 0})
+
+
 def test_the_stop_string_is_named(client: openai.OpenAI) -> None:
     choice = client.completions.create(**GREEDY, stop=[TEXT[3:5]]).choices[0]
     assert (choice.finish_reason, choice.text, choice.stop_reason) == ("stop", TEXT[:3], TEXT[3:5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -123,10 +124,12 @@ def _print_rows(console: Console, rows: list[Row], used: dict[str, float], outpu
 def show_usage(context: typer.Context, output: OutputOption = OutputFormat.TABLE) -> None:
     """Show what the entries take on disk, by stage and by recipe; files that entries share are counted once."""
     from trtx.cache.prune import measure
+    from trtx.kernels.shelf import shelf_bytes
+    from trtx.paths import kernels_dir
     from trtx.recipe.units import format_bytes
 
     console: Console = context.obj
-    store = open_store()
+    store, shelf = open_store(), kernels_dir(os.environ)
     entries = measure(store)
     body: dict[str, Any] = {
         "schema": "trtx.cache.du/v1",
@@ -135,6 +138,7 @@ def show_usage(context: typer.Context, output: OutputOption = OutputFormat.TABLE
         "stages": _group(entries, "stage"),
         "recipes": _group(entries, "recipe"),
         "other": _other_bytes(store),
+        "kernels": {"folder": str(shelf), "bytes": shelf_bytes(shelf)},
     }
     if output is OutputFormat.JSON:
         console.json(body)
@@ -148,6 +152,8 @@ def show_usage(context: typer.Context, output: OutputOption = OutputFormat.TABLE
     table.append(("total", "entries", str(body["total"]["entries"]), format_bytes(body["total"]["bytes"])))
     console.table(("by", "name", "entries", "on disk"), table, right=("entries", "on disk"))
     console.say(f"in {store.root}; files that entries share are counted once in each sum")
+    if kept := body["kernels"]["bytes"]:
+        console.say(f"besides, {format_bytes(kept)} of built kernels in {shelf}, which bounds itself")
 
 
 def _sum(entries: list[Candidate]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from trtx.hardware import support
 from trtx.hardware.gpus import find_gpu
 from trtx.plan.environment import FETCHING_STAGES
 from trtx.plan.facts import Facts, gather_facts
+from trtx.plan.formats import check_formats
 from trtx.plan.lock import Lock, lock_path, read_lock
 from trtx.plan.lock_make import without
 from trtx.plan.make import Options, make_plan
@@ -100,6 +101,8 @@ def prepare(console: Console, request: Request) -> Prepared:
     lock = read_lock(lock_path(path))
     pins = without(lock or Lock(), request.upgrade)
     sources = resolve_sources(cells, environ, pins if lock else None)
+    for warning in check_formats(loaded, cells, sources, support):
+        console.say(warning.render(), style="warning")
     check_models(loaded, cells, sources)
     facts = gather_facts(environ, sources.generators(), cuda=any(map(compiles_for_gpu, cells)))
     check_fit(loaded, cells, sources, facts, Placement(site, request.runner))

@@ -19,6 +19,16 @@ class Policy(StrEnum):
     GUARANTEED_NO_EVICT = "guaranteed-no-evict"
 
 
+class ToolCallParser(StrEnum):
+    """How models write tool calls (trtx.serve.tool_formats)."""
+
+    AUTO = "auto"
+    NONE = "none"
+    HERMES = "hermes"
+    LLAMA3_JSON = "llama3_json"
+    MISTRAL = "mistral"
+
+
 def command(
     context: typer.Context,
     engine: Annotated[Path, typer.Argument(help="A deployment folder, or the engine folder inside it.")],
@@ -43,6 +53,9 @@ def command(
         bool,
         typer.Option("--prefix-reuse/--no-prefix-reuse", help="Compute the beginning that prompts share only once."),
     ] = True,
+    tool_call_parser: Annotated[
+        ToolCallParser, typer.Option(help="How the model writes tool calls; auto: as its chat template says.")
+    ] = ToolCallParser.AUTO,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File of API keys, one a line; /v1 then needs one of them.")
     ] = None,
@@ -102,6 +115,7 @@ def command(
         memory_fraction=memory_fraction,
         scheduler={"policy": policy.value, "chunked_prefill": chunked_prefill, "prefix_reuse": prefix_reuse},
         overlap=overlap,
+        tool_call_parser=tool_call_parser.value,
         api_keys=api_keys,
         max_waiting=max_waiting,
         max_body_bytes=max_body_bytes,

@@ -4,9 +4,10 @@ For one rank, with L layers, H hidden and I intermediate size, A attention and G
 matrices (1, or 2 with a gate) on the way up in each of M layers with an MLP:
 
 - linear weights: 1/pipeline × (L·(H·(A+2G)·D + A·D·H) + M·(u+1)·H·I)/tensor numbers, in the algorithm's bits, and a
-  4-byte scale for every output row or for every group of columns in a row; experts and their routers in the engine's
-  dtype; embedding and head: V·H numbers each (one when tied), learned positions, norms (2L+1)·H, all in the engine's
-  dtype and in every rank. Biases, norms of heads and what `exclude` keeps besides experts are not counted.
+  4-byte scale for every output row or group of columns in a row, two where there are zero points; experts and
+  their routers in the engine's dtype; embedding and head: V·H numbers each (one when tied), learned positions, norms
+  (2L+1)·H, all in the engine's dtype and in every rank. Biases, norms of heads and what `exclude` keeps besides
+  experts are not counted.
 - KV cache: 2·G·D numbers per token and layer, divided like the weights; in whole blocks; block 0 is never given out.
   A layer with a window keeps as much as any other.
 - activations: the widest moment of one step, T·(2H + max((A+2G)·D, u·I)/tensor + what its experts take) numbers for
@@ -72,7 +73,8 @@ class ModelShape(Protocol):
 class Setup:
     """What an engine is built with: the algorithm and KV format, the dtype, limits and ranks.
 
-    `kv_size_bytes` is a fixed size of the KV cache, None for a share of what is free.
+    `kv_size_bytes` is a fixed size of the KV cache, None for a share of what is free. `group_size` is columns per scale
+    where it is not the algorithm's own, -1 for whole rows; with `zero_points` every scale has an offset beside it.
     """
 
     algorithm: str
@@ -85,6 +87,8 @@ class Setup:
     kv_size_bytes: int | None = None
     tensor: int = 1
     pipeline: int = 1
+    group_size: int | None = None
+    zero_points: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,8 +133,10 @@ def weight_bytes(model: ModelShape, setup: Setup) -> int:
     cut = 0.0
     for count, rows, columns in linears:
         if setup.algorithm in WEIGHT_BITS:
-            bits, group = WEIGHT_BITS[setup.algorithm]
-            cut += count * (rows * columns * bits / 8 + rows * (columns // group if group else 1) * SCALE_BYTES)
+            bits, own = WEIGHT_BITS[setup.algorithm]
+            group = setup.group_size or own
+            scales = rows * (columns // group if group and group > 0 else 1) * (1 + setup.zero_points)
+            cut += count * (rows * columns * bits / 8 + scales * SCALE_BYTES)
         else:
             cut += count * rows * columns * dtype_bytes
     share = -(-model.num_layers // setup.pipeline) / model.num_layers

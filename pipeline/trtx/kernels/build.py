@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from trtx.errors import StepFailed
 from trtx.files import canonical_json, sha256_bytes, sha256_file
+from trtx.kernels.shelf import put, take
 from trtx.processes import die_with_parent, start_process
 
 SOURCES = Path(__file__).parent / "cpp"
@@ -89,7 +88,7 @@ def build_library(job: LibraryJob) -> None:
 
     Raises StepFailed with the compiler's first complaint.
     """
-    if take_from_shelf(Path(job.shelf), job.namespace, Path(job.library)):
+    if take(Path(job.shelf), job.namespace, Path(job.library)):
         return
     work = Path(job.work)
     units = _make_units(job.march, job.namespace)
@@ -101,23 +100,7 @@ def build_library(job: LibraryJob) -> None:
     run_compiler(job, "link", [*link, "-o", job.library])
     # A shelf that is full or belongs to somebody else costs the next build some seconds.
     with contextlib.suppress(OSError):
-        put_on_shelf(Path(job.shelf), job.namespace, Path(job.library))
-
-
-def take_from_shelf(shelf: Path, namespace: str, library: Path) -> bool:
-    """Copy a library from the shelf. Its name has its digest, so that a damaged one is not taken."""
-    for found in sorted(shelf.glob(f"{namespace}-*.so")):
-        shutil.copyfile(found, library)
-        if found.stem == f"{namespace}-{sha256_file(library)}":
-            return True
-    return False
-
-
-def put_on_shelf(shelf: Path, namespace: str, library: Path) -> None:
-    shelf.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=shelf, delete=False) as staged:
-        staged.write(library.read_bytes())
-    Path(staged.name).replace(shelf / f"{namespace}-{sha256_file(library)}.so")
+        put(Path(job.shelf), job.namespace, Path(job.library))
 
 
 @cache

@@ -21,7 +21,8 @@ from pathlib import Path
 from trtx.errors import EnvironmentProblem, StepFailed
 from trtx.files import canonical_json, sha256_bytes, sha256_file
 from trtx.kernels.build import SOURCES as CPP_SOURCES
-from trtx.kernels.build import LibraryJob, put_on_shelf, run_compiler, take_from_shelf, torch_folder
+from trtx.kernels.build import LibraryJob, run_compiler, torch_folder
+from trtx.kernels.shelf import put, take
 from trtx.processes import die_with_parent
 
 SOURCES = Path(__file__).parent / "cuda"
@@ -63,7 +64,7 @@ def build_library(job: LibraryJob) -> None:
 
     Raises StepFailed with the compiler's first complaint.
     """
-    if take_from_shelf(Path(job.shelf), job.namespace, Path(job.library)):
+    if take(Path(job.shelf), job.namespace, Path(job.library)):
         return
     nvcc, work = find_nvcc(), Path(job.work)
     code = EXACT.get(job.march, job.march.removeprefix("sm_"))
@@ -97,7 +98,7 @@ def build_library(job: LibraryJob) -> None:
     link = ["-shared", "-Wl,--build-id=none", "-s", *objects, *libraries, "-o", job.library]
     run_compiler(job, "link", link)
     with contextlib.suppress(OSError):
-        put_on_shelf(Path(job.shelf), job.namespace, Path(job.library))
+        put(Path(job.shelf), job.namespace, Path(job.library))
 
 
 def find_cublas() -> Path:

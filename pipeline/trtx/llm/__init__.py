@@ -16,7 +16,7 @@ from trtx.llm.model import check_card, find_engine
 from trtx.runtime.driver import EngineDriver
 from trtx.runtime.engine import DEFAULT_MEMORY_FRACTION, Engine
 from trtx.runtime.generation import Generation, GenerationFailed
-from trtx.runtime.loop import EngineFailed
+from trtx.runtime.owner import EngineFailed
 from trtx.runtime.params import RequestRefused, SamplingParams
 from trtx.runtime.report import describe_engine
 from trtx.runtime.request import Request

@@ -13,6 +13,7 @@ from typing import Any
 
 from trtx.errors import BY_NAME, EnvironmentProblem, StepFailed, UsageProblem
 from trtx.paths import cache_dir
+from trtx.recipe.schema import AS_STORED
 from trtx.runtime.card import load_card
 from trtx.runtime.folders import find_folders
 
@@ -27,7 +28,7 @@ def find_engine(model: str | Path, *, dtype: str | None, quantization: str | Non
     """
     path = Path(model)
     if (path / "config.json").is_file() and not (path / "engine.json").is_file():
-        return _build_checkpoint(path.absolute(), dtype or "auto", quantization or "none", limits)
+        return _build_checkpoint(path.absolute(), dtype or "auto", quantization or AS_STORED, limits)
     if path.is_dir():
         return path
     recipe = str(model).partition(":")[0]
@@ -46,7 +47,7 @@ def check_card(folder: Path, *, dtype: str | None, quantization: str | None, lim
     asked: dict[str, Any] = {**limits, "dtype": dtype, "quantization": quantization}
     found = {**card.limits.model_dump(), "dtype": card.dtype, "quantization": card.quantization.algorithm}
     for name, value in asked.items():
-        if value not in (None, "auto", found[name]):
+        if value not in (None, "auto", AS_STORED, found[name]):
             raise UsageProblem(
                 f"{folder} has {name} {found[name]}, not {value}",
                 why=f"{name} is compiled into an engine",

@@ -6,7 +6,6 @@ transformers.PreTrainedModel.save_pretrained.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.models.config import ModelConfig, read_model_config
+from trtx.models.json_files import read_entry, read_json_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -134,30 +134,6 @@ def load_model_config(folder: Path) -> ModelConfig:
     Raises VerificationFailed when there is none, UsageProblem when the model cannot be compiled.
     """
     return read_model_config(read_json_file(folder / "config.json"))
-
-
-def read_json_file(path: Path) -> Any:
-    """Content of a JSON file that must be there. Raises VerificationFailed when it is not, or is not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError) as error:
-        raise VerificationFailed(
-            f"{path.parent} is not a whole checkpoint",
-            why=f"{path.name} is {'missing' if isinstance(error, FileNotFoundError) else 'not JSON'}",
-            fix="fetch or export the checkpoint again",
-        ) from error
-
-
-def read_entry(path: Path, name: str) -> Any:
-    """One entry of a JSON object in a file. Raises VerificationFailed when the file or the entry is missing."""
-    content = read_json_file(path)
-    if not isinstance(content, dict) or name not in content:
-        raise VerificationFailed(
-            f"{path.parent} is not a whole checkpoint",
-            why=f"{path.name} has no '{name}'",
-            fix="fetch or export the checkpoint again",
-        )
-    return content[name]
 
 
 def _file_names(folder: Path) -> list[str]:

@@ -45,8 +45,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned if x.shape[-1] == 2 * pairs else torch.cat([turned, x[..., 2 * pairs :]], -1)
 
 
-def _default(theta: float, exponents: Tensor, scaling: dict[str, Any]) -> Tensor:
-    """Dynamic NTK scaling changes nothing up to max_position_embeddings, and no engine goes beyond."""
+def _dynamic(theta: float, exponents: Tensor, scaling: dict[str, Any]) -> Tensor:
+    """Dynamic NTK scaling changes nothing up to max_position_embeddings, and engines beyond are refused.
+
+    Beyond, the base grows with the length of the sequence, so every new token would turn all keys before it anew, and
+    a cache holds keys that were turned already. transformers leaves these as they are: what it makes of a text then
+    depends on how the text was cut into calls, and even on what the model was asked before. With chunked prompts,
+    shared prefixes and paused requests an engine would answer by the load it has. vLLM takes one base for all lengths,
+    that of `factor` times the trained one, with which short sequences are not transformers' any more.
+    """
     return 1.0 / (theta**exponents)
 
 
@@ -97,7 +104,7 @@ def _longrope(theta: float, exponents: Tensor, scaling: dict[str, Any]) -> Tenso
 
 _SCALED: dict[str, Callable[[float, Tensor, dict[str, Any]], Tensor]] = {
     "linear": _linear,
-    "dynamic": _default,
+    "dynamic": _dynamic,
     "yarn": _yarn,
     "llama3": _llama3,
     "longrope": _longrope,

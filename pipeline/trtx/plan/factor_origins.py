@@ -14,6 +14,7 @@ from trtx.recipe.cells import Cell
 from trtx.recipe.load import LoadedRecipe
 from trtx.recipe.parts import Part
 from trtx.recipe.problems import Path
+from trtx.recipe.schema import AS_STORED
 from trtx.recipe.tree import dotted
 
 Kind = Literal["recipe", "source", "model", "installed", "machine", "input", "trtx"]
@@ -61,6 +62,7 @@ TOOLS: Mapping[str, tuple[Kind, str]] = {
     "python": ("installed", "interpreter"),
     "trtx": ("trtx", "digest of trtx's own files"),
 }
+QUANTIZATION = ("params", "quantization")
 BASE_IMAGE = ("package", "base")
 LOCKED = ", with the digest that the lock has"
 MACHINE: Mapping[str, str] = {
@@ -118,6 +120,10 @@ class RecipeOrigins(Origins):
     def _of_param(self, step: Step, path: Path) -> FactorOrigin:
         stage, cell = step.stage, self.cell_of(step)
         derived, rows = find_derived(stage, path), settings_of(stage, path)
+        if path[:2] == QUANTIZATION and cell.recipe.quantization[cell.variant].algorithm == AS_STORED:
+            chosen: Path = ("quantization", cell.variant, "algorithm")
+            where = f"{self.loaded.point_of(cell).origin(chosen)}; what the files of {cell.recipe.model.source} say"
+            return FactorOrigin("model", where, dotted(chosen))
         if derived is not None and not rows:
             where = f"{derived.note} of {cell.recipe.model.source}" if derived.kind == "model" else derived.note
             return FactorOrigin(derived.kind, where)

@@ -9,16 +9,16 @@ from pathlib import Path, PurePosixPath
 
 from trtx.hardware.gpus import Gpu, find_gpu
 from trtx.models.config import DType, ModelConfig
-from trtx.models.formats import QuantFormat
 from trtx.plan.environment import MEASURING_STAGES, make_environment
 from trtx.plan.facts import TOOLCHAIN, Facts
+from trtx.plan.formats import make_format
 from trtx.plan.keys import make_factors, make_key
 from trtx.plan.resolve import PinnedSources
 from trtx.plan.resources import LOCAL, Placement, place_steps
 from trtx.plan.steps import Plan, Step
 from trtx.recipe.cells import Cell
 from trtx.recipe.runners import Runner
-from trtx.recipe.schema import Engine, Quantization
+from trtx.recipe.schema import Engine
 from trtx.runtime.card import Limits, Rank
 from trtx.stages.job import JOB_NAME, Input
 from trtx.stages.params import (
@@ -84,13 +84,6 @@ def resolve_dtype(engine: Engine, gpu: Gpu, shape: ModelConfig) -> DType:
     if gpu.kind == "gpu":
         return "bfloat16"
     return "bfloat16" if shape.dtype == "float16" and gpu.kind == "cpu" else shape.dtype
-
-
-def make_format(variant: Quantization) -> QuantFormat:
-    """The number formats of a variant, in the words of the engine."""
-    return QuantFormat.model_validate(
-        {"algorithm": variant.algorithm, "kv_cache": variant.kv_cache, "exclude": variant.exclude}
-    )
 
 
 def _scheduling(engine: Engine) -> Scheduling:
@@ -189,7 +182,7 @@ class _Planner:
     def _add_calibrate(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
         data = cell.recipe.quantization[cell.variant].calibration
         params = CalibrateParams(
-            quantization=make_format(cell.recipe.quantization[cell.variant]),
+            quantization=make_format(cell.recipe.quantization[cell.variant], self.sources.model_of(cell)),
             max_length=min(data.max_length, self.sources.model_of(cell).shape.max_position_embeddings),
             batch_size=data.batch_size,
             seed=data.seed,
@@ -211,7 +204,7 @@ class _Planner:
         limits = engine.limits
         params = BuildParams(
             model=self.sources.model_of(cell).shape,
-            quantization=make_format(cell.recipe.quantization[cell.variant]),
+            quantization=make_format(cell.recipe.quantization[cell.variant], self.sources.model_of(cell)),
             dtype=resolve_dtype(engine, gpu, self.sources.model_of(cell).shape),
             limits=Limits(
                 max_batch_size=limits.max_batch_size,

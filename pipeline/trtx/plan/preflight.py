@@ -14,7 +14,8 @@ from trtx.hardware.host import check_can_build, read_host, visible_gpus
 from trtx.hardware.versions import installed_version
 from trtx.models.layout import make_layout
 from trtx.plan.facts import ABSENT, Facts
-from trtx.plan.make import make_format, resolve_dtype
+from trtx.plan.formats import make_format
+from trtx.plan.make import resolve_dtype
 from trtx.plan.resolve import PinnedSources
 from trtx.plan.resources import HERE, Placement
 from trtx.plan.steps import Plan
@@ -101,14 +102,16 @@ def check_fit(
         recipe, shape, point = cell.recipe, sources.model_of(cell).shape, loaded.point_of(cell)
         engine, target = recipe.engine_for(cell.target), recipe.targets[cell.target]
         gpu, variant = find_gpu(target.gpu), recipe.quantization[cell.variant]
-        dtype = resolve_dtype(engine, gpu, shape)
+        dtype, quantization = resolve_dtype(engine, gpu, shape), make_format(variant, sources.model_of(cell))
         try:
-            make_layout(shape, make_format(variant), dtype, target.parallelism.tensor, target.parallelism.pipeline)
+            make_layout(shape, quantization, dtype, target.parallelism.tensor, target.parallelism.pipeline)
         except UsageProblem as error:
             point.refuse(("quantization", cell.variant), f"{cell.name}: {error.what}", why=error.why, fix=error.fix)
         setup = Setup(
-            algorithm=variant.algorithm,
-            kv_cache=variant.kv_cache,
+            algorithm=quantization.algorithm,
+            kv_cache=quantization.kv_cache,
+            group_size=quantization.group_size,
+            zero_points=quantization.zero_points,
             dtype=dtype,
             max_batch_size=engine.limits.max_batch_size,
             max_num_tokens=engine.limits.max_num_tokens,

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from trtx.cache.store import Store
 from trtx.errors import EnvironmentProblem, LockOutOfDate, UsageProblem
 from trtx.files import read_json
 from trtx.models.config import ModelConfig, read_model_config
+from trtx.models.formats import QuantFormat
 from trtx.models.sources.base import Request, Resolved, find_source, is_commit, is_local, is_offline, on_hub
+from trtx.models.sources.quantized import read_folder
 from trtx.paths import cache_dir
 from trtx.plan.keys import make_factors, make_key
 from trtx.plan.lock import Lock, LockedDataset, LockedModel, dataset_title, draw_title, model_title
+from trtx.quant.read_format import decide_format, says_quantized
 from trtx.recipe.cells import Cell
 from trtx.recipe.schema import Calibration, Model
 from trtx.stages.params import DatasetParams, DownloadParams
@@ -32,6 +36,23 @@ class PinnedModel:
     source: Resolved
     shape: ModelConfig
     files: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def stored(self) -> QuantFormat | None:
+        """The number formats of a model that is quantized already, None for all others.
+
+        Raises UsageProblem for a format that trtx cannot run, VerificationFailed for damaged files.
+        """
+        files, config = self.source.quantized, self.source.config
+        if files is None or not says_quantized(config, files.described):
+            return None
+        if not files.shapes:
+            raise UsageProblem(
+                f"{self.source.url} is quantized and has no safetensors weights",
+                why="quantized weights are read from safetensors alone",
+                fix="choose a revision with safetensors",
+            )
+        return decide_format(self.source.url, config, files.described, files)
 
 
 @dataclass(frozen=True)
@@ -156,7 +177,10 @@ def _find_known(request: Request, identity: str) -> Resolved | None:
     store = Store(cache_dir(request.environ))
     if store.find(key).manifest is None:
         return None
-    return Resolved(request.url, identity, read_json(store.output(key) / "config.json"))
+    folder = store.output(key)
+    config = read_json(folder / "config.json")
+    quantized = read_folder(folder, config, [path.name for path in folder.iterdir()], request.url)
+    return Resolved(request.url, identity, config, quantized=quantized)
 
 
 def _ask(request: Request, pinned: str | None) -> Resolved:

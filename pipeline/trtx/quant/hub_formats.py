@@ -2,18 +2,16 @@
 
 AutoAWQ: https://huggingface.co/docs/transformers/quantization/awq; GPTQ (AutoGPTQ, GPTQModel, Optimum):
 https://huggingface.co/docs/transformers/quantization/gptq; compressed-tensors (llm-compressor, vLLM):
-https://huggingface.co/docs/transformers/quantization/compressed_tensors.
+https://huggingface.co/docs/transformers/quantization/compressed_tensors. Imports no torch: plans read sources with it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trtx.errors import UsageProblem
-from trtx.models.checkpoint import Checkpoint
 from trtx.models.formats import WHOLE_ROW, Algorithm, KvCacheFormat, Packing, QuantFormat
 
 Facts = Mapping[str, Any]
@@ -23,12 +21,20 @@ AUTOGPTQ_OWN_GROUP = AWQ_OWN_GROUP = 128
 OBSERVING = ("observer", "observer_kwargs", "actorder", "scale_dtype", "zp_dtype", "block_structure", "group_size")
 
 
-def refuse(path: Path, key: str, value: object, why: str) -> UsageProblem:
+class Tensors(Protocol):
+    """Which tensors a checkpoint has; trtx.models.checkpoint.Checkpoint is one, and what a plan reads of a source."""
+
+    @property
+    def names(self) -> list[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+
+def refuse(path: str, key: str, value: object, why: str) -> UsageProblem:
     """The error for a setting that cannot be run, or that contradicts another."""
     return UsageProblem(f"{path} says {key}: {value}", why=why, fix="choose another checkpoint of the model")
 
 
-def read_awq(path: Path, facts: Facts, checkpoint: Checkpoint) -> QuantFormat:
+def read_awq(path: str, facts: Facts, checkpoint: Tensors) -> QuantFormat:
     """AutoAWQ's "gemm" packing of 4 bits."""
     key = "quantization_config"
     if facts.get("bits", 4) != 4:
@@ -52,7 +58,7 @@ def read_awq(path: Path, facts: Facts, checkpoint: Checkpoint) -> QuantFormat:
     )
 
 
-def read_gptq(path: Path, facts: Facts, checkpoint: Checkpoint) -> QuantFormat:
+def read_gptq(path: str, facts: Facts, checkpoint: Tensors) -> QuantFormat:
     """GPTQ's packing of 4 or 8 bits, with or without act-order and zero points, both checkpoint formats."""
     key = "quantization_config"
     bits, written = facts.get("bits"), facts.get("checkpoint_format", "gptq")
@@ -86,7 +92,7 @@ def read_gptq(path: Path, facts: Facts, checkpoint: Checkpoint) -> QuantFormat:
     )
 
 
-def read_compressed_tensors(path: Path, facts: Facts, checkpoint: Checkpoint) -> QuantFormat:
+def read_compressed_tensors(path: str, facts: Facts, checkpoint: Tensors) -> QuantFormat:
     """FP8 of compressed-tensors: weights with a scale per tensor or per channel, activations static or per token."""
     key = "quantization_config"
     if facts.get("format") not in ("float-quantized", "naive-quantized"):
@@ -111,7 +117,7 @@ def read_compressed_tensors(path: Path, facts: Facts, checkpoint: Checkpoint) ->
     )
 
 
-def _fp8_algorithm(path: Path, key: str, group: Facts) -> Algorithm:
+def _fp8_algorithm(path: str, key: str, group: Facts) -> Algorithm:
     weights, inputs = group.get("weights") or {}, group.get("input_activations")
     if (weights.get("num_bits"), weights.get("type")) != (8, "float"):
         raise refuse(path, f"{key}.weights", dict(weights), "of compressed-tensors only FP8 is read")
@@ -127,7 +133,7 @@ def _fp8_algorithm(path: Path, key: str, group: Facts) -> Algorithm:
     return kinds[kind]
 
 
-def _fp8_kv_cache(path: Path, key: str, scheme: Facts | None) -> KvCacheFormat:
+def _fp8_kv_cache(path: str, key: str, scheme: Facts | None) -> KvCacheFormat:
     if not scheme:
         return "auto"
     kinds: dict[tuple[Any, Any], KvCacheFormat] = {(8, "float"): "fp8", (8, "int"): "int8"}
@@ -150,26 +156,26 @@ def _named(module: str, patterns: Iterable[str]) -> bool:
     )
 
 
-def _group(path: Path, key: str, group: object) -> int | None:
+def _group(path: str, key: str, group: object) -> int | None:
     """None for the own size of 4-bit formats."""
     if not isinstance(group, int) or group == 0 or group < WHOLE_ROW or (group > 0 and group % 8):
         raise refuse(path, key, group, "it should be a multiple of 8 columns, or -1 for whole rows")
     return None if group == AUTOGPTQ_OWN_GROUP else group
 
 
-def _kept(checkpoint: Checkpoint, mark: str, is_kept: Callable[[str], bool], path: Path, key: str) -> tuple[str, ...]:
+def _kept(checkpoint: Tensors, mark: str, is_kept: Callable[[str], bool], path: str, key: str) -> tuple[str, ...]:
     """The modules that keep their numbers: those of the checkpoint with a matrix that is not quantized.
 
     `mark` names the tensor that quantized ones have. Raises UsageProblem when one of them should be kept.
     """
     quantized = {name.removesuffix(f".{mark}") for name in checkpoint.names if name.endswith(f".{mark}")}
     if odd := [module for module in sorted(quantized) if is_kept(module)]:
-        raise refuse(path, key, odd[0], f"and {checkpoint.folder} has {odd[0]}.{mark}")
+        raise refuse(path, key, odd[0], f"and there is {odd[0]}.{mark}")
     matrices = [name for name in checkpoint.names if name.endswith(".weight") and len(checkpoint.shape(name)) == 2]
     return tuple(sorted({name.removesuffix(".weight") for name in matrices} - quantized))
 
 
-READERS: dict[str, Callable[[Path, Facts, Checkpoint], QuantFormat]] = {
+READERS: dict[str, Callable[[str, Facts, Tensors], QuantFormat]] = {
     "awq": read_awq,
     "gptq": read_gptq,
     "compressed-tensors": read_compressed_tensors,

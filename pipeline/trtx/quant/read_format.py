@@ -1,19 +1,19 @@
 """Which number formats a checkpoint has, from its config files.
 
 ModelOpt writes hf_quant_config.json and, in newer versions, the same into config.json; all others write
-`quantization_config` of config.json only, and say by `quant_method` who they are.
+`quantization_config` of config.json only, and say by `quant_method` who they are. Imports no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from trtx.errors import UsageProblem, did_you_mean
-from trtx.models.checkpoint import Checkpoint, read_entry, read_json_file
+from trtx.errors import UsageProblem, VerificationFailed, did_you_mean
 from trtx.models.formats import Algorithm, KvCacheFormat, QuantFormat
-from trtx.quant.hub_formats import READERS, refuse
+from trtx.models.json_files import read_json_file
+from trtx.quant.hub_formats import READERS, Tensors, refuse
 
 FORMAT_FILE = "hf_quant_config.json"
 CONFIG_ENTRY = "quantization_config"
@@ -40,37 +40,76 @@ KV_CACHES: dict[str | None, KvCacheFormat] = {None: "auto", "FP8": "fp8", "INT8"
 FIXED_GROUPS = {"nvfp4": 16, "nvfp4_awq": 16, "mxfp4": 32, "mxfp8": 32}
 
 
-def read_quant_format(checkpoint: Checkpoint) -> QuantFormat:
+class Stored(Tensors, Protocol):
+    """A checkpoint in a folder; trtx.models.checkpoint.Checkpoint is one."""
+
+    @property
+    def folder(self) -> Path: ...
+
+
+def read_quant_format(checkpoint: Stored) -> QuantFormat:
     """The number formats of a checkpoint; unquantized when its config files say nothing about it.
 
-    Raises UsageProblem for a format that trtx cannot run and for files that contradict each other.
+    Raises UsageProblem for a format that trtx cannot run and for files that contradict each other, VerificationFailed
+    for a file that is damaged.
     """
     path, config = checkpoint.folder / FORMAT_FILE, checkpoint.folder / "config.json"
-    said = read_json_file(config).get(CONFIG_ENTRY) if config.is_file() else None
+    described = read_json_file(path) if path.is_file() else None
+    said = read_json_file(config) if config.is_file() else {}
+    return decide_format(str(checkpoint.folder), said, described, checkpoint)
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether the config files of a model folder say that its numbers are quantized."""
+    path, config = folder / FORMAT_FILE, read_json_file(folder / "config.json")
+    described = read_json_file(path) if path.is_file() else None
+    return says_quantized(config, described)
+
+
+def says_quantized(config: Mapping[str, Any], described: Mapping[str, Any] | None) -> bool:
+    """The same of the content of config.json and of hf_quant_config.json, None where there is none."""
+    facts = (described or {}).get("quantization") or {}
+    named = any(facts.get(name) is not None for name in ("quant_algo", "kv_cache_quant_algo"))
+    return named or bool(config.get(CONFIG_ENTRY))
+
+
+def decide_format(
+    where: str, config: Mapping[str, Any], described: Mapping[str, Any] | None, checkpoint: Tensors
+) -> QuantFormat:
+    """The formats by the content of config.json and of hf_quant_config.json, None where there is none.
+
+    `where` is the folder or URL for messages. Raises as read_quant_format does.
+    """
+    path, config_path, said = f"{where}/{FORMAT_FILE}", f"{where}/config.json", config.get(CONFIG_ENTRY)
     method = said.get("quant_method") if said else None
-    if path.is_file():
-        facts = read_entry(path, "quantization")
+    if described is not None:
+        if not isinstance(facts := described.get("quantization"), Mapping):
+            raise VerificationFailed(
+                f"{where} is not a whole checkpoint",
+                why=f"{FORMAT_FILE} has no 'quantization'",
+                fix="fetch or export the checkpoint again",
+            )
         if said and (method != "modelopt" or said.get("quant_algo") != facts.get("quant_algo")):
             named = said.get("quant_algo") if method == "modelopt" else method
             raise UsageProblem(
-                f"{path} says quant_algo {facts.get('quant_algo')!r} and {config} says {CONFIG_ENTRY} {named!r}",
+                f"{path} says quant_algo {facts.get('quant_algo')!r} and {config_path} says {CONFIG_ENTRY} {named!r}",
                 fix="fetch or export the checkpoint again",
             )
         return read_modelopt(checkpoint, path, facts)
     if not said:
         return QuantFormat()
     if method == "modelopt":
-        return read_modelopt(checkpoint, config, _from_config(said))
+        return read_modelopt(checkpoint, config_path, _from_config(said))
     if method not in READERS:
         raise UsageProblem(
             f"the quantization {method!r} cannot be run",
-            why=f"{config} names it as {CONFIG_ENTRY}.quant_method",
+            why=f"{config_path} names it as {CONFIG_ENTRY}.quant_method",
             fix=did_you_mean(str(method), [*READERS, "modelopt"]),
         )
-    return READERS[method](config, said, checkpoint)
+    return READERS[method](config_path, said, checkpoint)
 
 
-def read_modelopt(checkpoint: Checkpoint, path: Path, facts: Mapping[str, Any]) -> QuantFormat:
+def read_modelopt(checkpoint: Tensors, path: str, facts: Mapping[str, Any]) -> QuantFormat:
     """The formats by ModelOpt's description of them, `quantization` of hf_quant_config.json."""
     name, excluded = facts.get("quant_algo"), tuple(facts.get("exclude_modules") or ())
     if name == "MIXED_PRECISION":
@@ -92,7 +131,7 @@ def read_modelopt(checkpoint: Checkpoint, path: Path, facts: Mapping[str, Any]) 
     )
 
 
-def _read_group_size(checkpoint: Checkpoint, path: Path, facts: Mapping[str, Any], algorithm: Algorithm) -> int | None:
+def _read_group_size(checkpoint: Tensors, path: str, facts: Mapping[str, Any], algorithm: Algorithm) -> int | None:
     """Columns per scale, None for the algorithm's own. Where the description has none, the shape of a scale tells."""
     own, group = QuantFormat(algorithm=algorithm).columns_per_scale, facts.get("group_size")
     if own is None:
@@ -113,9 +152,7 @@ def _read_group_size(checkpoint: Checkpoint, path: Path, facts: Mapping[str, Any
     return None if group == own else group
 
 
-def _read_mixed(
-    checkpoint: Checkpoint, path: Path, facts: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+def _read_mixed(checkpoint: Tensors, path: str, facts: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """One format for some linears and none for the rest; more than one cannot be run."""
     layers: Mapping[str, Mapping[str, Any]] = facts.get("quantized_layers") or {}
     kinds = {tuple(sorted(layer.items())) for layer in layers.values()}
@@ -141,7 +178,7 @@ def _from_config(said: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _unknown(path: Path, what: str, name: Any, known: Mapping[Any, str]) -> UsageProblem:
+def _unknown(path: str, what: str, name: Any, known: Mapping[Any, str]) -> UsageProblem:
     names = [each for each in known if each]
     return UsageProblem(
         f"the {what} {name!r} cannot be run", why=f"{path} names it", fix=did_you_mean(str(name), names)

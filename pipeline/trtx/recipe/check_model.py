@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 from trtx.recipe.checks import origin
 from trtx.recipe.load import LoadedRecipe
@@ -39,6 +39,8 @@ class ModelShape(Protocol):
     def head_dim(self) -> int: ...
     @property
     def max_position_embeddings(self) -> int: ...
+    @property
+    def rope_scaling(self) -> Mapping[str, Any] | None: ...
 
 
 def find_misfits(loaded: LoadedRecipe, model: ModelShape) -> list[Problem]:
@@ -70,7 +72,14 @@ def _check_length(loaded: LoadedRecipe, target: str, model: ModelShape) -> Itera
         path = origin(loaded, target, "limits", "max_seq_len")
         what = f"max_seq_len {length} is more than the model's {model.max_position_embeddings} positions"
         fix = f"set engine.limits.max_seq_len to {model.max_position_embeddings} or less"
-        yield loaded.problem(path, what, fix=fix, at_key=path not in loaded.tree.places)
+        why = ""
+        if model.rope_scaling and model.rope_scaling.get("rope_type") == "dynamic":
+            # trtx.models.rope says more.
+            why = (
+                "beyond them its dynamic RoPE turns all keys anew with every token, and those in the KV cache are "
+                "turned already: answers would depend on what else the engine does"
+            )
+        yield loaded.problem(path, what, why=why, fix=fix, at_key=path not in loaded.tree.places)
 
 
 def _check_shards(loaded: LoadedRecipe, target: str, model: ModelShape) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ from trtx.recipe.load import LoadedRecipe, load_recipe
 from trtx.recipe.overrides import NO_OVERRIDES, Overrides
 from trtx.recipe.problems import Problem, RecipeInvalid
 from trtx.recipe.runners import Runner
-from trtx.recipe.schema import DEMO, RANDOM, Engine, Quantization, Workload
+from trtx.recipe.schema import AS_STORED, DEMO, RANDOM, Engine, Quantization, Workload
 from trtx.recipe.tree import dotted
 
 # Algorithms that observe activations, and so need text; trtx.models.formats has the same facts.
@@ -139,9 +139,9 @@ def _check_variants(loaded: LoadedRecipe) -> Iterator[Problem]:
             fix = "add `calibration: {dataset: hf://owner/name}` or a file:// of text like your traffic"
             what = f"the variant '{name}' has no calibration text"
             yield loaded.problem(path, what, why=needs, fix=fix, at_key=True)
-        if variant.algorithm == "none" and "exclude" in variant.model_fields_set:
+        if variant.algorithm in ("none", AS_STORED) and "exclude" in variant.model_fields_set:
             what = f"exclude has no effect on the variant '{name}'"
-            why = "algorithm none quantizes no weights"
+            why = f"algorithm {variant.algorithm} quantizes no weights"
             yield warning(loaded.problem((*path, "exclude"), what, why=why, fix="remove it", at_key=True))
 
 
@@ -149,7 +149,7 @@ def _why_calibrate(variant: Quantization) -> str:
     """Why a variant needs calibration text; empty when it does not."""
     if variant.algorithm in NEEDS_CALIBRATION:
         return f"{variant.algorithm} takes its scales from activations on real text"
-    if variant.kv_cache == "auto":
+    if variant.kv_cache == "auto" or variant.algorithm == AS_STORED:
         return ""
     return f"an {variant.kv_cache} KV cache takes its scales from keys and values on real text"
 
@@ -193,7 +193,8 @@ def _check_devices(loaded: LoadedRecipe, hardware: Hardware) -> Iterator[Problem
         if device.kind == "gpu" and recipe.engine_for(name).backend == "inductor":
             yield from _check_gpu_engine(loaded, name, device, hardware)
         for variant in variants:
-            if (settings := recipe.quantization.get(variant)) is None:
+            # What a checkpoint has is known when the model is: see trtx.plan.formats.
+            if (settings := recipe.quantization.get(variant)) is None or settings.algorithm == AS_STORED:
                 continue
             answer = hardware.support_problem(device.arch, settings.algorithm)
             if answer is not None:
@@ -217,7 +218,9 @@ def _check_gpu_engine(loaded: LoadedRecipe, name: str, device: Device, hardware:
         yield loaded.problem(origin(loaded, name, "dtype"), what, why="GPU kernels compute in bfloat16", fix=fix)
     for variant in loaded.built[name]:
         settings = recipe.quantization.get(variant)
-        if settings is None or hardware.support_problem(device.arch, settings.algorithm) is not None:
+        if settings is None or settings.algorithm == AS_STORED:
+            continue
+        if hardware.support_problem(device.arch, settings.algorithm) is not None:  # told already
             continue
         if (answer := hardware.compile_problem(device.arch, settings.algorithm)) is not None:
             where: problems.Path = ("quantization", variant, "algorithm")

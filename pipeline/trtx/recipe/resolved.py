@@ -13,6 +13,7 @@ from trtx.recipe.load import LoadedRecipe
 from trtx.recipe.lookup import fields_of, value_at
 from trtx.recipe.parts import Part
 from trtx.recipe.problems import Path
+from trtx.recipe.schema import AS_STORED
 
 # Lists that are longer stand one item a line.
 MAX_FLOW_WIDTH = 100
@@ -44,7 +45,7 @@ def unstated_defaults(loaded: LoadedRecipe) -> dict[Path, str]:
     if cache.size is not None:
         found["engine", "kv_cache", "memory_fraction"] = f"{cache.memory_fraction} by default, without a size"
     for name, variant in recipe.quantization.items():
-        if variant.algorithm == "none":
+        if variant.algorithm in ("none", AS_STORED):
             found["quantization", name, "exclude"] = "nothing is quantized, so there is nothing to exclude"
         length = variant.calibration.max_length
         found["quantization", name, "calibration", "max_length"] = f"{length} by default, or what the model allows"

@@ -21,8 +21,12 @@ DEMO = "demo://"
 RANDOM = "random://"
 DEMO_DATASET = "demo://docs"
 
+# The algorithm that keeps the numbers of the checkpoint, whatever they are.
+AS_STORED = "checkpoint"
+
 Algorithm = Literal[
     "none",
+    "checkpoint",
     "fp8",
     "fp8_dynamic",
     "fp8_block_wo",
@@ -84,10 +88,13 @@ class Quantization(Part):
     """One variant: how weights, activations and the KV cache are stored."""
 
     algorithm: Algorithm = Field(
-        description="none keeps the checkpoint's numbers; _wo: weights only; _sq: SmoothQuant; _awq: activation-aware."
+        description="none: not quantized; checkpoint: as the model's files are, which may be quantized already by "
+        "ModelOpt, AutoAWQ, GPTQ or compressed-tensors (found by config.json); _wo: weights only; _sq: SmoothQuant; "
+        "_awq: activation-aware."
     )
     kv_cache: Literal["auto", "fp8", "int8"] = Field(
-        default="auto", description="Number format of the KV cache; auto is the engine's dtype."
+        default="auto",
+        description="Number format of the KV cache; auto is the engine's dtype, or a quantized checkpoint's own.",
     )
     exclude: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
         default=("lm_head",), description="Modules that stay unquantized, by name or glob."

@@ -16,6 +16,13 @@ class Chunk:
     length: int
     is_last: bool
 
+    @property
+    def num_scored(self) -> int:
+        """How many of the first tokens of this chunk have a next one in the prompt whose probability is asked for."""
+        if not self.request.scores_prompt:
+            return 0
+        return max(0, min(self.start + self.length, len(self.request.prompt_ids) - 1) - self.start)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -36,6 +43,11 @@ class Batch:
         if not self.chunks:
             return self.decodes
         return self.decodes + tuple(chunk.request for chunk in self.chunks if chunk.is_last)
+
+    @property
+    def scored(self) -> list[Chunk]:
+        """The chunks with tokens whose probability is asked for; their rows follow those of `sampled`."""
+        return [chunk for chunk in self.chunks if chunk.num_scored]
 
     @property
     def num_chunk_tokens(self) -> int:

@@ -23,9 +23,10 @@ class ChatTemplate:
 
     Environment and variables follow Hugging Face:
     https://huggingface.co/docs/transformers/chat_templating_writing
+    Where a model has another one for conversations with tools, that is `with_tools`.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str], with_tools: ChatTemplate | None = None) -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMark, loopcontrols]
         )
@@ -40,6 +41,8 @@ class ChatTemplate:
                 why=f"line {error.lineno}: {error.message}",
                 fix="correct chat_template.jinja of the model",
             ) from error
+        self.source = source
+        self.with_tools = with_tools
         self._special_tokens = dict(special_tokens)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
@@ -47,6 +50,8 @@ class ChatTemplate:
 
         Raises RequestRefused when the template refuses.
         """
+        if self.with_tools is not None and variables.get("tools"):
+            return self.with_tools.render(messages, **variables)
         usual = {"tools": None, "documents": None, "add_generation_prompt": True, **self._special_tokens}
         try:
             return self._template.render({**usual, **variables, "messages": [dict(message) for message in messages]})
@@ -68,15 +73,16 @@ class ChatTemplate:
 def find_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
     """The template of a model folder: chat_template.jinja, else `chat_template` of tokenizer_config.json.
 
-    The latter is a text or a list of named texts, of which `default` counts.
+    The latter is a text or a list of named texts, of which `default` counts, and `tool_use` where there are tools.
     """
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.is_file():
         return ChatTemplate(file.read_text(encoding="utf-8"), special_tokens)
     source = json.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
-    if isinstance(source, list):
-        source = {item["name"]: item["template"] for item in source}.get("default")
-    return ChatTemplate(source, special_tokens) if isinstance(source, str) else None
+    named = {item["name"]: item["template"] for item in source} if isinstance(source, list) else {"default": source}
+    default, tools = named.get("default"), named.get("tool_use")
+    with_tools = ChatTemplate(tools, special_tokens) if isinstance(tools, str) else None
+    return ChatTemplate(default, special_tokens, with_tools) if isinstance(default, str) else None
 
 
 class _GenerationMark(Extension):

@@ -1,22 +1,17 @@
 """An engine in a thread of its own, for callers in any thread. See loop.py for callers in one event loop.
 
-Compiled programs must never be entered by two threads, so everything an engine does happens in its thread. Others
-talk to it through a queue of commands; what it makes of a request goes to the request's listener.
+What the engine makes of a request goes to the request's listener.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import queue
 import threading
 from collections.abc import Callable, Sequence
 
 from trtx.runtime.engine import Engine
-from trtx.runtime.loop import EngineFailed
+from trtx.runtime.owner import EngineFailed, EngineOwner
 from trtx.runtime.request import Output, Request
-
-logger = logging.getLogger(__name__)
 
 # Called in the engine's thread with every output, or once with why none will come any more; it must be quick.
 Listener = Callable[[Output | EngineFailed], None]
@@ -28,13 +23,11 @@ class EngineDriver:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._pid = os.getpid()
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._listeners: dict[Request, Listener] = {}
         self._failure: str | None = None
-        # A daemon: a process that is told to end at once must not wait for a step.
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._owner = EngineOwner(engine, self._deliver, self._fail)
+        self._owner.start()
 
     def submit(self, requests: Sequence[Request], listener: Listener) -> None:
         """Queue requests of `engine.make_request`. The last of each is an output with a finish_reason, or EngineFailed.
@@ -47,20 +40,18 @@ class EngineDriver:
             if self._failure is not None:
                 raise EngineFailed(self._failure)
             self._listeners.update(dict.fromkeys(requests, listener))
-            self._commands.put(lambda: self._add(requests))
+            self._owner.post(lambda: self._add(requests))
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """End requests, waiting or running, and free their blocks; their listeners hear of it."""
-        self._commands.put(lambda: self._cancel(requests))
+        self._owner.post(lambda: self._cancel(requests))
 
     def stop(self, reason: str = "the engine was shut down") -> None:
         """Serve nobody any more, and end the thread after the step it is in. May be called twice."""
         if os.getpid() != self._pid:
             return
         self._fail(reason)
-        self._commands.put(None)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        self._owner.end()
 
     def _add(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -72,27 +63,9 @@ class EngineDriver:
                 self.engine.cancel(request)
                 self._tell(Output(request, (), "", request.finish_reason, self.engine.clock()))
 
-    def _run(self) -> None:
-        try:
-            self.engine.use_thread()
-            while self._obey():
-                for output in self.engine.step():
-                    self._tell(output)
-        # Whatever broke, those who wait must hear of it.
-        except Exception as error:
-            logger.exception("the engine has failed")
-            self._fail(f"the engine has failed: {error}")
-
-    def _obey(self) -> bool:
-        """Carry out what was asked; wait for a command when there is nothing to run. False when told to end."""
-        while True:
-            try:
-                command = self._commands.get(block=not self.engine.has_work)
-            except queue.Empty:
-                return True
-            if command is None:
-                return False
-            command()
+    def _deliver(self, outputs: Sequence[Output]) -> None:
+        for output in outputs:
+            self._tell(output)
 
     def _tell(self, output: Output) -> None:
         listener = self._listeners.get(output.request)

@@ -5,7 +5,7 @@ does the same work in another: while a program runs in a thread of its own, the 
 ended, and the text of the last one is made. It gives the same outputs and is held equal by test. What ended meanwhile,
 by a token, a stop string or a cancellation, may be computed once more; nothing of that is ever seen.
 
-An engine belongs to one thread (see loop.py); `make_request` alone may be called from any.
+An engine belongs to one thread (see owner.py); `make_request` alone may be called from any.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trtx.hardware.host import count_cpus
 from trtx.runtime.admission import check_ids, find_banned_ids
-from trtx.runtime.batch import Batch
+from trtx.runtime.batch import Batch, Chunk
 from trtx.runtime.blocks import BlockPool
 from trtx.runtime.card import load_card
 from trtx.runtime.fit import check_machine
@@ -31,7 +31,7 @@ from trtx.runtime.inputs import InputBuilder, StepInputs
 from trtx.runtime.memory import blocks_per_sequence, plan_num_blocks
 from trtx.runtime.program import Programs, load_programs
 from trtx.runtime.request import FinishReason, Output, Request, Sampled, SamplingParams
-from trtx.runtime.sampler import sample
+from trtx.runtime.sampler import sample, score
 from trtx.runtime.scheduler import Scheduler, SchedulerSettings
 from trtx.runtime.stats import EngineStats, Load, StepStats
 from trtx.runtime.text import OutputText
@@ -40,6 +40,8 @@ from trtx.runtime.tokenizer import Tokenizer
 from trtx.runtime.worker import ProgramThread
 
 DEFAULT_MEMORY_FRACTION = 0.9
+# Logits of prompt tokens in one step, in numbers (128 MiB).
+MAX_SCORED_LOGITS = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ class Engine:
         self._num_threads = num_threads
         self._programs = programs
         size = card.kv_cache.tokens_per_block
-        self._scheduler = Scheduler(BlockPool(programs.num_blocks), card.limits, size, settings)
+        max_scored = max(1, MAX_SCORED_LOGITS // card.model.vocab_size)
+        self._scheduler = Scheduler(BlockPool(programs.num_blocks), card.limits, size, settings, max_scored)
         self._inputs = InputBuilder(card.limits.max_batch_size, blocks_per_sequence(card), size)
         self._worker = ProgramThread(programs, num_threads) if overlap else None
         self._under_way: Step | None = None
@@ -279,13 +282,18 @@ class Engine:
         """Sample a token for every request that has not ended meanwhile, and record them."""
         started_s = perf_counter()
         requests: Sequence[Request] = step.batch.sampled
+        if scored := step.batch.scored:
+            _score(scored, logits_NV[len(requests) :])
+            logits_NV = logits_NV[: len(requests)]
         live = [row for row, request in enumerate(requests) if request.finish_reason is None]
         if len(live) < len(requests):
             requests, logits_NV = [requests[row] for row in live], logits_NV[live]
         sampled = sample(logits_NV, requests) if requests else []
         sampled_s = perf_counter()
         self._scheduler.commit(step.batch, requests, [one.token_id for one in sampled])
-        step.stats.output_tokens = len(sampled)
+        step.stats.output_tokens = (
+            sum(request.params.max_tokens > 0 for request in requests) if scored else len(sampled)
+        )
         step.stats.sample_s, step.stats.commit_s = sampled_s - started_s, perf_counter() - sampled_s
         return list(zip(requests, sampled, strict=True))
 
@@ -299,6 +307,9 @@ class Engine:
 
     def _read_one(self, request: Request, sampled: Sampled, time_s: float) -> Output:
         """Turn one new token into text, and end the request at a stop string."""
+        if request.params.max_tokens == 0:
+            self._forget(request)
+            return Output(request, (), "", request.finish_reason, time_s)
         piece, stop = self._texts[request.id].push(sampled.token_id)
         if stop is not None:
             self._scheduler.finish(request, "stop")
@@ -312,6 +323,19 @@ class Engine:
         del self._texts[request.id]
         if request.finish_reason is not None:
             self.stats.finished[request.finish_reason] += 1
+
+
+def _score(chunks: Sequence[Chunk], logits_NV: Tensor) -> None:
+    """Note how likely the prompts' tokens were; what a request that was paused computes again is known already."""
+    first = 0
+    for chunk in chunks:
+        request, start, count = chunk.request, chunk.start, chunk.num_scored
+        known = max(0, len(request.prompt_scores) - start)
+        if known < count and request.finish_reason is None:
+            expected = request.prompt_ids[start + known + 1 : start + count + 1]
+            rows_NV = logits_NV[first + known : first + count]
+            request.prompt_scores += score(rows_NV, expected, request.params.prompt_logprobs or 0)
+        first += count
 
 
 def _complete(request: Request, text: str) -> Completion:

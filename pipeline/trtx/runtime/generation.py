@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 
 from trtx.runtime.driver import EngineDriver
-from trtx.runtime.loop import EngineFailed
+from trtx.runtime.owner import EngineFailed
 from trtx.runtime.request import Output, Request
-from trtx.runtime.results import Choice, RequestOutput
+from trtx.runtime.results import Choice, PositionLogprobs, RequestOutput, describe_prompt
 
 
 class GenerationFailed(RuntimeError):
@@ -50,6 +50,7 @@ class Generation:
         self._error: Exception | None = None
         self._wake: list[Callable[[], None]] = []
         self._on_end = on_end
+        self._prompt_logprobs: list[PositionLogprobs | None] | None = None
         driver.submit(requests, self._take)
 
     @property
@@ -125,7 +126,10 @@ class Generation:
         if self._error is not None:
             raise self._error
         outputs = [choice.look() for choice in self._choices.values()]
-        return RequestOutput(self.request_id, self.prompt, self.prompt_token_ids, outputs, self._open == 0)
+        if self._prompt_logprobs is None:
+            self._prompt_logprobs = describe_prompt(self._requests[0], self._driver.engine.tokenizer)
+        ended = self._open == 0
+        return RequestOutput(self.request_id, self.prompt, self.prompt_token_ids, outputs, ended, self._prompt_logprobs)
 
     def _take(self, item: Output | EngineFailed) -> None:
         """Called in the engine's thread."""

@@ -121,7 +121,12 @@ class InputBuilder:
         if chunks:
             # The program takes no empty selection; the logits of a row that nobody asked for are left alone.
             wanted = [*range(num_decodes), *(num_decodes + at for at, chunk in enumerate(chunks) if chunk.is_last)]
-            select_N = select_N[wanted or [0]]
+            scored = [
+                np.arange(start, start + chunk.num_scored)
+                for chunk, start in zip(chunks, starts_B1[num_decodes:].tolist(), strict=False)
+                if chunk.num_scored
+            ]
+            select_N = np.concatenate([select_N[wanted], *scored]) if scored else select_N[wanted or [0]]
         return StepInputs(
             tokens_M,
             positions_M,

@@ -1,28 +1,19 @@
-"""The one thread that owns an engine, and streams that carry its outputs into asyncio.
+"""An engine in a thread of its own, for callers in one event loop: streams that carry its outputs into asyncio.
 
-Compiled programs must never be entered by two threads, so everything an engine does happens in its thread. Other
-threads talk to it through a queue of commands; outputs come back to the event loop once a step.
+Outputs come to the event loop once a step. See driver.py for callers in any thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 
 from trtx.runtime.engine import Engine
+from trtx.runtime.owner import EngineFailed, EngineOwner
 from trtx.runtime.request import Output, Request
-
-logger = logging.getLogger(__name__)
-
-
-class EngineFailed(RuntimeError):
-    """The engine has stopped and serves nobody any more; the text says why."""
 
 
 class EngineThread:
@@ -34,11 +25,9 @@ class EngineThread:
     def __init__(self, engine: Engine, on_outputs: Callable[[Sequence[Output]], None] | None = None) -> None:
         self.engine = engine
         self._on_outputs = on_outputs
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[int, Stream] = {}
         self._failure: str | None = "the engine has not been started"
-        # A daemon: a process that is told to end at once must not wait for a step.
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._owner = EngineOwner(engine, self._hand_over, self._fail)
         self._loop: asyncio.AbstractEventLoop
 
     @property
@@ -50,7 +39,7 @@ class EngineThread:
         """Start the thread; outputs go to the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._failure = None
-        self._thread.start()
+        self._owner.start()
 
     def stream(self, requests: Sequence[Request]) -> Stream:
         """A stream of the outputs of requests made by `engine.make_request`; nothing is queued until it is entered."""
@@ -66,43 +55,25 @@ class EngineThread:
     async def stop(self) -> None:
         """Close, and end the thread after the step it is in."""
         self.close("the server is shutting down")
-        self._commands.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._owner.end)
 
     def _submit(self, stream: Stream) -> None:
         if self._failure is not None:
             raise EngineFailed(self._failure)
         for request in stream.requests:
             self._streams[request.id] = stream
-            self._commands.put(partial(self.engine.add_request, request))
+            self._owner.post(partial(self.engine.add_request, request))
 
     def _cancel(self, stream: Stream) -> None:
         for request in stream.requests:
             if self._streams.pop(request.id, None) is not None:
-                self._commands.put(partial(self.engine.cancel, request))
+                self._owner.post(partial(self.engine.cancel, request))
 
-    def _run(self) -> None:
-        try:
-            self.engine.use_thread()
-            while self._obey():
-                outputs = self.engine.step()
-                if outputs:
-                    self._loop.call_soon_threadsafe(self._deliver, outputs)
-        # Whatever broke, those who wait must hear of it.
-        except Exception as error:
-            logger.exception("the engine has failed")
-            self._loop.call_soon_threadsafe(self.close, f"the engine has failed: {error}")
+    def _hand_over(self, outputs: Sequence[Output]) -> None:
+        self._loop.call_soon_threadsafe(self._deliver, outputs)
 
-    def _obey(self) -> bool:
-        """Carry out what was asked; wait for a command when there is nothing to run. False when told to end."""
-        while True:
-            try:
-                command = self._commands.get(block=not self.engine.has_work)
-            except queue.Empty:
-                return True
-            if command is None:
-                return False
-            command()
+    def _fail(self, reason: str) -> None:
+        self._loop.call_soon_threadsafe(self.close, reason)
 
     def _deliver(self, outputs: Sequence[Output]) -> None:
         if self._on_outputs is not None:

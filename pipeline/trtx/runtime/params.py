@@ -41,8 +41,10 @@ class SamplingParams:
     it like the model's own end-of-sequence tokens, which `ignore_eos` turns off. Within the first `min_tokens` none of
     them does. `bad_words` and `bad_words_ids` (sequences of token ids) never appear in the output.
 
-    `logprobs` asks for the logarithm of each chosen token's probability, and of so many most likely ones. Without
-    `detokenize` there is no text. A single text or id may stand for a list of one, and None for an empty one.
+    `logprobs` asks for the logarithm of each chosen token's probability, and of so many most likely ones;
+    `prompt_logprobs` for the same of the prompt's tokens, all of which are then computed, whatever the KV cache holds
+    of them. With it `max_tokens` may be 0: nothing is generated. Without `detokenize` there is no text. A single text
+    or id may stand for a list of one, and None for an empty one.
 
     Raises RequestRefused for a value out of range.
     """
@@ -85,15 +87,12 @@ class SamplingParams:
                 param="best_of",
                 fix="ask for as many choices with n",
             )
-        if self.prompt_logprobs is not None:
-            raise RequestRefused(
-                "prompt_logprobs is not supported: the engine computes logits of a prompt's last token only",
-                param="prompt_logprobs",
-                fix="leave it out",
-            )
 
     def _check_ranges(self) -> None:
-        _check(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
+        least = 1 if self.prompt_logprobs is None else 0
+        _check(self.max_tokens >= least, "max_tokens", f"at least {least}", self.max_tokens)
+        number = self.prompt_logprobs
+        _check(number is None or number >= 0, "prompt_logprobs", "0 or more", number)
         _check(0 <= self.temperature < math.inf, "temperature", "0 or more", self.temperature)
         _check(self.top_k >= -1, "top_k", "0 (off) or more", self.top_k)
         _check(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)

@@ -48,6 +48,9 @@ class Request:
     are known. `num_promised` blocks it may still take without asking. `num_cached` prompt tokens were found in the pool
     when it first started.
 
+    `prompt_scores` has the prompt's tokens from the second on as if they had been chosen, as far as they were computed;
+    nothing where `params.prompt_logprobs` does not ask for them.
+
     For the sampler: `is_adjusted` says that something comes between the logits and the choice other than temperature
     and cuts, which `adjustments` then carries out; `is_plain` that the largest logit is all that is asked for.
     """
@@ -72,6 +75,7 @@ class Request:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     failure: str | None = None
+    prompt_scores: list[Sampled] = field(default_factory=list)
     adjustments: Adjustments | None = None
     random: random.Random = field(init=False)
     is_adjusted: bool = field(init=False)
@@ -99,14 +103,22 @@ class Request:
     @property
     def max_computed(self) -> int:
         """Tokens whose keys and values are ever stored: all but the last one sampled, which nothing attends to."""
-        return len(self.prompt_ids) + self.params.max_tokens - 1
+        return len(self.prompt_ids) + max(self.params.max_tokens, 1) - 1
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the probabilities of the prompt's tokens are asked for."""
+        return self.params.prompt_logprobs is not None
 
     @property
     def finished(self) -> bool:
         return self.finish_reason is not None
 
     def append(self, token_id: int) -> None:
-        """Take the next token, and end when it is a stop token or the last one allowed."""
+        """Take the next token, and end when it is a stop token or the last one allowed; none is where that is 0."""
+        if self.params.max_tokens == 0:
+            self.finish_reason = "length"
+            return
         self.output_ids.append(token_id)
         if self.failure is not None:
             self.finish_reason = "error"

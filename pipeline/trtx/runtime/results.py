@@ -47,13 +47,18 @@ class CompletionOutput:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """A prompt and its choices. `prompt` is None when token ids were given. `finished`: all choices have ended."""
+    """A prompt and its choices. `prompt` is None when token ids were given. `finished`: all choices have ended.
+
+    `prompt_logprobs` has an item per token of the prompt, None for the first; None where they were not asked for or are
+    not all known yet.
+    """
 
     request_id: int
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool
+    prompt_logprobs: list[PositionLogprobs | None] | None = None
 
 
 class Choice:
@@ -97,6 +102,13 @@ class Choice:
             text_diff=diff,
             token_ids_diff=new,
         )
+
+
+def describe_prompt(request: Request, tokenizer: Tokenizer) -> list[PositionLogprobs | None] | None:
+    """The prompt's tokens and how likely each was after those before it, once all are known."""
+    if not request.scores_prompt or len(request.prompt_scores) < len(request.prompt_ids) - 1:
+        return None
+    return [None, *(describe(sampled, tokenizer) for sampled in request.prompt_scores)]
 
 
 def describe(sampled: Sampled, tokenizer: Tokenizer) -> PositionLogprobs:

@@ -48,6 +48,17 @@ def sample(logits_NV: Tensor, requests: Sequence[Request]) -> list[Sampled]:
     ]
 
 
+def score(logits_NV: Tensor, token_ids: Sequence[int], count: int) -> list[Sampled]:
+    """Tokens that come next whatever the model makes of it: how likely it held each, and its `count` favourites.
+
+    Raises LogitsBroken when the largest logit of a row is not finite.
+    """
+    rows_NV: Floats = logits_NV.numpy()
+    if not np.isfinite(rows_NV.max(-1)).all():
+        raise LogitsBroken("the program returned logits that are not finite numbers")
+    return [_look_up(row_V, token_id, count) for row_V, token_id in zip(rows_NV, token_ids, strict=True)]
+
+
 def _choose(
     rows_NV: Floats, best_N: Floats, special: Sequence[int], requests: Sequence[Request]
 ) -> list[tuple[int, int]]:

@@ -51,7 +51,8 @@ class SchedulerSettings:
 class Scheduler:
     """The waiting and the running requests, each in the order they arrived, and the blocks they hold.
 
-    Used by one thread. `check` alone reads nothing that changes, and may be called by any.
+    A step takes at most `max_scored` prompt tokens whose probabilities are asked for, None for any number: the logits
+    of each take memory. Used by one thread. `check` alone reads nothing that changes, and may be called by any.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Scheduler:
         limits: Limits,
         tokens_per_block: int,
         settings: SchedulerSettings = SchedulerSettings(),
+        max_scored: int | None = None,
     ) -> None:
         self.pool = pool
         self.limits = limits
@@ -69,6 +71,7 @@ class Scheduler:
         self.running: list[Request] = []
         # Every running request can decode in every step.
         self._max_running = min(limits.max_batch_size, limits.max_num_tokens)
+        self._max_scored = max_scored or limits.max_num_tokens
         self._promised = 0
         self._decodes: tuple[Request, ...] = ()
         self._num_paused = 0
@@ -124,20 +127,21 @@ class Scheduler:
         """The next step, or None when there is nothing to do now. Every batch returned must be given to `commit`."""
         num_paused = self._num_paused
         decodes, unfinished = self._plan_running()
-        budget = self.limits.max_num_tokens - len(decodes)
+        budget, scored = self.limits.max_num_tokens - len(decodes), self._max_scored
         chunks = []
         for request in unfinished:
-            if budget > 0:
-                chunks.append(self._cut(request, budget))
-                budget -= chunks[-1].length
+            if (room := min(budget, scored) if request.scores_prompt else budget) > 0:
+                chunks.append(self._cut(request, room))
+                budget, scored = budget - chunks[-1].length, scored - chunks[-1].num_scored
         num_cached = 0
         # Not in a step that paused somebody: what it gave up is for those who were there before.
         while budget > 0 and self.waiting and len(self.running) < self._max_running and num_paused == self._num_paused:
-            if not self._start(self.waiting[0], budget):
+            room = min(budget, scored) if self.waiting[0].scores_prompt else budget
+            if room == 0 or not self._start(self.waiting[0], budget):
                 break
             num_cached += self.running[-1].num_computed
-            chunks.append(self._cut(self.running[-1], budget))
-            budget -= chunks[-1].length
+            chunks.append(self._cut(self.running[-1], room))
+            budget, scored = budget - chunks[-1].length, scored - chunks[-1].num_scored
         if not decodes and not chunks:
             return None
         same = tuple(decodes)
@@ -214,7 +218,8 @@ class Scheduler:
         """Move a request from the queue to those running, with the blocks that are known to hold its first tokens."""
         size, pool = self.tokens_per_block, self.pool
         found: list[int] = []
-        if self.settings.prefix_reuse:
+        # What is in the pool has no logits any more.
+        if self.settings.prefix_reuse and not request.scores_prompt:
             # The last token is computed in any case: its logits are wanted.
             num_full = (request.num_tokens - 1) // size
             extend_digests(request, num_full, size)

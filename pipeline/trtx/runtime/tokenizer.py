@@ -73,6 +73,10 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def is_special(self, text: str) -> bool:
+        """Whether a text is one special token, which is left out of texts by default."""
+        return self._tokenizer.token_to_id(text) in self.special_ids
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids, by default without special tokens; bytes that are not UTF-8 become U+FFFD."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)

@@ -12,8 +12,9 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from trtx.runtime.loop import EngineFailed, Stream
-from trtx.runtime.request import Output
+from trtx.runtime.loop import Stream
+from trtx.runtime.owner import EngineFailed
+from trtx.runtime.request import Output, Sampled
 from trtx.serve.problems import engine_unavailable
 from trtx.serve.replies import DONE_EVENT, Choice, Reply, Usage, make_event
 
@@ -97,13 +98,17 @@ class Call:
 
 def _take(choice: Choice, output: Output) -> Choice:
     """Add an output to a choice; returns what it added."""
+    request = output.request
     piece = Choice(
         output.text,
         len(output.token_ids),
         output.finish_reason,
-        output.request.stop_reason if output.finish_reason else None,
+        request.stop_reason if output.finish_reason else None,
         list(output.logprobs),
     )
+    if request.scores_prompt and request.params.logprobs is not None and choice.is_fresh:
+        piece.prompt = [Sampled(request.prompt_ids[0]), *request.prompt_scores]
+    choice.is_fresh = False
     choice.num_tokens += piece.num_tokens
     choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
     return piece
@@ -116,6 +121,7 @@ async def _collect(call: Call) -> list[Choice]:
         piece = _take(choices[output.request.id], output)
         texts[output.request.id].append(piece.text)
         choices[output.request.id].logprobs += piece.logprobs
+        choices[output.request.id].prompt = piece.prompt or choices[output.request.id].prompt
     for id, choice in choices.items():
         choice.text = "".join(texts[id])
     return list(choices.values())
@@ -132,9 +138,8 @@ async def _write_events(call: Call, *, include_usage: bool) -> AsyncIterator[str
     try:
         async for output in call.stream:
             place = index[output.request.id]
-            piece = _take(choices[place], output)
-            if piece.text or piece.finish_reason or piece.logprobs:
-                yield reply.event([reply.piece(place, piece)], **more)
+            if piece := reply.piece(place, _take(choices[place], output)):
+                yield reply.event([piece], **more)
     except EngineFailed as failed:
         yield make_event(engine_unavailable(failed).body())
         return

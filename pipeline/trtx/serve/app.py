@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,7 +16,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from trtx import __version__
 from trtx.runtime.engine import Engine
-from trtx.runtime.loop import EngineFailed, EngineThread, Stream
+from trtx.runtime.loop import EngineThread, Stream
+from trtx.runtime.owner import EngineFailed
 from trtx.runtime.report import describe_engine
 from trtx.runtime.request import SamplingParams
 from trtx.serve.answers import Call, EventAnswer, answer_whole
@@ -24,6 +26,8 @@ from trtx.serve.metrics import ServerMetrics
 from trtx.serve.problems import ApiProblem, install_handlers
 from trtx.serve.replies import ChatReply, CompletionReply, Reply
 from trtx.serve.schema import Body, ChatBody, CompletionBody
+from trtx.serve.tool_calls import ToolAnswer, ToolCallParser
+from trtx.serve.tool_formats import AUTO, choose_format
 
 # Requests that may wait beside those that run; more are told to come again.
 DEFAULT_MAX_WAITING = 1024
@@ -36,15 +40,26 @@ HEALTH_TIMEOUT_S = 30
 class Service:
     """What the routes share: the engine in its thread, under the name that clients call it by.
 
-    `max_waiting` requests may wait for a place in the batch.
+    `max_waiting` requests may wait for a place in the batch. `tool_call_parser` names how the model writes tool calls
+    (serve/tool_formats.py); `auto` finds it in the chat template. Raises UsageProblem for a name that is none.
     """
 
-    def __init__(self, engine: Engine, model_name: str, max_waiting: int = DEFAULT_MAX_WAITING) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        model_name: str,
+        max_waiting: int = DEFAULT_MAX_WAITING,
+        tool_call_parser: str = AUTO,
+    ) -> None:
         self.engine = engine
         self.model_name = model_name
         self.metrics = ServerMetrics(engine)
         self.thread = EngineThread(engine, self.metrics.observe)
         self.started = int(time.time())
+        template = engine.tokenizer.chat_template
+        self.tool_format = choose_format(
+            tool_call_parser, (template.with_tools or template).source if template else None
+        )
         self._max_open = engine.card.limits.max_batch_size + max_waiting
         self._open = 0
 
@@ -56,7 +71,8 @@ class Service:
         params = body.sampling(body.num_tokens)
         texts = [p if isinstance(p, str) else decode(p) for p in body.prompt] if body.echo else []
         echoes = [text for text in texts for _ in range(params.n)]
-        reply = CompletionReply(self.model_name, uuid.uuid4().hex, self.engine.tokenizer, echoes)
+        scored = params.prompt_logprobs is not None and params.logprobs is not None
+        reply = CompletionReply(self.model_name, uuid.uuid4().hex, self.engine.tokenizer, echoes, scored=scored)
         return await self._answer(body, prompts, params, reply, http)
 
     async def chat(self, body: ChatBody, http: Request) -> Response:
@@ -68,8 +84,16 @@ class Service:
         num_tokens = body.num_tokens
         if num_tokens is None:
             num_tokens = max(1, self.engine.max_request_tokens - len(ids))
-        reply = ChatReply(self.model_name, uuid.uuid4().hex, self.engine.tokenizer)
-        return await self._answer(body, [ids], body.sampling(num_tokens), reply, http)
+        params, take_apart = body.sampling(num_tokens), None
+        if (form := self.tool_format) and body.offered:
+            names = frozenset(tool.function.name for tool in body.offered)
+            only_one = body.parallel_tool_calls is False
+            take_apart = lambda: ToolAnswer(ToolCallParser(form, names), only_one)  # noqa: E731
+            # Otherwise what tells a call from a text would be left out of it.
+            if self.engine.tokenizer.is_special(form.marker):
+                params = replace(params, skip_special_tokens=False)
+        reply = ChatReply(self.model_name, uuid.uuid4().hex, self.engine.tokenizer, take_apart)
+        return await self._answer(body, [ids], params, reply, http)
 
     async def describe_models(self) -> dict[str, Any]:
         """GET /v1/models."""
@@ -167,14 +191,15 @@ def create_app(
     *,
     model_name: str,
     max_waiting: int = DEFAULT_MAX_WAITING,
+    tool_call_parser: str = AUTO,
     guard: Guard = Guard(),  # noqa: B008 - frozen
     log: Callable[[dict[str, Any]], None] | None = None,
 ) -> FastAPI:
     """The application around an engine; the engine's thread lives as long as the application's lifespan.
 
-    `log` gets a dictionary for every request that has been answered.
+    `log` gets a dictionary for every request that has been answered. Raises as Service does.
     """
-    service = Service(engine, model_name, max_waiting)
+    service = Service(engine, model_name, max_waiting, tool_call_parser)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -46,6 +46,7 @@ def serve_engine(
     memory_fraction: float,
     scheduler: Mapping[str, Any],
     overlap: bool,
+    tool_call_parser: str,
     api_keys: Sequence[str],
     max_waiting: int,
     max_body_bytes: int,
@@ -56,10 +57,10 @@ def serve_engine(
 ) -> None:
     """Serve an engine until SIGINT or SIGTERM; requests in flight then have `drain_s` seconds to end.
 
-    `port` 0 takes any free port. `scheduler` has the fields of SchedulerSettings. With `api_keys` only who has one is
-    answered; `max_waiting` requests may wait, and bodies have at most `max_body_bytes`. `log_requests` writes a line
-    for each to stderr. `say` gets the lines for people: what is served, and how to try it; `announce` the same for
-    programs, once, when requests are taken.
+    `port` 0 takes any free port. `scheduler` has the fields of SchedulerSettings; `tool_call_parser` is a name of
+    serve/tool_formats.py. With `api_keys` only who has one is answered; `max_waiting` requests may wait, and bodies
+    have at most `max_body_bytes`. `log_requests` writes a line for each to stderr. `say` gets the lines for people:
+    what is served, and how to try it; `announce` the same for programs, once, when requests are taken.
 
     Raises EnvironmentProblem when the address is taken, and what Engine.load raises.
     """
@@ -83,6 +84,7 @@ def serve_engine(
             engine,
             model_name=name,
             max_waiting=max_waiting,
+            tool_call_parser=tool_call_parser,
             guard=Guard(max_body_bytes, api_keys),
             log=partial(write_log_line, write=_write_line) if log_requests else None,
         )

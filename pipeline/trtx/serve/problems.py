@@ -10,11 +10,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from trtx.runtime.loop import EngineFailed
+from trtx.runtime.owner import EngineFailed
 from trtx.runtime.request import RequestRefused
 
 # Parts of a path that name fields and items; what pydantic adds after them are its own types.
-PATH_DEPTH = {"messages": 3, "stream_options": 2}
+PATH_DEPTH = {"messages": 3, "stream_options": 2, "tools": 4}
 # Types of errors that have a name of their own, by status.
 KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 

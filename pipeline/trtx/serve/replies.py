@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from trtx.runtime.request import Sampled
 from trtx.runtime.tokenizer import Tokenizer
+from trtx.serve.tool_calls import ToolAnswer
 
 DONE_EVENT = "data: [DONE]\n\n"
 
 
 @dataclass
 class Choice:
-    """One finished or growing answer, or a piece of one. `stop_reason` is the stop string or id that ended it."""
+    """One finished or growing answer, or a piece of one. `stop_reason` is the stop string or id that ended it.
+
+    `prompt` are the tokens of the prompt where it is echoed with their logprobs, in the first piece alone; `is_fresh`
+    until that has come.
+    """
 
     text: str = ""
     num_tokens: int = 0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     logprobs: list[Sampled] = field(default_factory=list)
+    prompt: Sequence[Sampled] = ()
+    is_fresh: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ class Reply(Protocol):
         """Choices of the first event of a stream, before any text; empty when there is no such event."""
         ...
 
-    def piece(self, index: int, choice: Choice) -> dict[str, Any]:
-        """One choice with what was added to it; pieces of a choice come in order."""
+    def piece(self, index: int, choice: Choice) -> dict[str, Any] | None:
+        """One choice with what was added to it, None where that is nothing; pieces of a choice come in order."""
         ...
 
     def event(self, choices: Sequence[dict[str, Any]], **more: Any) -> str:
@@ -79,45 +86,72 @@ class _Head:
 
 
 class CompletionReply(_Head):
-    """Answers of /v1/completions. `echoes` are texts that choices begin with, by index."""
+    """Answers of /v1/completions. `echoes` are texts that choices begin with, by index; `scored` says that these have
+    logprobs, which come with the first piece."""
 
-    def __init__(self, model: str, request_id: str, tokenizer: Tokenizer, echoes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: str,
+        request_id: str,
+        tokenizer: Tokenizer,
+        echoes: Sequence[str] = (),
+        *,
+        scored: bool = False,
+    ) -> None:
         super().__init__(model, f"cmpl-{request_id}", tokenizer)
         self._echoes = echoes
+        self._scored = scored
         self._offsets: dict[int, int] = {}
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
-        listed = [self._echo(i) | self.piece(i, choice) for i, choice in enumerate(choices)]
-        for i, echo in enumerate(self._echoes):
-            listed[i]["text"] = echo + listed[i]["text"]
+        listed = [self._piece(i, choice) for i, choice in enumerate(choices)]
+        if not self._scored:
+            for i, echo in enumerate(self._echoes):
+                listed[i]["text"] = echo + listed[i]["text"]
         return self._body("text_completion", listed, usage=usage.as_json())
 
     def opening(self, num_choices: int) -> list[dict[str, Any]]:
-        return [self._echo(i) for i in range(len(self._echoes))]
+        if self._scored:
+            return []
+        return [self._piece(i, Choice(echo)) for i, echo in enumerate(self._echoes)]
 
-    def piece(self, index: int, choice: Choice) -> dict[str, Any]:
+    def piece(self, index: int, choice: Choice) -> dict[str, Any] | None:
+        told = choice.text or choice.finish_reason or choice.logprobs or choice.prompt
+        return self._piece(index, choice) if told else None
+
+    def _piece(self, index: int, choice: Choice) -> dict[str, Any]:
+        text, logprobs = choice.text, None
+        if choice.prompt:
+            text = self._echoes[index] + text
+            self._skip_special(index, choice.prompt[0])
+        if choice.prompt or choice.logprobs:
+            logprobs = self._list(index, [*choice.prompt, *choice.logprobs])
         return {
             "index": index,
-            "text": choice.text,
-            "logprobs": self._list(index, choice.logprobs) if choice.logprobs else None,
+            "text": text,
+            "logprobs": logprobs,
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
         }
 
+    def _skip_special(self, index: int, first: Sampled) -> None:
+        """A token that the tokenizer puts before every text is not in the text that is echoed."""
+        token = self._text(first.token_id)
+        if not self._echoes[index].startswith(token):
+            self._offsets[index] = -len(token)
+
     def event(self, choices: Sequence[dict[str, Any]], **more: Any) -> str:
         return make_event(self._body("text_completion", choices, **more))
-
-    def _echo(self, index: int) -> dict[str, Any]:
-        return self.piece(index, Choice(self._echoes[index])) if self._echoes else {}
 
     def _list(self, index: int, chosen: Sequence[Sampled]) -> dict[str, Any]:
         """`text_offset` counts characters of the choice's text, by the texts of its tokens one by one."""
         tokens = [self._text(sampled.token_id) for sampled in chosen]
         offsets, at = [], self._offsets.get(index, 0)
         for token in tokens:
-            offsets.append(at)
+            offsets.append(max(at, 0))
             at += len(token)
         self._offsets[index] = at
+        # The first token of a prompt comes after nothing and has no logprob.
         tops = [{self._text(token): logprob for token, logprob in sampled.top} or None for sampled in chosen]
         return {
             "tokens": tokens,
@@ -128,34 +162,55 @@ class CompletionReply(_Head):
 
 
 class ChatReply(_Head):
-    """Answers of /v1/chat/completions."""
+    """Answers of /v1/chat/completions. `take_apart` makes what finds the tool calls of one choice."""
 
-    def __init__(self, model: str, request_id: str, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, model: str, request_id: str, tokenizer: Tokenizer, take_apart: Callable[[], ToolAnswer] | None = None
+    ) -> None:
         super().__init__(model, f"chatcmpl-{request_id}", tokenizer)
+        self._take_apart = take_apart
+        self._answers: dict[int, ToolAnswer] = {}
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
-        listed = [
-            {
-                "index": i,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": self._list(choice.logprobs),
-                "finish_reason": choice.finish_reason,
-                "stop_reason": choice.stop_reason,
-            }
-            for i, choice in enumerate(choices)
-        ]
+        listed = [self._whole(i, choice) for i, choice in enumerate(choices)]
         return self._body("chat.completion", listed, usage=usage.as_json())
+
+    def _whole(self, index: int, choice: Choice) -> dict[str, Any]:
+        text, calls, reason = self._read(index, choice)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message["content"] = text or None
+            message["tool_calls"] = [{name: call[name] for name in call if name != "index"} for call in calls]
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._list(choice.logprobs),
+            "finish_reason": reason,
+            "stop_reason": choice.stop_reason,
+        }
+
+    def _read(self, index: int, choice: Choice) -> tuple[str, list[dict[str, Any]], str | None]:
+        """The content and the tool calls that a piece adds, and how the answer ended with it."""
+        if self._take_apart is None:
+            return choice.text, [], choice.finish_reason
+        answer = self._answers.setdefault(index, self._take_apart())
+        text, calls = answer.take(choice.text, ended=choice.finish_reason is not None)
+        return text, calls, answer.end_reason(choice.finish_reason)
 
     def opening(self, num_choices: int) -> list[dict[str, Any]]:
         return [self._delta(i, {"role": "assistant", "content": ""}, Choice()) for i in range(num_choices)]
 
-    def piece(self, index: int, choice: Choice) -> dict[str, Any]:
-        return self._delta(index, {"content": choice.text} if choice.text else {}, choice)
+    def piece(self, index: int, choice: Choice) -> dict[str, Any] | None:
+        text, calls, reason = self._read(index, choice)
+        delta: dict[str, Any] = ({"content": text} if text else {}) | ({"tool_calls": calls} if calls else {})
+        if not delta and reason is None and not choice.logprobs:
+            return None
+        return self._delta(index, delta, choice) | {"finish_reason": reason}
 
     def event(self, choices: Sequence[dict[str, Any]], **more: Any) -> str:
         return make_event(self._body("chat.completion.chunk", choices, **more))
 
-    def _delta(self, index: int, delta: dict[str, str], choice: Choice) -> dict[str, Any]:
+    def _delta(self, index: int, delta: dict[str, Any], choice: Choice) -> dict[str, Any]:
         return {
             "index": index,
             "delta": delta,

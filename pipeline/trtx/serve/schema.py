@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -34,9 +34,6 @@ HARMLESS = (
 # Field → the values that ask for nothing. Any other value is refused: this server cannot do it.
 NEUTRAL_COMPLETION: dict[str, tuple[Any, ...]] = {"suffix": (None, "")}
 NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = {
-    # A named function or "required" would need the output to be guided.
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),
@@ -56,6 +53,12 @@ MAX_BIAS = 100
 
 # OpenAI gives completions 16 tokens when nothing is said; a chat may fill the context.
 DEFAULT_COMPLETION_TOKENS = 16
+
+
+def _refuse_strict(strict: bool | None) -> bool | None:
+    if strict:
+        raise PydanticCustomError("strict", "strict arguments cannot be guaranteed by this server: leave strict out")
+    return strict
 
 
 def _check_bias(bias: dict[str, float] | None) -> dict[str, float] | None:
@@ -127,12 +130,19 @@ class Body(BaseModel):
         given = {name: value for name in SAMPLED if (value := getattr(self, name)) is not None}
         if self.logit_bias:
             given["logit_bias"] = {int(token): value for token, value in self.logit_bias.items()}
-        return SamplingParams(max_tokens=max_tokens, logprobs=self.num_logprobs, **given)
+        return SamplingParams(
+            max_tokens=max_tokens, logprobs=self.num_logprobs, prompt_logprobs=self.num_prompt_logprobs, **given
+        )
 
     @property
     @abstractmethod
     def num_logprobs(self) -> int | None:
         """Most likely tokens to list beside each chosen one; None for no logprobs at all."""
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The same for the tokens of the prompt."""
+        return None
 
     @property
     def include_usage(self) -> bool:
@@ -177,16 +187,15 @@ class CompletionBody(Body):
     echo: bool | None = None
     best_of: int | None = None
 
-    @model_validator(mode="after")
-    def _refuse_prompt_logprobs(self) -> CompletionBody:
-        if self.echo and self.logprobs is not None:
-            raise _field_error("echo", "echo is not supported together with logprobs: a prompt's are not computed")
-        return self
-
     def sampling(self, max_tokens: int) -> SamplingParams:
         if self.best_of not in (None, self.n or 1):
             raise RequestRefused("best_of is not supported: ask for choices with n", param="best_of")
         return super().sampling(max_tokens)
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        # A prompt that is echoed may be all that is asked for.
+        return (self.logprobs or 0) if self.echo and (self.logprobs is not None or self.num_tokens == 0) else None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -195,6 +204,42 @@ class CompletionBody(Body):
     @property
     def num_tokens(self) -> int:
         return DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+
+
+class Function(BaseModel):
+    """A function that the model may ask to be called. `strict` would need the output to be guided by `parameters`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: Annotated[Text, Field(min_length=1)]
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Annotated[bool | None, AfterValidator(_refuse_strict)] = None
+
+
+class Tool(BaseModel):
+    """A tool; functions are the only ones."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    type: Literal["function"]
+    function: Function
+
+    def for_template(self) -> dict[str, Any]:
+        """As it was sent."""
+        return self.model_dump(exclude_unset=True)
+
+
+def _check_tool_choice(choice: Any) -> Any:
+    if choice in (None, "none", "auto"):
+        return choice
+    asked = choice if isinstance(choice, str) else "a certain function"
+    raise PydanticCustomError(
+        "tool_choice",
+        "tool_choice must be auto or none: that the model calls a tool ({asked}) cannot be guaranteed, "
+        "because this server does not guide its output",
+        {"asked": asked[:64].encode(errors="backslashreplace").decode()},
+    )
 
 
 class ChatBody(Body):
@@ -206,8 +251,9 @@ class ChatBody(Body):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Annotated[str | None, BeforeValidator(_check_tool_choice)] = None
+    parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> ChatBody:
@@ -222,7 +268,12 @@ class ChatBody(Body):
     @property
     def template_variables(self) -> dict[str, Any]:
         """What the chat template gets beside the messages."""
-        return {"tools": self.tools} if self.tools and self.tool_choice != "none" else {}
+        return {"tools": [tool.for_template() for tool in self.offered]} if self.offered else {}
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that the model may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
 
     @model_validator(mode="after")
     def _agree_on_length(self) -> ChatBody:

@@ -30,7 +30,7 @@ class DownloadParams(Params):
     """Fetch a model's files. Input: none. Output: a Hugging Face model folder."""
 
     stage: ClassVar[str] = "download"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     url: str
     identity: str
@@ -59,6 +59,7 @@ class DatasetParams(Params):
 class CalibrateParams(Params):
     """Quantize with ModelOpt. Inputs: model, data. Output: a unified Hugging Face checkpoint.
 
+    A model that is quantized already stays as it is, and must be in the format of `quantization`.
     Beside the checkpoint: trtx_calibration.json (perplexity before and after) and
     trtx_heldout.safetensors (the windows it was measured on: `tokens` int64 [num_windows, window+1]).
     """

@@ -8,6 +8,7 @@ from support.engines import make_card as make_any_card
 
 from trtx.backends.inductor import evidence as module
 from trtx.backends.inductor.evidence import (
+    CALIBRATION_NAME,
     FAILURE_NAME,
     FIGURES,
     Evidence,
@@ -160,3 +161,18 @@ def test_programs_that_crash_fail_the_check(tmp_path: Path, code: int, how: str)
 def test_a_check_of_something_that_is_no_engine_says_so(tmp_path: Path) -> None:
     with pytest.raises(VerificationFailed, match="is not an engine folder"):
         ensure_checked(tmp_path, tmp_path, tmp_path, tmp_path, "key", None, tmp_path / "check.json")
+
+
+def test_weights_that_were_quantized_elsewhere_are_compared_with_the_checkpoint_alone(
+    engine: Path, checks: list[str]
+) -> None:
+    write_json(engine.parent / CALIBRATION_NAME, {"kept": True})
+    bounds = make_tolerances(make_card(), kept=True)
+    assert "perplexity_vs_checkpoint" in bounds
+    assert {"perplexity_vs_modelopt", "logits_vs_model"}.isdisjoint(bounds)
+    ours = save(engine.parent / "ours.json", make_evidence(make_card()))
+    ensure(engine, "key", ours)
+    assert checks == ["key"]  # Evidence against figures that nobody took of these weights says nothing.
+    theirs = make_evidence(make_card(), figures=dict.fromkeys(bounds, 0.0), tolerances=bounds)
+    ensure(engine, "key", save(engine.parent / "theirs.json", theirs))
+    assert checks == ["key"]

@@ -18,6 +18,7 @@ from trtx.cache.layout import LAYOUT_VERSION
 from trtx.cache.runs import end_run, note_run
 from trtx.cache.store import Store
 from trtx.cli.main import main
+from trtx.kernels.shelf import put
 from trtx.plan.record import create_run
 
 
@@ -93,6 +94,18 @@ def test_usage_is_summed_by_stage_and_recipe(store: Store, trtx: Trtx) -> None:
     assert sum(row["bytes"] for row in body["recipes"].values()) == body["total"]["bytes"] > 0
     trtx("du")
     assert "package" in trtx.err and "total" in trtx.err
+
+
+def test_usage_tells_of_built_kernels_beside_the_cache(
+    store: Store, trtx: Trtx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    shelf = tmp_path / "xdg/trtx-kernels"
+    assert trtx.json("du")["kernels"] == {"folder": str(shelf), "bytes": 0}
+    put(shelf, "trtx_0123456789abcdef", store.output(key_of(0)) / "a.bin")
+    assert trtx.json("du")["kernels"]["bytes"] == 1000
+    trtx("du")
+    assert f"of built kernels in {shelf}, which bounds itself" in trtx.err
 
 
 def test_an_intact_cache_is_verified(store: Store, trtx: Trtx) -> None:

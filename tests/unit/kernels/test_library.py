@@ -13,6 +13,7 @@ from trtx.errors import StepFailed, VerificationFailed
 from trtx.files import sha256_file, write_json
 from trtx.kernels import build, ops, reference
 from trtx.kernels.build import LibraryJob, build_library, make_namespace
+from trtx.kernels.shelf import put
 from trtx.runtime.native import load_kernels
 
 
@@ -20,7 +21,7 @@ def test_a_library_is_taken_from_the_shelf_and_a_damaged_one_is_not(
     library: LibraryJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf = tmp_path / "shelf"
-    build._put(shelf, library.namespace, Path(library.library))
+    put(shelf, library.namespace, Path(library.library))
     monkeypatch.setattr(build, "_compile", lambda job, unit: pytest.fail("it was compiled again"))
     job = make_job(tmp_path, shelf)
     build_library(job)

@@ -8,14 +8,18 @@ from typing import Any
 
 import fsspec
 import pytest
+from support.entries import make_store, publish_entry
 from support.hub import Hub, Repository, commit_of, serve_hub
 from unit.sources.conftest import MODEL_FILES
+from unit.sources.test_quantized import FILES, FOUND
 
-from trtx.errors import EnvironmentProblem, LockOutOfDate
+from trtx.errors import EnvironmentProblem, LockOutOfDate, UsageProblem
+from trtx.models.formats import QuantFormat
+from trtx.plan.keys import make_factors, make_key
 from trtx.plan.lock import Lock
 from trtx.plan.resolve import resolve_dataset, resolve_model
 from trtx.recipe.schema import Calibration, Model
-from trtx.stages.params import PARAMS
+from trtx.stages.params import PARAMS, DownloadParams
 
 FIRST = commit_of("first")
 HUB_MODEL = Model.model_validate({"source": "hf://owner/tiny"})
@@ -65,6 +69,25 @@ def test_a_locked_branch_is_asked_for_at_its_commit(hub: Hub, environ: dict[str,
     assert pinned.source.identity == FIRST
     assert pinned.files == {"config.json": "a" * 64}
     assert not [path for _, path, _ in hub.requests if path.endswith("/revision/main")]
+
+
+def test_the_format_of_a_locked_model_is_that_of_the_files_in_the_cache(hub: Hub, environ: dict[str, str]) -> None:
+    params = DownloadParams(url="hf://owner/tiny", identity=FIRST)
+    key = make_key(make_factors(params, inputs={}, toolchain={}, machine={}))
+    publish_entry(make_store(Path(environ["TRTX_CACHE_DIR"])), key, FILES, step="download/model")
+    offline = {**environ, "TRTX_OFFLINE": "1"}
+    pinned = resolve_model(HUB_MODEL, offline, model_lock("hf://owner/tiny@main", FIRST))
+    assert pinned.source.quantized == FOUND
+    assert pinned.stored == QuantFormat(algorithm="fp8", exclude=())
+    assert hub.requests == []
+
+
+def test_quantized_weights_in_pickles_are_refused_by_the_plan(hub: Hub, environ: dict[str, str]) -> None:
+    files = {name: content for name, content in FILES.items() if name != "model.safetensors"}
+    hub.repositories["models/owner/tiny"] = Repository({**files, "pytorch_model.bin": b"pickle"})
+    pinned = resolve_model(Model(source="hf://owner/tiny", allow_pickle=True), environ)
+    with pytest.raises(UsageProblem, match="is quantized and has no safetensors weights"):
+        _ = pinned.stored
 
 
 def test_a_commit_that_is_gone_says_how_to_move_on(hub: Hub, environ: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from support.hub_checkpoints import Pack, make_awq_pack, make_gptq_pack, make_pa
 from support.modules import convert_quietly, load_rank
 from torch import Tensor
 
+from trtx.backends.inductor.dequantized import read_dequantized
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.models.checkpoint import Checkpoint
 from trtx.models.formats import QuantFormat
@@ -93,6 +94,18 @@ def test_a_packed_checkpoint_runs_with_the_numbers_it_stands_for(
         assert ("layers.0.mlp.down.input_order" in tensors) == (
             config.get("desc_act", False) and config["group_size"] > 0
         )
+
+
+@pytest.mark.parametrize(("config", "pack"), PACKED, ids=[describe(config) for config, _ in PACKED])
+def test_the_second_opinion_has_the_numbers_that_a_packed_checkpoint_stands_for(
+    tmp_path: Path, config: dict[str, Any], pack: Pack
+) -> None:
+    checkpoint = make_packed(tmp_path, config, pack, **SHAPE)
+    with Checkpoint(tmp_path) as source:
+        found = read_dequantized(source, read_quant_format(source))
+    assert set(found) == set(checkpoint.weights)
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, checkpoint.weights[name])
 
 
 def test_the_engine_s_format_is_found_in_the_packer_s_words(tmp_path: Path) -> None:

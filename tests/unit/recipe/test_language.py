@@ -24,7 +24,7 @@ from trtx.recipe.describe import make_json_schema
 from trtx.recipe.load import parse_recipe
 from trtx.recipe.lookup import fields_of, find_key
 from trtx.recipe.parts import Part
-from trtx.recipe.schema import Algorithm, Quantization, Recipe
+from trtx.recipe.schema import AS_STORED, Algorithm, Quantization, Recipe
 from trtx.recipe.tree import read_tree
 from trtx.recipe.unavailable import RULES, find_unavailable
 
@@ -32,7 +32,8 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_the_language_has_the_algorithms_of_the_engine_less_those_that_are_only_read() -> None:
-    assert get_args(Algorithm) == tuple(name for name in ALGORITHMS if name not in READ_ONLY)
+    engine = tuple(name for name in ALGORITHMS if name not in READ_ONLY)
+    assert tuple(name for name in get_args(Algorithm) if name != AS_STORED) == engine
     assert get_args(Quantization.model_fields["kv_cache"].annotation) == get_args(KvCacheFormat)
 
 
@@ -93,8 +94,9 @@ def test_every_recipe_of_the_project_is_valid_and_described(path: Path) -> None:
     assert all("simulated" in warning.what for warning in loaded.warnings)
 
 
-def shape(**changes: int) -> Any:
+def shape(**changes: Any) -> Any:
     sizes = {
+        "rope_scaling": None,
         "hidden_size": 256,
         "intermediate_size": 768,
         "num_layers": 6,
@@ -120,6 +122,14 @@ def test_longer_sequences_than_the_model_has_are_refused_where_they_are_written(
     assert found.startswith("recipe.yaml:8:25: error: max_seq_len 1024 is more than the model's 512 positions")
     (found,) = refusals(target(", engine: {limits: {max_seq_len: 1024}}"), shape())
     assert found.startswith("recipe.yaml:10:50:")
+
+
+def test_a_dynamic_rope_is_said_to_be_why_there_are_no_more() -> None:
+    scaling = {"rope_type": "dynamic", "factor": 2.0}
+    (found,) = refusals(engine("  limits: {max_seq_len: 1024}"), shape(rope_scaling=scaling))
+    assert "why: beyond them its dynamic RoPE turns all keys anew with every token" in found
+    (found,) = refusals(engine("  limits: {max_seq_len: 1024}"), shape(rope_scaling={"rope_type": "linear"}))
+    assert "dynamic" not in found
 
 
 def test_a_default_that_the_model_is_too_short_for_is_refused_at_the_engine() -> None:

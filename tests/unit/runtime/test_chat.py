@@ -87,11 +87,13 @@ def test_the_template_file_wins_over_the_tokenizer_config(tmp_path: Path) -> Non
     assert found.render(USER) == "file"
 
 
-def test_of_several_named_templates_the_default_counts(tmp_path: Path) -> None:
+def test_of_several_named_templates_the_default_counts_and_with_tools_theirs(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     found = find_template(tmp_path, {})
     assert found is not None
     assert found.render(USER) == "plain"
+    assert found.render(USER, tools=[{"type": "function"}]) == "tools"
+    assert found.render(USER, tools=[]) == "plain"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named[:1]}))
     assert find_template(tmp_path, {}) is None

@@ -10,7 +10,8 @@ from support import engines
 from support.engines import expected_tokens, make_engine
 
 from trtx.runtime.engine import Engine
-from trtx.runtime.loop import EngineFailed, EngineThread, Stream
+from trtx.runtime.loop import EngineThread, Stream
+from trtx.runtime.owner import EngineFailed
 from trtx.runtime.request import Output, SamplingParams
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)

@@ -34,6 +34,7 @@ sampling = st.builds(
     ignore_eos=st.booleans(),
     repetition_penalty=st.sampled_from([1.0, 1.3]),
     logprobs=st.sampled_from([None, 2]),
+    prompt_logprobs=st.sampled_from([None, None, 1]),
 )
 events = st.lists(
     st.one_of(
@@ -96,6 +97,8 @@ def test_both_loops_give_the_same_tokens_texts_logprobs_and_reasons(
         assert other.output_ids == one.output_ids
         assert [o.text for o in theirs] == [o.text for o in ours]
         assert [o.logprobs for o in theirs] == [o.logprobs for o in ours]
+        assert other.prompt_scores == one.prompt_scores
+        assert [s.token_id for s in one.prompt_scores] == (one.prompt_ids[1:] if one.scores_prompt else [])
         assert (other.finish_reason, other.stop_reason) == (one.finish_reason, one.stop_reason)
     assert overlapped.stats.output_tokens == sum(len(request.output_ids) for request in others)
 

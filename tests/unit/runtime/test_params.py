@@ -28,7 +28,7 @@ from trtx.runtime.request import RequestRefused, SamplingParams
         ("n", 0),
         ("best_of", 3),
         ("logprobs", -1),
-        ("prompt_logprobs", 0),
+        ("prompt_logprobs", -1),
         ("stop", ["a", ""]),
         ("bad_words", ""),
         ("bad_words_ids", [[]]),

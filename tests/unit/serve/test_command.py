@@ -88,6 +88,7 @@ def test_sizes_and_durations_reach_the_server_as_numbers(engine: Path, monkeypat
         "memory_fraction": 0.9,
         "scheduler": {"policy": "guaranteed-no-evict", "chunked_prefill": True, "prefix_reuse": False},
         "overlap": False,
+        "tool_call_parser": "auto",
         "api_keys": (),
         "max_waiting": 1024,
         "max_body_bytes": 8 << 20,

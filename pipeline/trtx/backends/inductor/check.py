@@ -3,7 +3,8 @@
     python -m trtx.backends.inductor.check ENGINE WEIGHTS CHECKPOINT MODEL RESULT WEIGHTS_KEY
 
 Every sequence goes through the program in two or more chunks and token by token at its end, so that both ways and
-the pool between them are asked. The text is the held-out windows on which ModelOpt measured its perplexity.
+the pool between them are asked. The text is the held-out windows on which calibration measured its perplexity. A model
+that was quantized elsewhere is compared with transformers on its dequantized weights alone.
 
 Legend: K sequences, T tokens, n tokens of each in one step, V vocabulary.
 """
@@ -23,18 +24,24 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trtx.backends.inductor.evidence import Evidence, make_tolerances, out_of_bounds, write_failure
+from trtx.backends.inductor.evidence import (
+    CALIBRATION_NAME,
+    Evidence,
+    make_tolerances,
+    out_of_bounds,
+    was_kept,
+    write_failure,
+)
 from trtx.backends.inductor.module import load_eager
 from trtx.backends.inductor.reference import Reference, load_checkpoint, load_model
 from trtx.errors import TrtxError, UsageProblem, VerificationFailed
 from trtx.files import write_json
-from trtx.models.checkpoint import read_entry
+from trtx.models.json_files import read_entry
 from trtx.processes import die_with_parent
 from trtx.runtime.card import EngineCard, load_card
 from trtx.runtime.program import Programs, load_programs
 
 HELDOUT_NAME = "trtx_heldout.safetensors"
-CALIBRATION_NAME = "trtx_calibration.json"
 
 # How much text the logits are compared on: full logits of a large vocabulary are large.
 NUM_COMPARED, COMPARED_TOKENS = 4, 48
@@ -48,7 +55,7 @@ MAX_LOGITS = 1 << 26
 
 @dataclass(frozen=True)
 class Heldout:
-    """Windows of token ids, int64 [num_windows, window + 1], and the perplexity that ModelOpt measured on them."""
+    """Windows of token ids, int64 [num_windows, window + 1], and the perplexity that calibration measured on them."""
 
     tokens: Tensor
     perplexity: float
@@ -75,27 +82,29 @@ def check(engine: Path, weights: Path, checkpoint: Path, model: Path, weights_ke
     if window > card.limits.max_seq_len:
         raise UsageProblem(
             f"the engine cannot be checked: its max_seq_len of {card.limits.max_seq_len} is less than {window}",
-            why=f"ModelOpt measured the perplexity on windows of {window} tokens",
+            why=f"calibration measured the perplexity on windows of {window} tokens",
             fix="raise limits.max_seq_len or lower the calibration's max_length",
         )
     batching = make_batching(card, window)
     num_blocks = 1 + batching.sequences * math.ceil(window / card.kv_cache.tokens_per_block)
     programs = load_programs(engine, weights, num_blocks)
-    tolerances = make_tolerances(card)
+    tolerances = make_tolerances(card, kept=was_kept(checkpoint))
     compared = heldout.tokens[:NUM_COMPARED, : min(COMPARED_TOKENS, window)]
     answers = collect_logits(programs, compared)
     eager = collect_logits(load_eager(engine, weights, num_blocks), compared)
     perplexity = measure_perplexity(programs, heldout.tokens, batching)
     figures = {"compiled_vs_eager": distance(answers, eager)}
-    if "perplexity_vs_modelopt" in tolerances:
-        figures["perplexity_vs_modelopt"] = abs(perplexity / heldout.perplexity - 1)
+    for name in ("perplexity_vs_modelopt", "perplexity_vs_checkpoint"):
+        if name in tolerances:
+            figures[name] = abs(perplexity / heldout.perplexity - 1)
     limit, device = card.limits.max_seq_len, card.compiled_for.device
     reference = load_checkpoint(checkpoint, limit, device)
     figures["logits_vs_checkpoint"] = distance(answers, reference.logits(compared))
     if "greedy_mismatches" in tolerances:
         figures["greedy_mismatches"] = count_greedy_mismatches(programs, reference, heldout.tokens)
     del reference  # one float32 model at a time
-    figures["logits_vs_model"] = distance(answers, load_model(model, limit, device).logits(compared))
+    if "logits_vs_model" in tolerances:
+        figures["logits_vs_model"] = distance(answers, load_model(model, limit, device).logits(compared))
     return Evidence(
         weights_key=weights_key,
         weights_layout_sha256=card.weights_layout_sha256,

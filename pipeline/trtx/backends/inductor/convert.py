@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trtx.files import link_or_copy, write_json
-from trtx.models.checkpoint import Checkpoint, load_model_config, read_json_file
+from trtx.models.checkpoint import Checkpoint, load_model_config
 from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import QuantFormat
+from trtx.models.json_files import read_json_file
 from trtx.models.layout import Layout, make_layout, make_shard
 from trtx.models.weights_config import (
     TOKENIZER_FOLDER,

@@ -1,4 +1,4 @@
-"""The weights of a unified checkpoint in float32: the second opinion about what its packed numbers mean.
+"""The weights of a quantized checkpoint in float32: the second opinion about what its packed numbers mean.
 
 The arithmetic here is written anew from the formats' descriptions (quant/unpack.py has the table), not shared with the
 engine's, so that an error in either shows. Legend: N output rows, C input columns of a linear, Z groups of columns.
@@ -9,25 +9,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trtx.backends.inductor.dequantized_packed import dequantize_packed
 from trtx.models.checkpoint import Checkpoint
 from trtx.models.formats import QuantFormat
 
 # Tensors that stand beside a quantized weight or a KV cache.
 SCALES = ("weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "k_scale", "v_scale")
+PACKED = ("qweight", "qzeros", "scales", "g_idx")
 # Eight sizes, and the sign in the fourth bit.
 FP4_NUMBERS = [sign * size for sign in (1, -1) for size in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]
 
 
 def read_dequantized(checkpoint: Checkpoint, quantization: QuantFormat) -> dict[str, Tensor]:
-    """All weights of a checkpoint in float32, scales multiplied in.
-
-    Raises ValueError for a checkpoint that is packed in another way than ModelOpt's.
-    """
-    if quantization.packing != "plain":
-        raise ValueError(f"weights packed as {quantization.packing}")
+    """All weights of a checkpoint in float32, scales multiplied in."""
     weights = {}
     for name in checkpoint.names:
         module, _, part = name.rpartition(".")
+        if part in PACKED and f"{module}.qweight" in checkpoint:
+            if part == "qweight":
+                weights[f"{module}.weight"] = dequantize_packed(checkpoint, module, quantization)
+            continue
         if part in SCALES:
             continue
         weight = checkpoint.read(name)

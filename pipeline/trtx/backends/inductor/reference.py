@@ -49,7 +49,7 @@ def load_model(folder: Path, max_seq_len: int, device: Device = "cpu") -> Refere
 
 
 def load_checkpoint(folder: Path, max_seq_len: int, device: Device = "cpu") -> Reference:
-    """The model of a unified checkpoint with its weights dequantized, which rounds weights and nothing else.
+    """The model of a quantized checkpoint with its weights dequantized, which rounds weights and nothing else.
 
     Raises VerificationFailed when it has not all of the model's weights.
     """

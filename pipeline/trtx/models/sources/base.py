@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from trtx.errors import UsageProblem, did_you_mean
+from trtx.models.sources.quantized import QuantizedFiles
 
 Kind = Literal["model", "dataset"]
 Progress = Callable[[int, int, str], None]  # done, total, unit
@@ -54,13 +55,15 @@ class Resolved:
     `url` is the canonical form to plan with (a relative file:// path made absolute). `identity` is a commit
     for hf://, a digest of the tree for files, the generator's parameters for demo:// and random://.
     `config` is the parsed config.json of a model, `{}` for a dataset. `toolchain` names the
-    distributions whose versions influence the bytes (only generated models have any).
+    distributions whose versions influence the bytes (only generated models have any). `quantized` is what else the
+    files of a model say that is quantized already; None for all others.
     """
 
     url: str
     identity: str
     config: Mapping[str, Any]
     toolchain: tuple[str, ...] = ()
+    quantized: QuantizedFiles | None = None
 
 
 class Source(Protocol):

@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from trtx.errors import EnvironmentProblem, TrtxError, UsageProblem, VerificationFailed
 from trtx.files import canonical_json, read_json, sha256_bytes, write_json
@@ -20,15 +20,20 @@ from trtx.models.sources.hub import (
     Hub,
     RemoteFile,
     download,
+    download_range,
     list_cached,
     list_remote,
     read_hub,
     remember_commit,
 )
 from trtx.models.sources.local import read_config
+from trtx.models.sources.quantized import QuantizedFiles, read_quantized
 from trtx.models.sources.select import data_files, held_out_files, model_files, names_one_file
 from trtx.models.sources.transfer import check_shards, copy_stream, require_space
 from trtx.paths import cache_dir
+
+# Raised when a memo of what a commit resolves to has other content.
+MEMO_FORM = 2
 
 
 def resolve(request: Request) -> Resolved:
@@ -37,11 +42,13 @@ def resolve(request: Request) -> Resolved:
     What was once resolved for a commit is remembered: it cannot change, so planning needs neither network nor library.
     """
     hub = read_hub(request, request.revision or "main")
-    if is_commit(hub.revision) and (config := _recall(_memo_path(request, hub, hub.revision))) is not None:
-        return Resolved(request.url, hub.revision, config)
+    if is_commit(hub.revision) and (known := _recall(request, hub)) is not None:
+        return known
     resolved = _resolve(request, hub)
     with suppress(OSError, TrtxError):  # a read-only cache folder makes planning slower, not wrong
-        write_json(_memo_path(request, hub, resolved.identity), resolved.config)
+        quantized = resolved.quantized.to_data() if resolved.quantized else None
+        memo = {"config": resolved.config, "quantized": quantized}
+        write_json(_memo_path(request, hub, resolved.identity), memo)
     return resolved
 
 
@@ -58,13 +65,15 @@ def is_at_hand(request: Request, identity: str) -> bool:
 
 def _resolve(request: Request, hub: Hub) -> Resolved:
     commit, files = list_cached(hub) if hub.offline else list_remote(hub)
-    _select(request, hub, files)
+    chosen = _select(request, hub, files)
     if not hub.offline:
         remember_commit(hub, commit)
     if request.kind == "dataset":
         return Resolved(request.url, commit, {})
-    config = download(hub, commit, hub.folder + "config.json")
-    return Resolved(request.url, commit, read_config(config, request.url))
+    config = read_config(download(hub, commit, hub.folder + "config.json"), request.url)
+    names = [file.name.removeprefix(hub.folder) for file in chosen]
+    read = partial(_read_range, hub, commit)
+    return Resolved(request.url, commit, config, quantized=read_quantized(config, names, request.url, read))
 
 
 def fetch(request: Request, identity: str, output: Path, progress: Progress) -> None:
@@ -147,16 +156,27 @@ def _data_names(request: Request, inside: list[str]) -> tuple[str, ...]:
 
 def _memo_path(request: Request, hub: Hub, commit: str) -> Path:
     """Where it is noted what a commit resolves to; everything that decides it is in the name."""
-    facts = [hub.endpoint, hub.kind, hub.repo, hub.folder, commit, [request.allow_pickle, request.split]]
+    facts = [hub.endpoint, hub.kind, hub.repo, hub.folder, commit, [request.allow_pickle, request.split], MEMO_FORM]
     return cache_dir(request.environ) / "memo" / f"hub-{sha256_bytes(canonical_json(facts))}.json"
 
 
-def _recall(memo: Path) -> dict[str, Any] | None:
+def _recall(request: Request, hub: Hub) -> Resolved | None:
     try:
-        config = read_json(memo)
-    except (OSError, ValueError):
+        memo = read_json(_memo_path(request, hub, hub.revision))
+        quantized = QuantizedFiles.from_data(memo["quantized"]) if memo["quantized"] else None
+        return Resolved(request.url, hub.revision, dict(memo["config"]), quantized=quantized)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return config if isinstance(config, dict) else None
+
+
+def _read_range(hub: Hub, commit: str, name: str, start: int, stop: int | None) -> bytes:
+    """Bytes of a file of a commit, of the hub cache where it is there; a small file is fetched whole."""
+    path = hub.cached / "snapshots" / commit / (hub.folder + name)
+    if not path.exists() and stop is not None and not hub.offline:
+        return download_range(hub, commit, hub.folder + name, start, stop)
+    with download(hub, commit, hub.folder + name).open("rb") as stream:
+        stream.seek(start)
+        return stream.read(-1 if stop is None else stop - start)
 
 
 def _offset(progress: Progress, before: int, total: int) -> Callable[[int], None]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trtx.models.sources.hub_errors import Asked
 
 TIMEOUT_S = 15.0
+PARTIAL_CONTENT = 206
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,32 @@ def download(hub: Hub, commit: str, name: str, advance: Callable[[int], None] | 
                 tqdm_class=make_bar(advance or (lambda count: None)),
             )
         )
+
+
+def download_range(hub: Hub, commit: str, name: str, start: int, stop: int) -> bytes:
+    """Some bytes of a file, which is not kept. Raises EnvironmentProblem for a hub that sends other ones."""
+    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+
+    from trtx.models.sources.hub_errors import hub_errors
+
+    with hub_errors(hub.asked):
+        url = hf_hub_url(hub.repo, name, repo_type=hub.kind, revision=commit, endpoint=hub.endpoint)
+        headers = {"Range": f"bytes={start}-{stop - 1}"}
+        headers |= {"Authorization": f"Bearer {hub.token}"} if hub.token else {}
+        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as answer:
+            hf_raise_for_status(answer)
+            partial, found = answer.status_code == PARTIAL_CONTENT, b""
+            for chunk in answer.iter_bytes() if partial else ():
+                found += chunk
+                if len(found) >= stop - start:
+                    break
+    if not partial:
+        raise EnvironmentProblem(
+            f"{hub.endpoint} does not send parts of {name}",
+            why=f"it answered {answer.status_code} to a request for {stop - start} bytes",
+            fix="check HF_ENDPOINT: a mirror must know ranges; or fetch the model first with `hf download`",
+        )
+    return found[: stop - start]
 
 
 def _xdg_cache(environ: Mapping[str, str]) -> Path:

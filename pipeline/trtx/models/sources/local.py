@@ -14,6 +14,7 @@ from trtx.errors import UsageProblem, VerificationFailed
 from trtx.files import walk_files
 from trtx.models.sources.base import Progress, Request, Resolved
 from trtx.models.sources.memo import digest_files
+from trtx.models.sources.quantized import read_folder
 from trtx.models.sources.select import data_files, model_files
 from trtx.models.sources.transfer import check_shards, copy_stream, require_space, tree_digest
 
@@ -26,7 +27,8 @@ def resolve(request: Request) -> Resolved:
     config = read_config(root / "config.json", str(path)) if request.kind == "model" else {}
     if request.kind == "model":
         check_shards(root, str(path))
-    return Resolved(f"file://{path}", identity, config)
+    quantized = read_folder(root, config, names, str(path)) if request.kind == "model" else None
+    return Resolved(f"file://{path}", identity, config, quantized=quantized)
 
 
 def is_at_hand(request: Request, identity: str) -> bool:

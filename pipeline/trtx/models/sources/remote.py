@@ -12,12 +12,14 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trtx.errors import EnvironmentProblem, TrtxError, UsageProblem, VerificationFailed, did_you_mean
 from trtx.files import CHUNK_BYTES
 from trtx.models.sources.base import SOURCES, Progress, Request, Resolved, is_offline
+from trtx.models.sources.quantized import read_quantized
 from trtx.models.sources.select import data_files, model_files
 from trtx.models.sources.transfer import check_shards, copy_stream, require_space, tree_digest
 
@@ -40,8 +42,11 @@ def resolve(request: Request) -> Resolved:
     with driver_errors(request.url):
         listing = list_files(request)
         identity = read_identity(listing)
-        config = read_config(request, listing) if request.kind == "model" else {}
-    return Resolved(request.url, identity, config)
+        if request.kind == "dataset":
+            return Resolved(request.url, identity, {})
+        config = read_config(request, listing)
+        quantized = read_quantized(config, listing.files, request.url, partial(_read_range, listing))
+    return Resolved(request.url, identity, config, quantized=quantized)
 
 
 def is_at_hand(request: Request, identity: str) -> bool:
@@ -174,6 +179,13 @@ def _version(listing: Listing, name: str, info: Mapping[str, Any]) -> str:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return f"read={digest.hexdigest()}"
+
+
+def _read_range(listing: Listing, name: str, start: int, stop: int | None) -> bytes:
+    with listing.fs.open(_join(listing.root, name), "rb") as stream:
+        stream.seek(start)
+        data: bytes = stream.read() if stop is None else stream.read(stop - start)
+    return data
 
 
 def _join(root: str, name: str) -> str:

@@ -24,6 +24,8 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
 )
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+# What ModelOpt writes beside a model that it has quantized.
+QUANT_FORMAT_FILE = "hf_quant_config.json"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
@@ -55,7 +57,7 @@ def model_files(names: Iterable[str], where: str, *, allow_pickle: bool) -> tupl
             fix="save the tokenizer beside the model with save_pretrained",
         )
     chosen = {"config.json", *weight_files(present, where, allow_pickle=allow_pickle)}
-    chosen |= present & {"generation_config.json"}
+    chosen |= present & {"generation_config.json", QUANT_FORMAT_FILE}
     chosen |= {name for name in present if any(fnmatch.fnmatchcase(name, pattern) for pattern in TOKENIZER_FILES)}
     return tuple(sorted(chosen))
 

@@ -27,7 +27,7 @@ from trtx.backends.tensorrt_llm.checkpoint.config import CONFIG_NAME, Checkpoint
 from trtx.backends.tensorrt_llm.checkpoint.formats import GROUPED, CheckpointFormat
 from trtx.backends.tensorrt_llm.checkpoint.share import Share, make_share
 from trtx.errors import UsageProblem, VerificationFailed
-from trtx.models.checkpoint import read_json_file
+from trtx.models.json_files import read_json_file
 from trtx.models.config import load_architecture
 from trtx.quant.unpack import E2M1
 
