@@ -27,8 +27,8 @@ from trtx.backends.tensorrt_llm.checkpoint.config import CONFIG_NAME, Checkpoint
 from trtx.backends.tensorrt_llm.checkpoint.formats import GROUPED, CheckpointFormat
 from trtx.backends.tensorrt_llm.checkpoint.share import Share, make_share
 from trtx.errors import UsageProblem, VerificationFailed
-from trtx.models.json_files import read_json_file
 from trtx.models.config import load_architecture
+from trtx.models.json_files import read_json_file
 from trtx.quant.unpack import E2M1
 
 # One rank's tensors below a module, by suffix.
