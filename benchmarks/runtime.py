@@ -42,6 +42,7 @@ from trtx.runtime.stats import StepStats
 
 DEMO = Kind("demo", dtype="float32")
 BF16, INT4, W8A8 = Kind("large"), Kind("large", "int4_wo"), Kind("large", "int8_sq")
+MIXTURE = Kind("mixture")
 GATHER = Kind("large", "int4_wo", attention="gather")
 # Every format, and the formats of the KV cache beside it; the formats of --quick are those of the quickstart.
 FORMATS = [
@@ -108,6 +109,27 @@ def measure_prefill(bench: Bench) -> list[Figure]:
         Figure("290 M INT4 prefill / bf16", found.ratio("int4_wo", "none"), "×"),
         Figure("290 M W8A8 prefill / bf16", found.ratio("int8_sq", "none"), "×", at_least=1.3),
     ]
+
+
+def measure_experts(bench: Bench) -> list[Figure]:
+    """A mixture of 8 experts in bfloat16, two for each token, against transformers."""
+    new = 32 if bench.quick else 64
+    figures = []
+    for batch in (1, 8):
+        found = bench.race(
+            3,
+            {
+                "ours": lambda batch=batch: bench.ours(MIXTURE, bench.prompts(MIXTURE, batch, 32), new),
+                "theirs": lambda batch=batch: bench.theirs(MIXTURE, bench.prompts(MIXTURE, batch, 32), new),
+            },
+        )
+        name = f"mixture bf16 batch {batch}"
+        figures += [
+            Figure(name, found.best("ours"), "tokens/s"),
+            Figure(f"transformers, {name}", found.best("theirs"), "tokens/s"),
+            Figure(f"{name} / transformers", found.ratio("ours", "theirs"), "×"),
+        ]
+    return figures
 
 
 def measure_in_flight(bench: Bench) -> list[Figure]:
@@ -286,6 +308,7 @@ SECTIONS: dict[str, tuple[Callable[[Bench], list[Figure]], Sequence[Kind]]] = {
     "demo": (measure_demo, (DEMO,)),
     "decode": (measure_decoding, (BF16, INT4, W8A8)),
     "prefill": (measure_prefill, (BF16, W8A8, INT4)),
+    "experts": (measure_experts, (MIXTURE,)),
     "in-flight": (measure_in_flight, (BF16,)),
     "context": (measure_context, (INT4, GATHER)),
     "overhead": (measure_overhead, (BF16,)),

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 import trtx
 from trtx.backends.inductor.build import build, compiler_version, find_compiler, find_namespace
@@ -46,10 +46,11 @@ OF_PROGRAMS = (
 # What a recipe's target `cpu` is compiled for; the kernel library takes what the processor has beyond it.
 ARCH = "x86-64-v3"
 TOKENS_PER_BLOCK = 16
-ModelName = Literal["demo", "large"]
+ModelName = Literal["demo", "large", "mixture"]
 LIMITS: dict[ModelName, Limits] = {
     "demo": Limits(max_batch_size=8, max_num_tokens=512, max_seq_len=256),  # those of recipes/quickstart.yaml
     "large": Limits(max_batch_size=32, max_num_tokens=1024, max_seq_len=2304),
+    "mixture": Limits(max_batch_size=16, max_num_tokens=1024, max_seq_len=1024),
 }
 # The 290 million parameters: a Llama of random numbers.
 LARGE = {
@@ -60,6 +61,22 @@ LARGE = {
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
     "head_dim": 64,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+# A Mixtral of random numbers: 330 million parameters, 100 million of which a token meets.
+MIXTURE = {
+    "vocab_size": 8192,
+    "hidden_size": 1024,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
     "max_position_embeddings": 4096,
     "tie_word_embeddings": False,
     "bos_token_id": 0,
@@ -116,7 +133,8 @@ class Shop:
         if name == "demo":
             facts: Any = model_identity(DemoConfig())
             return self._once(name, facts, lambda out: train_model(DemoConfig(), out, _no_progress))
-        return self._once(name, [LARGE, SEED, torch.__version__], write_large_model)
+        sizes, make = {"large": (LARGE, make_llama), "mixture": (MIXTURE, make_mixtral)}[name]
+        return self._once(name, [sizes, SEED, torch.__version__], lambda out: write_random_model(make, out))
 
     def engines(self, kinds: Iterable[Kind]) -> dict[Kind, Built]:
         """All of them, ready."""
@@ -150,12 +168,12 @@ class Shop:
 
     def _checkpoint(self, kind: Kind) -> Path:
         model = self.model(kind.model)
-        if kind.model == "large" and kind.algorithm == "none":
+        if kind.model != "demo" and kind.algorithm == "none":
             return model
         quantization = QuantFormat(algorithm=kind.algorithm, kv_cache=kind.kv_cache)
         facts = [model.name, quantization.model_dump(), digest_sources(OF_CHECKPOINTS)]
         name = f"checkpoint-{kind.model}-{kind.algorithm}-{kind.kv_cache}"
-        return self._once(name, facts, lambda out: calibrate(model, out, quantization, small=kind.model == "large"))
+        return self._once(name, facts, lambda out: calibrate(model, out, quantization, small=kind.model != "demo"))
 
     def _weights(self, kind: Kind, checkpoint: Path) -> Path:
         facts = [checkpoint.name, kind.dtype, digest_sources(OF_WEIGHTS)]
@@ -202,14 +220,22 @@ class Shop:
         return target
 
 
-def write_large_model(folder: Path) -> None:
-    """A Llama of random bfloat16 numbers, with a tokenizer whose every token is one or two bytes."""
+def make_llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**LARGE))
+
+
+def make_mixtral() -> PreTrainedModel:
+    return MixtralForCausalLM(MixtralConfig(**MIXTURE))
+
+
+def write_random_model(make: Callable[[], PreTrainedModel], folder: Path) -> None:
+    """A model of random bfloat16 numbers, with a tokenizer whose every token is one or two bytes."""
     torch.manual_seed(SEED)
-    model = LlamaForCausalLM(LlamaConfig(**LARGE)).to(torch.bfloat16)
+    model = make().to(torch.bfloat16)
     model.save_pretrained(folder)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<s>", "</s>"]
-    pairs = [(a, b) for a in letters for b in letters][: LARGE["vocab_size"] - len(letters) - len(special)]
+    pairs = [(a, b) for a in letters for b in letters][: model.config.vocab_size - len(letters) - len(special)]
     names = [*special, *letters, *(a + b for a, b in pairs)]
     tokenizer = Tokenizer(models.BPE({name: place for place, name in enumerate(names)}, pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -34,6 +34,7 @@ from trtx.quant.checkpoint_folder import (
     write_plain_format,
 )
 from trtx.quant.kv_scales import add_scales, take_int8_scales
+from trtx.quant.modelopt_experts import disabled_experts, exporting_experts
 from trtx.quant.perplexity import MAX_WINDOW, make_windows, mean_nats, perplexity_of
 from trtx.quant.rows import encode_rows, make_batches, read_rows
 
@@ -169,9 +170,11 @@ def insert_quantizers(model: Any, quantization: QuantFormat, run: Forward, batch
     excluded = [name for name in linears if is_excluded(name, quantization.exclude)]
     check_groups({name: linears[name] for name in linears if name not in excluded}, quantization)
     config = make_config(mtq, quantization, excluded)
+    config["quant_cfg"].extend(disabled_experts(model, quantization))
     with known_warnings():
         mtq.quantize(model, config, lambda _: [run.pass_through(batch_BT) for batch_BT in batches])
-    requantize_resmooth_fused_llm_layers(model)
+    with exporting_experts():
+        requantize_resmooth_fused_llm_layers(model)
 
 
 def make_config(mtq: Any, quantization: QuantFormat, excluded: Sequence[str]) -> dict[str, Any]:
@@ -224,7 +227,7 @@ def export_checkpoint(model: Any, output: Path, quantization: QuantFormat) -> No
     from modelopt.torch.export import export_hf_checkpoint
 
     int8_scales = take_int8_scales(model) if quantization.kv_cache == "int8" else {}
-    with saving(output), torch.inference_mode(), known_warnings():
+    with saving(output), torch.inference_mode(), known_warnings(), exporting_experts():
         export_hf_checkpoint(model, export_dir=output)
     if int8_scales:
         add_scales(output, int8_scales)
@@ -239,6 +242,8 @@ def known_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="lm_head is not calibrated, skip smoothing")
         warnings.filterwarnings("ignore", message="Skipping pattern fuse prequant")
         warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
+        # Formats whose scales are those of each block need no largest weight of a whole expert.
+        warnings.filterwarnings("ignore", message="Expert .* weight quantizer was not calibrated")
         yield
 
 

@@ -33,7 +33,8 @@ class Shape:
     tie_word_embeddings: bool = False
     num_mlps: int = 32
     up_matrices: int = 2
-    expert_numbers: int = 0
+    num_experts: int = 0
+    expert_size: int = 0
     expert_activations: int = 0
     learned_positions: int = 0
 
