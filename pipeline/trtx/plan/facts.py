@@ -16,6 +16,7 @@ from trtx.errors import EnvironmentProblem
 from trtx.files import canonical_json, read_file, read_json, sha256_bytes, write_json
 from trtx.hardware.host import Host, read_host
 from trtx.hardware.versions import installed_version
+from trtx.kernels.sources import sources_digest
 from trtx.paths import cache_dir
 from trtx.plan.lock import LOCK_SUFFIX
 from trtx.processes import ask
@@ -39,14 +40,16 @@ TOOLCHAIN: dict[str, tuple[str, ...]] = {
 class Facts:
     """The machine and the tools a plan is made for.
 
-    `versions` by distribution name; `pins` are the versions that a package installs; `own_code` is the digest of
-    trtx's files; `python` the interpreter of the steps; `driver` the version of the NVIDIA driver, where there is one.
+    `versions` by distribution name; `pins` are the versions that a package installs; `kernels` is the digest of the
+    kernels' sources, `own_code` that of all of trtx's files; `python` the interpreter of the steps; `driver` the
+    version of the NVIDIA driver, where there is one.
     """
 
     host: Host
     versions: Mapping[str, str]
     pins: Mapping[str, str]
     compiler: str
+    kernels: str
     own_code: str
     python: str
     cache_dir: Path
@@ -54,7 +57,7 @@ class Facts:
 
     def toolchain(self) -> dict[str, str]:
         """Everything that can stand in the toolchain of a step's factors."""
-        return {**self.versions, **self.pins, "c++": self.compiler, "trtx": self.own_code}
+        return {**self.versions, **self.pins, "c++": self.compiler, "kernels": self.kernels, "trtx": self.own_code}
 
     def machine(self) -> dict[str, str]:
         """The facts of this machine that can stand in the factors of a step that measures."""
@@ -69,6 +72,7 @@ def gather_facts(environ: Mapping[str, str], distributions: Iterable[str] = ()) 
         versions={name: installed_version(name) or ABSENT for name in sorted(names)},
         pins=read_pins(cache_dir(environ)),
         compiler=read_compiler(environ),
+        kernels=sources_digest(),
         own_code=own_code_digest(),
         python=sys.executable,
         cache_dir=cache_dir(environ),

@@ -220,7 +220,7 @@ class _Planner:
             params,
             {},
             witnesses=self._witnesses(made) | {"weights": made["convert"]},
-            toolchain=self._toolchain(TOOLCHAIN["build"]) | {"c++": self.facts.compiler},
+            toolchain=self._toolchain(TOOLCHAIN["build"]) | {"c++": self.facts.compiler, "kernels": self.facts.kernels},
             cell=cell,
         )
 

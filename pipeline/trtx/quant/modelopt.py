@@ -35,7 +35,7 @@ from trtx.quant.checkpoint_folder import (
 )
 from trtx.quant.kv_scales import add_scales, take_int8_scales
 from trtx.quant.modelopt_experts import disabled_experts, exporting_experts
-from trtx.quant.perplexity import MAX_WINDOW, make_windows, mean_nats, perplexity_of
+from trtx.quant.perplexity import MAX_HELD_OUT_TOKENS, MAX_WINDOW, make_windows, mean_nats, perplexity_of
 from trtx.quant.rows import encode_rows, make_batches, read_rows
 
 CALIBRATION_NAME, HELD_OUT_NAME = "trtx_calibration.json", "trtx_heldout.safetensors"
@@ -58,10 +58,12 @@ def quantize_checkpoint(
     seed: int,
     say: Say,
     progress: Progress,
+    max_heldout_tokens: int = MAX_HELD_OUT_TOKENS,
 ) -> dict[str, Any]:
     """Quantize the model in `folder` and write the checkpoint, its figures and its held-out windows into `output`.
 
-    `data` holds calibration.jsonl and heldout.jsonl; rows longer than `max_length` tokens are cut. The perplexity
+    `data` holds calibration.jsonl and heldout.jsonl; rows longer than `max_length` tokens are cut, and perplexity is
+    measured on at most `max_heldout_tokens` tokens. The perplexity
     after is that of ModelOpt's fake quantization of exactly the exported numbers. Without any quantization the weights
     are linked or copied as they are, and both figures are one.
 
@@ -74,7 +76,7 @@ def quantize_checkpoint(
     length = min(max_length, model.config.max_position_embeddings)
     texts = read_rows(data / "heldout.jsonl")
     held_out = encode_rows(tokenizer, texts)
-    windows_KU = make_windows(held_out, min(length, MAX_WINDOW))
+    windows_KU = make_windows(held_out, min(length, MAX_WINDOW), max_heldout_tokens)
     is_plain = quantization.algorithm == "none" and quantization.kv_cache == "auto"
     batches = (
         []

@@ -93,7 +93,7 @@ class BuildParams(Params):
     """
 
     stage: ClassVar[str] = "build"
-    code_version: ClassVar[int] = 3
+    code_version: ClassVar[int] = 4
 
     model: ModelConfig
     quantization: QuantFormat
