@@ -154,12 +154,15 @@ SAME_PROGRAM = {"int4_awq": "int4_wo", "int4_gptq": "int4_wo", "int8_gptq": "non
 # Formats that are read from checkpoints and that nothing here calibrates.
 READ_ONLY = ("int8_gptq",)
 
-# Formats that experts of a mixture are not quantized in, and why; the last is read from checkpoints.
+# Formats that experts of a mixture cannot have, and why.
 NOT_FOR_EXPERTS: dict[str, str] = {
     "int8_sq": "the engine multiplies activations of experts as floats",
     "w4a8_awq": "ModelOpt cannot set the scales of experts that are kept in one tensor",
     "nvfp4_awq": "ModelOpt searches no scales for experts and exports a mixture of formats",
     "fp8_block_wo": "ModelOpt exports experts under other names than the model's own",
+}
+# Formats that they can have, but not by ModelOpt.
+NOT_CALIBRATED_FOR_EXPERTS: dict[str, str] = {
     "int4_gptq": "ModelOpt knows GPTQ for linears only, and experts are kept in one tensor",
 }
 

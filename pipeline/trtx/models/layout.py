@@ -31,7 +31,7 @@ from trtx.errors import UsageProblem
 from trtx.files import canonical_json, sha256_bytes
 from trtx.models.architecture import Architecture, ExpertNames
 from trtx.models.config import DType, ModelConfig, load_architecture
-from trtx.models.formats import NOT_FOR_EXPERTS, SAME_PROGRAM, QuantFormat, is_excluded
+from trtx.models.formats import NOT_CALIBRATED_FOR_EXPERTS, NOT_FOR_EXPERTS, SAME_PROGRAM, QuantFormat, is_excluded
 from trtx.models.linear_layout import (
     Cut,
     ExpertLinears,
@@ -342,10 +342,16 @@ def check_format(config: ModelConfig, quantization: QuantFormat) -> None:
         raise _refuse(config, algorithm, "ModelOpt does not quantize matrices that are stored as [inputs, outputs]")
     if not config.num_experts:
         return
-    if algorithm in NOT_FOR_EXPERTS and (is_own or algorithm != "int4_gptq"):
+    if algorithm in NOT_FOR_EXPERTS:
         raise _refuse(config, algorithm, NOT_FOR_EXPERTS[algorithm])
     if quantization.reordered:
         raise _refuse(config, algorithm, "the engine does not sort the input columns of experts (desc_act)")
+
+
+def check_calibration(config: ModelConfig, quantization: QuantFormat) -> None:
+    """Raise UsageProblem for a format that engines can have and that ModelOpt cannot make for a model of this kind."""
+    if config.num_experts and quantization.algorithm in NOT_CALIBRATED_FOR_EXPERTS:
+        raise _refuse(config, quantization.algorithm, NOT_CALIBRATED_FOR_EXPERTS[quantization.algorithm])
 
 
 def _refuse(config: ModelConfig, algorithm: str, why: str) -> UsageProblem:

@@ -11,7 +11,7 @@ from trtx.hardware.fit import Setup, compute_need, find_misfit
 from trtx.hardware.gpus import find_gpu
 from trtx.hardware.host import check_can_build
 from trtx.hardware.versions import installed_version
-from trtx.models.layout import make_layout
+from trtx.models.layout import check_calibration, make_layout
 from trtx.plan.facts import ABSENT, Facts
 from trtx.plan.make import make_format, resolve_dtype
 from trtx.plan.resolve import PinnedSources
@@ -84,6 +84,7 @@ def check_fit(
         gpu, variant = find_gpu(target.gpu), recipe.quantization[cell.variant]
         dtype = resolve_dtype(engine, gpu, shape)
         try:
+            check_calibration(shape, make_format(variant))
             make_layout(shape, make_format(variant), dtype, target.parallelism.tensor, target.parallelism.pipeline)
         except UsageProblem as error:
             point.refuse(("quantization", cell.variant), f"{cell.name}: {error.what}", why=error.why, fix=error.fix)

@@ -18,7 +18,7 @@ from torch import nn
 from trtx.errors import UsageProblem
 from trtx.models.config import read_model_config
 from trtx.models.formats import QuantFormat
-from trtx.models.layout import check_format, expert_linears
+from trtx.models.layout import check_calibration, check_format, expert_linears
 from trtx.models.linear_layout import expert_tensors
 
 
@@ -39,6 +39,7 @@ def disabled_experts(model: Any, quantization: QuantFormat) -> list[dict[str, An
         return []
     config = read_model_config(model.config.to_dict())
     check_format(config, quantization)
+    check_calibration(config, quantization)
     rules: list[dict[str, Any]] = []
     for layer, module in found.items():
         linears = expert_linears(config, quantization, layer)

@@ -11,6 +11,7 @@ from trtx.models.formats import (
     DTYPE_PERPLEXITY_TOLERANCE,
     KV_CACHE_LOGIT_TOLERANCE,
     KV_CACHE_PERPLEXITY_TOLERANCE,
+    NOT_CALIBRATED_FOR_EXPERTS,
     NOT_FOR_EXPERTS,
     Algorithm,
     KvCacheFormat,
@@ -36,8 +37,7 @@ def test_a_pattern_never_matches_a_part_of_a_word(pattern: str) -> None:
 
 def test_every_format_has_facts_a_module_and_tolerances() -> None:
     assert set(typing.get_args(Algorithm)) == set(ALGORITHMS) == set(LINEARS)
-    # The engine reads experts of hub checkpoints in a format that ModelOpt has not for them.
-    assert set(EXPERTS) | set(NOT_FOR_EXPERTS) == set(ALGORITHMS)
-    assert set(EXPERTS) & set(NOT_FOR_EXPERTS) == {"int4_gptq"}
+    assert set(EXPERTS) == set(ALGORITHMS) - set(NOT_FOR_EXPERTS)
+    assert set(NOT_CALIBRATED_FOR_EXPERTS) < set(EXPERTS)
     assert set(typing.get_args(DType)) == set(DTYPE_LOGIT_TOLERANCE) == set(DTYPE_PERPLEXITY_TOLERANCE)
     assert set(typing.get_args(KvCacheFormat)) == set(KV_CACHE_LOGIT_TOLERANCE) == set(KV_CACHE_PERPLEXITY_TOLERANCE)

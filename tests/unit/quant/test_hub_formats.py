@@ -312,7 +312,7 @@ def test_biases_of_zeros_that_gptq_s_tools_write_are_no_error(tmp_path: Path) ->
         (GPTQ | {"bits": 8}, make_gptq_pack(bits=8)),
         (GPTQ | {"bits": 8, "group_size": -1}, make_gptq_pack(bits=8, group=-1)),
     ],
-    ids=describe,
+    ids=["awq", "gptq with zero points", "gptq of 8 bits", "gptq of 8 bits, whole rows"],
 )
 def test_experts_of_the_hub_multiply_with_their_own_weights(tmp_path: Path, config: dict[str, Any], pack: Pack) -> None:
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -24,7 +24,7 @@ from trtx.backends.inductor.spec import make_card
 from trtx.errors import UsageProblem
 from trtx.models.checkpoint import load_model_config
 from trtx.models.config import DType
-from trtx.models.formats import NOT_FOR_EXPERTS, QuantFormat
+from trtx.models.formats import NOT_CALIBRATED_FOR_EXPERTS, NOT_FOR_EXPERTS, QuantFormat
 from trtx.models.layout import make_layout
 from trtx.runtime.card import Limits
 from trtx.runtime.program import load_weights
@@ -162,11 +162,20 @@ def test_formats_that_experts_cannot_have_are_refused_at_plan_time(
 
 def test_groups_of_columns_that_act_order_scatters_are_refused_for_experts(mixtures: dict[str, Path]) -> None:
     config = load_model_config(mixtures[MIXTRAL])
-    scattered = QuantFormat(algorithm="int4_gptq", packing="gptq", reordered=True)
+    scattered = QuantFormat(algorithm="int4_gptq", reordered=True)
     with pytest.raises(UsageProblem, match="int4_gptq yet") as caught:
         make_layout(config, scattered, "float32")
     assert "desc_act" in caught.value.why
     make_layout(config, scattered.model_copy(update={"reordered": False}), "float32")
+
+
+@pytest.mark.parametrize("algorithm", NOT_CALIBRATED_FOR_EXPERTS)
+def test_formats_that_modelopt_cannot_make_for_experts_are_refused(
+    export_mixture: Callable[..., Export], algorithm: str
+) -> None:
+    with pytest.raises(UsageProblem, match=f"{algorithm} yet") as caught:
+        export_mixture(MIXTRAL, algorithm)
+    assert caught.value.why == NOT_CALIBRATED_FOR_EXPERTS[algorithm]
 
 
 def test_experts_whose_columns_do_not_divide_into_groups_are_refused(tmp_path: Path) -> None:
