@@ -31,7 +31,8 @@ from trtx.errors import UsageProblem
 from trtx.files import canonical_json, sha256_bytes
 from trtx.models.architecture import Architecture, ExpertNames
 from trtx.models.config import DType, ModelConfig, load_architecture
-from trtx.models.formats import NOT_CALIBRATED_FOR_EXPERTS, NOT_FOR_EXPERTS, SAME_PROGRAM, QuantFormat, is_excluded
+from trtx.models.format_checks import check_format
+from trtx.models.formats import SAME_PROGRAM, QuantFormat, is_excluded
 from trtx.models.linear_layout import (
     Cut,
     ExpertLinears,
@@ -333,30 +334,6 @@ def _format(quantization: QuantFormat, sources: tuple[str, ...]) -> QuantFormat:
             fix="exclude all of them or none",
         )
     return QuantFormat() if excluded else quantization
-
-
-def check_format(config: ModelConfig, quantization: QuantFormat) -> None:
-    """Raise UsageProblem for a format that a model of this kind cannot be quantized in."""
-    algorithm, is_own = quantization.algorithm, quantization.packing == "plain"
-    if is_own and algorithm != "none" and load_architecture(config.architecture).transposed:
-        raise _refuse(config, algorithm, "ModelOpt does not quantize matrices that are stored as [inputs, outputs]")
-    if not config.num_experts:
-        return
-    if algorithm in NOT_FOR_EXPERTS:
-        raise _refuse(config, algorithm, NOT_FOR_EXPERTS[algorithm])
-    if quantization.reordered:
-        raise _refuse(config, algorithm, "the engine does not sort the input columns of experts (desc_act)")
-
-
-def check_calibration(config: ModelConfig, quantization: QuantFormat) -> None:
-    """Raise UsageProblem for a format that engines can have and that ModelOpt cannot make for a model of this kind."""
-    if config.num_experts and quantization.algorithm in NOT_CALIBRATED_FOR_EXPERTS:
-        raise _refuse(config, quantization.algorithm, NOT_CALIBRATED_FOR_EXPERTS[quantization.algorithm])
-
-
-def _refuse(config: ModelConfig, algorithm: str, why: str) -> UsageProblem:
-    fix = "use int8_wo, int4_wo, int4_awq or fp8" if config.num_experts else "use `algorithm: none`"
-    return UsageProblem(f"{config.architecture} cannot be quantized with {algorithm} yet", why=why, fix=fix)
 
 
 def _check_divisible(config: ModelConfig, tensor: int, pipeline: int) -> None:

@@ -11,7 +11,8 @@ from trtx.hardware.fit import Setup, compute_need, find_misfit
 from trtx.hardware.gpus import find_gpu
 from trtx.hardware.host import check_can_build
 from trtx.hardware.versions import installed_version
-from trtx.models.layout import check_calibration, make_layout
+from trtx.models.format_checks import check_calibration
+from trtx.models.layout import make_layout
 from trtx.plan.facts import ABSENT, Facts
 from trtx.plan.make import make_format, resolve_dtype
 from trtx.plan.resolve import PinnedSources

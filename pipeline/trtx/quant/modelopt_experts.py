@@ -17,8 +17,9 @@ from torch import nn
 
 from trtx.errors import UsageProblem
 from trtx.models.config import read_model_config
+from trtx.models.format_checks import check_calibration, check_format
 from trtx.models.formats import QuantFormat
-from trtx.models.layout import check_calibration, check_format, expert_linears
+from trtx.models.layout import expert_linears
 from trtx.models.linear_layout import expert_tensors
 
 
