@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import platform
 import random
@@ -25,30 +24,24 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from runtime_bench import Bench, Figure
 from runtime_engines import TOKENS_PER_BLOCK, Kind, Shop
+from runtime_formats import FORMATS, QUICK_FORMATS, measure_formats
 from runtime_serve import run_storm
 
-from trtx.backends.inductor.check import load_heldout, make_batching, measure_perplexity
 from trtx.hardware.host import read_host
-from trtx.models.formats import ALGORITHMS, SIMULATED_ON_CPU, Algorithm
 from trtx.paths import cache_dir
-from trtx.runtime.card import load_card
 from trtx.runtime.program import load_programs
 from trtx.runtime.stats import StepStats
 
 DEMO = Kind("demo", dtype="float32")
 BF16, INT4, W8A8 = Kind("large"), Kind("large", "int4_wo"), Kind("large", "int8_sq")
+MIXTURE = Kind("mixture")
+MIXTURES = [MIXTURE, *(Kind("mixture", algorithm) for algorithm in ("int8_wo", "int4_wo", "fp8"))]
 GATHER = Kind("large", "int4_wo", attention="gather")
-# Every format, and the formats of the KV cache beside it; the formats of --quick are those of the quickstart.
-FORMATS = [
-    *(Kind("demo", algorithm, "float32") for algorithm in get_args(Algorithm)),
-    *(Kind("demo", algorithm, "float32", kv) for algorithm, kv in (("none", "fp8"), ("none", "int8"), ("fp8", "fp8"))),
-]
-QUICK_FORMATS = [Kind("demo", algorithm, "float32") for algorithm in ("none", "int8_sq", "int4_awq")]
 CONTEXT = 2048
 
 
@@ -108,6 +101,31 @@ def measure_prefill(bench: Bench) -> list[Figure]:
         Figure("290 M INT4 prefill / bf16", found.ratio("int4_wo", "none"), "×"),
         Figure("290 M W8A8 prefill / bf16", found.ratio("int8_sq", "none"), "×", at_least=1.3),
     ]
+
+
+def measure_experts(bench: Bench) -> list[Figure]:
+    """A mixture of 8 experts, two for each token, in bfloat16 against transformers, and with quantized experts."""
+    new = 32 if bench.quick else 64
+    figures = []
+    for name, batch, length, tokens in (("batch 1", 1, 32, new), ("batch 8", 8, 32, new), ("prefill", 1, 512, 1)):
+
+        def ours(kind: Kind, batch: int = batch, length: int = length, tokens: int = tokens) -> int:
+            bench.ours(kind, bench.prompts(kind, batch, length), tokens)
+            return batch * max(tokens, length * (tokens == 1))
+
+        def theirs(batch: int = batch, length: int = length, tokens: int = tokens) -> int:
+            bench.theirs(MIXTURE, bench.prompts(MIXTURE, batch, length), tokens)
+            return batch * max(tokens, length * (tokens == 1))
+
+        kinds = {kind.algorithm: partial(ours, kind) for kind in MIXTURES}
+        found = bench.race(3, {**kinds, "theirs": theirs})
+        figures.append(Figure(f"transformers, mixture bf16 {name}", found.best("theirs"), "tokens/s"))
+        for kind in MIXTURES:
+            what = f"mixture {'bf16' if kind is MIXTURE else kind.algorithm} {name}"
+            figures.append(Figure(what, found.best(kind.algorithm), "tokens/s"))
+            ratio = found.ratio(kind.algorithm, "theirs")
+            figures.append(Figure(f"{what} / transformers bf16", ratio, "×"))
+    return figures
 
 
 def measure_in_flight(bench: Bench) -> list[Figure]:
@@ -226,27 +244,6 @@ def measure_prefix(bench: Bench) -> list[Figure]:
     ]
 
 
-def measure_formats(bench: Bench) -> list[Figure]:
-    """Perplexity of the demo model through the compiled program, most tokens in chunks and the last one by one."""
-    figures = []
-    torch.set_num_threads(bench.threads)
-    for kind in QUICK_FORMATS if bench.quick else FORMATS:
-        built = bench.built[kind]
-        heldout = load_heldout(built.checkpoint)
-        window = heldout.tokens.shape[1] - 1
-        batching = make_batching(load_card(built.engine), window)
-        num_blocks = 1 + batching.sequences * math.ceil(window / TOKENS_PER_BLOCK)
-        programs = load_programs(built.engine, built.weights, num_blocks)
-        perplexity = measure_perplexity(programs, heldout.tokens, batching)
-        away = 100 * abs(perplexity / heldout.perplexity - 1)
-        note = f"{perplexity:.4f}, ModelOpt {heldout.perplexity:.4f}"
-        note += ", simulated on CPU" if kind.algorithm in SIMULATED_ON_CPU else ""
-        name = kind.algorithm + ("" if kind.kv_cache == "auto" else f", {kind.kv_cache} KV cache")
-        figures.append(Figure(f"perplexity of {name} from ModelOpt's", away, "%", at_most=0.3, note=note))
-    assert ALGORITHMS.keys() == set(get_args(Algorithm))
-    return figures
-
-
 def measure_serving(bench: Bench) -> list[Figure]:
     """A thousand streaming clients at once, two fifths of which leave, twice."""
     num_clients = 200 if bench.quick else 1000
@@ -286,6 +283,7 @@ SECTIONS: dict[str, tuple[Callable[[Bench], list[Figure]], Sequence[Kind]]] = {
     "demo": (measure_demo, (DEMO,)),
     "decode": (measure_decoding, (BF16, INT4, W8A8)),
     "prefill": (measure_prefill, (BF16, W8A8, INT4)),
+    "experts": (measure_experts, MIXTURES),
     "in-flight": (measure_in_flight, (BF16,)),
     "context": (measure_context, (INT4, GATHER)),
     "overhead": (measure_overhead, (BF16,)),

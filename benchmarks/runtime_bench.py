@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from trtx.runtime.engine import Engine
 from trtx.runtime.request import SamplingParams
 
-KV_CACHE_BYTES = {"demo": 64 << 20, "large": 640 << 20}
+KV_CACHE_BYTES = {"demo": 64 << 20, "large": 640 << 20, "mixture": 256 << 20}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ make it. So a folder serves from one run to the next until one of these changes.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 import trtx
 from trtx.backends.inductor.build import build, compiler_version, find_compiler, find_namespace
@@ -36,20 +37,28 @@ from trtx.runtime.card import Limits, Rank, load_card
 
 SOURCES = Path(trtx.__file__).parent
 # What decides the content of a checkpoint, of weights, and of a program.
-OF_CHECKPOINTS = ("quant/modelopt.py",)
+OF_CHECKPOINTS = ("quant/modelopt*.py", "quant/perplexity.py", "quant/block_rounding.py", "quant/rounding.py")
 OF_WEIGHTS = ("models/layout.py", "models/linear_layout.py", "quant/pack*.py", "backends/inductor/convert.py")
 OF_PROGRAMS = (
-    *("models/*.py", "models/architectures/*.py", "quant/linear.py", "quant/rounding.py", "kernels/*.py"),
+    *(
+        "models/*.py",
+        "models/architectures/*.py",
+        "quant/linear.py",
+        "quant/experts.py",
+        "quant/rounding.py",
+        "kernels/*.py",
+    ),
     *("backends/inductor/compile.py", "backends/inductor/module.py", "backends/inductor/build.py"),
 )
 
 # What a recipe's target `cpu` is compiled for; the kernel library takes what the processor has beyond it.
 ARCH = "x86-64-v3"
 TOKENS_PER_BLOCK = 16
-ModelName = Literal["demo", "large"]
+ModelName = Literal["demo", "large", "mixture"]
 LIMITS: dict[ModelName, Limits] = {
     "demo": Limits(max_batch_size=8, max_num_tokens=512, max_seq_len=256),  # those of recipes/quickstart.yaml
     "large": Limits(max_batch_size=32, max_num_tokens=1024, max_seq_len=2304),
+    "mixture": Limits(max_batch_size=16, max_num_tokens=1024, max_seq_len=1024),
 }
 # The 290 million parameters: a Llama of random numbers.
 LARGE = {
@@ -60,6 +69,22 @@ LARGE = {
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
     "head_dim": 64,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+# A Mixtral of random numbers: 330 million parameters, 100 million of which a token meets.
+MIXTURE = {
+    "vocab_size": 8192,
+    "hidden_size": 1024,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
     "max_position_embeddings": 4096,
     "tie_word_embeddings": False,
     "bos_token_id": 0,
@@ -77,6 +102,8 @@ class Kind:
     dtype: str = "bfloat16"
     kv_cache: str = "auto"
     attention: str = "native"
+    # Tokens of the demo model's text on which perplexity is measured.
+    heldout: int = 16384
 
     @property
     def name(self) -> str:
@@ -111,12 +138,16 @@ class Shop:
     say: Callable[[str], None]
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2))
 
-    def model(self, name: ModelName) -> Path:
-        """A Hugging Face model folder."""
+    def model(self, name: ModelName, dtype: str = "") -> Path:
+        """A Hugging Face model folder. `dtype` is for the demo model, which is trained and stored in float32."""
         if name == "demo":
             facts: Any = model_identity(DemoConfig())
-            return self._once(name, facts, lambda out: train_model(DemoConfig(), out, _no_progress))
-        return self._once(name, [LARGE, SEED, torch.__version__], write_large_model)
+            trained = self._once(name, facts, lambda out: train_model(DemoConfig(), out, _no_progress))
+            if dtype in ("", "float32"):
+                return trained
+            return self._once(f"{name}-{dtype}", [trained.name, dtype], lambda out: cast_model(trained, dtype, out))
+        sizes, make = {"large": (LARGE, make_llama), "mixture": (MIXTURE, make_mixtral)}[name]
+        return self._once(name, [sizes, SEED, torch.__version__], lambda out: write_random_model(make, out))
 
     def engines(self, kinds: Iterable[Kind]) -> dict[Kind, Built]:
         """All of them, ready."""
@@ -149,13 +180,16 @@ class Shop:
         return folder
 
     def _checkpoint(self, kind: Kind) -> Path:
-        model = self.model(kind.model)
-        if kind.model == "large" and kind.algorithm == "none":
+        # Of the demo model in the engine's own dtype, so that ModelOpt measures in it, too.
+        model = self.model(kind.model, kind.dtype)
+        if kind.model != "demo" and kind.algorithm == "none":
             return model
         quantization = QuantFormat(algorithm=kind.algorithm, kv_cache=kind.kv_cache)
-        facts = [model.name, quantization.model_dump(), digest_sources(OF_CHECKPOINTS)]
-        name = f"checkpoint-{kind.model}-{kind.algorithm}-{kind.kv_cache}"
-        return self._once(name, facts, lambda out: calibrate(model, out, quantization, small=kind.model == "large"))
+        facts = [model.name, quantization.model_dump(), kind.heldout, digest_sources(OF_CHECKPOINTS)]
+        name = f"checkpoint-{kind.model}-{kind.algorithm}-{kind.kv_cache}-{kind.dtype}"
+        return self._once(
+            name, facts, lambda out: calibrate(model, out, quantization, 0 if kind.model != "demo" else kind.heldout)
+        )
 
     def _weights(self, kind: Kind, checkpoint: Path) -> Path:
         facts = [checkpoint.name, kind.dtype, digest_sources(OF_WEIGHTS)]
@@ -202,14 +236,22 @@ class Shop:
         return target
 
 
-def write_large_model(folder: Path) -> None:
-    """A Llama of random bfloat16 numbers, with a tokenizer whose every token is one or two bytes."""
+def make_llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**LARGE))
+
+
+def make_mixtral() -> PreTrainedModel:
+    return MixtralForCausalLM(MixtralConfig(**MIXTURE))
+
+
+def write_random_model(make: Callable[[], PreTrainedModel], folder: Path) -> None:
+    """A model of random bfloat16 numbers, with a tokenizer whose every token is one or two bytes."""
     torch.manual_seed(SEED)
-    model = LlamaForCausalLM(LlamaConfig(**LARGE)).to(torch.bfloat16)
+    model = make().to(torch.bfloat16)
     model.save_pretrained(folder)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<s>", "</s>"]
-    pairs = [(a, b) for a in letters for b in letters][: LARGE["vocab_size"] - len(letters) - len(special)]
+    pairs = [(a, b) for a in letters for b in letters][: model.config.vocab_size - len(letters) - len(special)]
     names = [*special, *letters, *(a + b for a, b in pairs)]
     tokenizer = Tokenizer(models.BPE({name: place for place, name in enumerate(names)}, pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -220,13 +262,25 @@ def write_large_model(folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", facts)
 
 
-def calibrate(model: Path, output: Path, quantization: QuantFormat, *, small: bool) -> None:
-    """Quantize with ModelOpt, as a recipe does; `small` with as little text as a random model needs."""
+def cast_model(trained: Path, dtype: str, folder: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(trained, dtype=getattr(torch, dtype), local_files_only=True)
+    model.save_pretrained(folder)
+    for path in trained.iterdir():
+        if not (folder / path.name).exists() and path.suffix != ".safetensors":
+            shutil.copyfile(path, folder / path.name)
+
+
+def calibrate(model: Path, output: Path, quantization: QuantFormat, heldout: int) -> None:
+    """Quantize with ModelOpt, as a recipe does; with as little text as a random model needs where `heldout` is 0.
+
+    Otherwise the perplexity is measured on that many tokens: of text that was held out, then of what was not.
+    """
     docs = collect_docs()
-    num_rows, num_heldout, length = (4, 1, 64) if small else (64, 32, 128)
+    num_rows, length = (64, 128) if heldout else (4, 64)
+    rest = _some([*docs["validation"], *docs["train"][num_rows:]], 3 * heldout) if heldout else docs["validation"][:1]
     with tempfile.TemporaryDirectory() as name:
         data = Path(name)
-        for split, rows in (("calibration", docs["train"][:num_rows]), ("heldout", docs["validation"][:num_heldout])):
+        for split, rows in (("calibration", docs["train"][:num_rows]), ("heldout", rest)):
             (data / f"{split}.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
         quantize_checkpoint(
             *(model, data, output, quantization),
@@ -235,7 +289,14 @@ def calibrate(model: Path, output: Path, quantization: QuantFormat, *, small: bo
             seed=SEED,
             say=lambda text: None,
             progress=_no_progress,
+            max_heldout_tokens=heldout or length,
         )
+
+
+def _some(rows: list[str], num_bytes: int) -> list[str]:
+    """The first rows that have so many bytes together."""
+    ends = itertools.accumulate(len(row.encode()) for row in rows)
+    return rows[: 1 + sum(end < num_bytes for end in ends)]
 
 
 def build_kernels(march: str, namespace: str, compiler: str, output: Path) -> None:

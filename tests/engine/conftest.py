@@ -90,9 +90,9 @@ def calibrate(model: Path, output: Path, quantization: QuantFormat) -> Path:
     return output
 
 
-def build_engine(folder: Path, quantization: QuantFormat) -> Built:
-    """Everything from a random model to a checked engine, by the steps' own code."""
-    model = make_model(folder / "model", seed=0)
+def build_engine(folder: Path, quantization: QuantFormat, model: Path | None = None) -> Built:
+    """Everything from a model, a random Llama by default, to a checked engine, by the steps' own code."""
+    model = model or make_model(folder / "model", seed=0)
     checkpoint = calibrate(model, folder / "checkpoint", quantization)
     convert_quietly(checkpoint, folder / "weights")
     params = BuildParams(

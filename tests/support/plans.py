@@ -65,6 +65,7 @@ def make_facts(tmp_path: Path, **versions: str) -> Facts:
         versions={name: find_version(name) for name in names} | versions,
         pins={name: find_version(name) for name in ("python", "torch")},
         compiler=find_version("c++"),
+        kernels=find_version("kernels"),
         own_code="code",
         python="/usr/bin/python3",
         cache_dir=tmp_path / "cache",

@@ -4,10 +4,10 @@ For one rank, with L layers, H hidden and I intermediate size, A attention and G
 matrices (1, or 2 with a gate) on the way up in each of M layers with an MLP:
 
 - linear weights: 1/pipeline × (L·(H·(A+2G)·D + A·D·H) + M·(u+1)·H·I)/tensor numbers, in the algorithm's bits, and a
-  4-byte scale for every output row or group of columns in a row, two where there are zero points; experts and
-  their routers in the engine's dtype; embedding and head: V·H numbers each (one when tied), learned positions, norms
-  (2L+1)·H, all in the engine's dtype and in every rank. Biases, norms of heads and what `exclude` keeps besides
-  experts are not counted.
+  4-byte scale for every output row or group of columns in a row, two where there are zero points; experts the same, in
+  every rank, and their routers in the engine's dtype; embedding and head: V·H numbers each (one when tied), learned
+  positions, norms (2L+1)·H, all in the engine's dtype and in every rank. Biases, norms of heads and what `exclude` keeps
+  are not counted.
 - KV cache: 2·G·D numbers per token and layer, divided like the weights; in whole blocks; block 0 is never given out.
   A layer with a window keeps as much as any other.
 - activations: the widest moment of one step, T·(2H + max((A+2G)·D, u·I)/tensor + what its experts take) numbers for
@@ -62,7 +62,9 @@ class ModelShape(Protocol):
     @property
     def up_matrices(self) -> int: ...
     @property
-    def expert_numbers(self) -> int: ...
+    def num_experts(self) -> int: ...
+    @property
+    def expert_size(self) -> int: ...
     @property
     def expert_activations(self) -> int: ...
     @property
@@ -124,25 +126,33 @@ def weight_bytes(model: ModelShape, setup: Setup) -> int:
     """Bytes of one rank's weights."""
     dtype_bytes = DTYPE_BYTES[setup.dtype]
     up_rows = model.up_matrices * model.intermediate_size
-    linears = (
+    mixtures = model.num_layers - model.num_mlps
+    cut = (
         (model.num_layers, (model.num_heads + 2 * model.num_kv_heads) * model.head_dim, model.hidden_size),
         (model.num_layers, model.hidden_size, model.num_heads * model.head_dim),
         (model.num_mlps, up_rows, model.hidden_size),
         (model.num_mlps, model.hidden_size, model.intermediate_size),
     )
-    cut = 0.0
-    for count, rows, columns in linears:
-        if setup.algorithm in WEIGHT_BITS:
-            bits, own = WEIGHT_BITS[setup.algorithm]
-            group = setup.group_size or own
-            scales = rows * (columns // group if group and group > 0 else 1) * (1 + setup.zero_points)
-            cut += count * (rows * columns * bits / 8 + scales * SCALE_BYTES)
-        else:
-            cut += count * rows * columns * dtype_bytes
+    experts = (
+        (mixtures * model.num_experts, 2 * model.expert_size, model.hidden_size),
+        (mixtures * model.num_experts, model.hidden_size, model.expert_size),
+    )
+    linears = sum(matrix_bytes(setup, *each) for each in cut) / setup.tensor
+    linears += sum(matrix_bytes(setup, *each) for each in experts)
+    linears += mixtures * model.num_experts * model.hidden_size * dtype_bytes
     share = -(-model.num_layers // setup.pipeline) / model.num_layers
     whole = (2 - model.tie_word_embeddings) * model.vocab_size + 2 * model.num_layers + 1 + model.learned_positions
-    kept = whole * model.hidden_size * dtype_bytes
-    return round(share * (cut / setup.tensor + model.expert_numbers * dtype_bytes)) + kept
+    return round(share * linears) + whole * model.hidden_size * dtype_bytes
+
+
+def matrix_bytes(setup: Setup, count: int, rows: int, columns: int) -> float:
+    """Bytes of so many matrices and their scales in the algorithm's bits."""
+    if setup.algorithm not in WEIGHT_BITS:
+        return count * rows * columns * DTYPE_BYTES[setup.dtype]
+    bits, own = WEIGHT_BITS[setup.algorithm]
+    group = setup.group_size or own
+    scales = rows * (columns // group if group and group > 0 else 1) * (1 + setup.zero_points)
+    return count * (rows * columns * bits / 8 + scales * SCALE_BYTES)
 
 
 def kv_bytes_per_token(model: ModelShape, setup: Setup) -> int:

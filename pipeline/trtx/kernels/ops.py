@@ -7,12 +7,14 @@ with the namespace of the library that is built for it. Operators run in the lib
 loaded (trtx.runtime.native) and in plain torch otherwise.
 
 Legend: see reference.py. y has x's dtype, scales are float32. The library takes float32 and bfloat16; for other dtypes
-the plain torch form becomes part of the program.
+the plain torch form becomes part of the program. That of a mixture of experts cannot: its loop follows numbers. So such
+products are taken in float32, or by the library through torch where weights are plain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,6 +37,12 @@ KERNELS: dict[str, str] = {
     "linear_e4m3": "(Tensor x, Tensor weight, Tensor? factor) -> Tensor",
     "argmax": "(Tensor rows) -> Tensor",
     "linear_w8a8": "(Tensor x, Tensor weight, Tensor scale, Tensor? input_scale, Tensor? pre_quant_scale) -> Tensor",
+    "route_experts": "(Tensor logits, int per_token, bool normalize) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "grouped_linear": "(Tensor x, Tensor weight, Tensor starts) -> Tensor",
+    "grouped_linear_int8": "(Tensor x, Tensor weight, Tensor scale, Tensor starts) -> Tensor",
+    "grouped_linear_int4": "(Tensor x, Tensor weight, Tensor scale, Tensor? offset, Tensor starts, int group)"
+    " -> Tensor",
+    "grouped_linear_fp8": "(Tensor x, Tensor weight, Tensor scale, Tensor starts) -> Tensor",
 }
 
 # What only a library can do: run programs, say and change which level of its kernels runs (processors), and say and
@@ -65,7 +73,7 @@ def declare(namespace: str) -> Any:
         for name in KERNELS:
             plain = getattr(reference, name)
             library.impl(name, plain, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-            register_fake(f"{namespace}::{name}", FAKES.get(name, _rows_of_weight), lib=library)
+            register_fake(f"{namespace}::{name}", _fake(name), lib=library)
         _declared[namespace] = library
     return getattr(torch.ops, namespace)
 
@@ -164,12 +172,77 @@ def linear_w8a8(
     return _call("linear_w8a8", x, weight, scale, input_scale, pre_quant_scale)
 
 
+@dataclass(frozen=True)
+class Routing:
+    """Where the tokens of a step go. R = M·k rows are sorted by expert: first those of the first expert, and so on.
+
+    `shares_Mk` is the part, float32, that each expert of a token has in its output. Row r is slot `slots_R[r]` of the
+    M·k pairs of token and expert (token slots // k) and goes to `experts_R[r]`; slot s is row `places_R[s]`; all int64.
+    Expert i has the rows `starts_X1[i]` … `starts_X1[i + 1] - 1`, int32.
+    """
+
+    shares_Mk: Tensor
+    slots_R: Tensor
+    places_R: Tensor
+    experts_R: Tensor
+    starts_X1: Tensor
+
+
+def route_experts(logits: Tensor, per_token: int, normalize: bool) -> Routing:
+    """The `per_token` experts of each token with the largest softmax(logits), logits [M, X] of any float type.
+
+    Of equal ones the first are taken. `normalize` has the shares of a token sum up to 1.
+    """
+    return Routing(*declare(_current).route_experts(logits, per_token, normalize))
+
+
+def grouped_linear(x: Tensor, weight: Tensor, starts: Tensor) -> Tensor:
+    """x · weightᵀ [R, N], x [R, K] sorted by expert and weight [X, N, K] of one dtype. Idle experts are not read."""
+    y: Tensor = declare(_current).grouped_linear(x.contiguous(), weight, starts)
+    return y
+
+
+def grouped_linear_int8(x: Tensor, weight: Tensor, scale: Tensor, starts: Tensor) -> Tensor:
+    """linear_int8 of each expert's rows with its own of weight [X, N, K] and scale [X, N]."""
+    return _call_grouped("grouped_linear_int8", x, weight, scale, starts)
+
+
+def grouped_linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, starts: Tensor) -> Tensor:
+    """linear_fp8 of each expert's rows with its own of weight [X, N, K] and scale [X, N]."""
+    return _call_grouped("grouped_linear_fp8", x, weight, scale, starts)
+
+
+def grouped_linear_int4(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, starts: Tensor) -> Tensor:
+    """linear_int4 of each expert's rows with its own of weight [X, N, K/2], scale and offset [X, N, Z]."""
+    group = 2 * weight.shape[2] // scale.shape[2]
+    return _call_grouped("grouped_linear_int4", x, weight, scale, offset, starts, group)
+
+
+def _call_grouped(name: str, x: Tensor, *rest: object) -> Tensor:
+    taken = x if x.dtype in (torch.float32, torch.bfloat16) else x.float()
+    y: Tensor = getattr(declare(_current), name)(taken.contiguous(), *rest)
+    return y.to(x.dtype)
+
+
 def _call(name: str, x: Tensor, *rest: object) -> Tensor:
     if x.dtype not in (torch.float32, torch.bfloat16):
         plain: Tensor = getattr(reference, name)(x, *rest)
         return plain
     y: Tensor = getattr(declare(_current), name)(x.contiguous(), *rest)
     return y
+
+
+def _fake(name: str) -> Callable[..., Any]:
+    """What tracing takes for an operator: outputs of its shapes."""
+    special: dict[str, Callable[..., Any]] = {
+        "paged_attention": _like_q,
+        "route_experts": _routing,
+        "linear_e4m3": _rows_in_bf16,
+        "argmax": lambda rows: rows.new_empty(rows.shape[:1], dtype=torch.int64),
+    }
+    if name.startswith("grouped_linear"):
+        return _rows_of_matrices
+    return special.get(name, _rows_of_weight)
 
 
 def _like_q(q: Tensor, *_rest: object) -> Tensor:
@@ -184,9 +257,15 @@ def _rows_in_bf16(x: Tensor, weight: Tensor, *_rest: object) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.bfloat16)
 
 
-# How results are shaped where it is not x with the rows of the weight.
-FAKES: dict[str, Callable[..., Tensor]] = {
-    "paged_attention": _like_q,
-    "linear_e4m3": _rows_in_bf16,
-    "argmax": lambda rows: rows.new_empty(rows.shape[:1], dtype=torch.int64),
-}
+def _rows_of_matrices(x: Tensor, weight: Tensor, *_rest: object) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[1]))
+
+
+def _routing(logits: Tensor, per_token: int, normalize: bool) -> tuple[Tensor, ...]:
+    tokens, experts = logits.shape
+    rows = tokens * per_token
+    return (
+        logits.new_empty((tokens, per_token), dtype=torch.float32),
+        *(logits.new_empty((rows,), dtype=torch.int64) for _ in range(3)),
+        logits.new_empty((experts + 1,), dtype=torch.int32),
+    )

@@ -1,10 +1,14 @@
 """What every operator computes, in plain torch: the reference of the tests, and what runs where no library is loaded.
 
 Legend: M tokens, N output rows, K input columns, Z = K / group; B sequences, W blocks per table, S tokens per block,
-P blocks in a pool, H query heads, G key-value heads, D channels per head, T tokens of one sequence, C its keys.
+P blocks in a pool, H query heads, G key-value heads, D channels per head, T tokens of one sequence, C its keys; X
+experts, k of a token, R = M·k rows sorted by expert.
 """
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +59,49 @@ def linear_w8a8(
     y_MN = torch._int_mm(x_MK, weight.t()).float()
     y: Tensor = y_MN.view(*x.shape[:-1], -1) * (input_scale * scale)
     return y.to(x.dtype)
+
+
+def route_experts(logits: Tensor, per_token: int, normalize: bool) -> tuple[Tensor, ...]:
+    # A stable sort, where topk leaves open which of equals it takes.
+    sorted_MX, order_MX = logits.float().softmax(-1).sort(dim=-1, descending=True, stable=True)
+    shares_Mk, experts_R = sorted_MX[:, :per_token], order_MX[:, :per_token].flatten()
+    if normalize:
+        shares_Mk = shares_Mk / shares_Mk.sum(-1, keepdim=True)
+    slots_R = experts_R.argsort(stable=True)
+    counts_X = torch.bincount(experts_R, minlength=logits.shape[1])
+    starts_X1 = F.pad(counts_X.cumsum(0), (1, 0)).to(torch.int32)
+    return shares_Mk.contiguous(), slots_R, slots_R.argsort(), experts_R[slots_R], starts_X1
+
+
+def grouped_linear(x: Tensor, weight: Tensor, starts: Tensor) -> Tensor:
+    return _for_each_expert(lambda expert, rows: F.linear(rows, weight[expert]), x, weight, starts)
+
+
+def grouped_linear_int8(x: Tensor, weight: Tensor, scale: Tensor, starts: Tensor) -> Tensor:
+    return _for_each_expert(lambda expert, rows: linear_int8(rows, weight[expert], scale[expert]), x, weight, starts)
+
+
+def grouped_linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, starts: Tensor) -> Tensor:
+    return _for_each_expert(lambda expert, rows: linear_fp8(rows, weight[expert], scale[expert]), x, weight, starts)
+
+
+def grouped_linear_int4(
+    x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, starts: Tensor, group: int
+) -> Tensor:
+    def multiply(expert: int, rows: Tensor) -> Tensor:
+        return linear_int4(rows, weight[expert], scale[expert], None if offset is None else offset[expert], group)
+
+    return _for_each_expert(multiply, x, weight, starts)
+
+
+def _for_each_expert(
+    multiply: Callable[[int, Tensor], Tensor], x_RK: Tensor, weight: Tensor, starts_X1: Tensor
+) -> Tensor:
+    y_RN = x_RK.new_empty(x_RK.shape[0], weight.shape[1])
+    for expert, (first, last) in enumerate(itertools.pairwise(starts_X1.tolist())):
+        if first < last:
+            y_RN[first:last] = multiply(expert, x_RK[first:last])
+    return y_RN
 
 
 def paged_attention(

@@ -90,12 +90,6 @@ class ModelConfig(BaseModel):
         return 2 if load_architecture(self.architecture).gated else 1
 
     @property
-    def expert_numbers(self) -> int:
-        """Numbers in the experts and routers of all layers."""
-        per_layer = self.num_experts * (3 * self.expert_size + 1) * self.hidden_size
-        return (self.num_layers - self.num_mlps) * per_layer
-
-    @property
     def expert_activations(self) -> int:
         """Numbers that a token takes on its way through its experts."""
         return self.experts_per_token * (2 * self.hidden_size + 3 * self.expert_size)

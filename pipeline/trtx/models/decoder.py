@@ -109,7 +109,7 @@ class Layer(nn.Module):
         self.attention = Attention(build, index, f"{prefix}.attention")
         self.mlp: nn.Module
         if config.has_experts(index):
-            self.mlp = Experts(config, build.dtype)
+            self.mlp = Experts(config, f"{prefix}.mlp", build.dtype, build.make_linear)
         else:
             mlp = GatedMlp if build.names.gated else Mlp
             self.mlp = mlp(config, build.shard, f"{prefix}.mlp", build.make_linear)

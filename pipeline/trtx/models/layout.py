@@ -12,7 +12,7 @@ Sharding, for `tensor` × `pipeline` ranks (rank = pipeline index × tensor + te
 | mlp.up, mlp.gate_up | output rows: the rank's gate rows, then its up rows | its own layers |
 | mlp.down | input columns | its own layers |
 | norms | whole | its own layers; final_norm on the last stage |
-| mlp.router and the experts' mlp.gate_up, mlp.down | not cut: one rank only | its own layers |
+| mlp.router, and mlp.gate_up and mlp.down of all experts | not cut: one rank only | its own layers |
 | lm_head | output rows; absent when tied, then every rank of the last stage computes all logits | last stage |
 | rope.inv_freq, local_rope.inv_freq | whole | stages with a layer that uses it |
 
@@ -29,10 +29,18 @@ from typing import Any
 
 from trtx.errors import UsageProblem
 from trtx.files import canonical_json, sha256_bytes
-from trtx.models.architecture import Architecture
+from trtx.models.architecture import Architecture, ExpertNames
 from trtx.models.config import DType, ModelConfig, load_architecture
+from trtx.models.format_checks import check_format
 from trtx.models.formats import SAME_PROGRAM, QuantFormat, is_excluded
-from trtx.models.linear_layout import Cut, LinearSpec, TensorSpec, linear_tensors
+from trtx.models.linear_layout import (
+    Cut,
+    ExpertLinears,
+    LinearSpec,
+    TensorSpec,
+    expert_tensors,
+    linear_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -69,11 +77,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plain:
-    """A tensor in the engine's dtype: those of the checkpoint that it is made of, one below the other, as `shape`."""
+    """A tensor in the engine's dtype that the checkpoint has, too."""
 
     name: str
     shape: tuple[int, ...]
-    sources: tuple[str, ...]
+    source: str
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ class RopeTable:
         return (2, pairs) if self.scaling and self.scaling["rope_type"] == "longrope" else (pairs,)
 
 
-RankPart = Plain | LinearSpec | KvScales | RopeTable
+RankPart = Plain | LinearSpec | ExpertLinears | KvScales | RopeTable
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def make_layout(
     Raises UsageProblem when the model cannot be cut or quantized this way.
     """
     shard = make_shard(config, tensor, pipeline, rank)
-    _check_format(config, quantization)
+    check_format(config, quantization)
     parts = rank_parts(config, quantization, shard)
     tensors = tuple(spec for part in parts for spec in _part_tensors(part, dtype))
     facts = {
@@ -168,10 +176,10 @@ def rank_parts(config: ModelConfig, quantization: QuantFormat, shard: Shard) -> 
     hidden = config.hidden_size
     if shard.is_first or (shard.is_last and tied):
         embed = names.base_source(names.embed)
-        yield Plain("embed.weight", (config.vocab_size, hidden), (f"{embed}.weight",))
+        yield Plain("embed.weight", (config.vocab_size, hidden), f"{embed}.weight")
     if shard.is_first and names.positions:
         positions = names.base_source(names.positions)
-        yield Plain("positions.weight", (config.max_position_embeddings, hidden), (f"{positions}.weight",))
+        yield Plain("positions.weight", (config.max_position_embeddings, hidden), f"{positions}.weight")
     for layer in shard.layers:
         yield from _layer_parts(config, names, quantization, shard, layer)
     if shard.is_last:
@@ -191,7 +199,9 @@ def _layer_parts(
         yield from _norm(f"{here}.attention.{which}_norm", names.layer_source(layer, source), config.head_dim, names)
     yield from layer_linears(config, quantization, shard, layer)
     if config.has_experts(layer):
-        yield from _experts(config, names, layer)
+        router = names.layer_source(layer, _expert_names(names).router)
+        yield Plain(f"{here}.mlp.router.weight", (config.num_experts, config.hidden_size), f"{router}.weight")
+        yield from expert_linears(config, quantization, layer)
     if quantization.kv_cache != "auto":
         attention = names.layer_source(layer, names.qkv[0]).rpartition(".")[0]
         yield KvScales(f"{here}.attention", attention)
@@ -267,24 +277,38 @@ def rope_tables(config: ModelConfig, shard: Shard) -> list[RopeTable]:
 
 def _norm(name: str, source: str, size: int, names: Architecture) -> Iterator[Plain]:
     for part in ("weight", "bias") if names.norm == "layer" else ("weight",):
-        yield Plain(f"{name}.{part}", (size,), (f"{source}.{part}",))
+        yield Plain(f"{name}.{part}", (size,), f"{source}.{part}")
 
 
-def _experts(config: ModelConfig, names: Architecture, layer: int) -> Iterator[Plain]:
-    """The router and the experts' matrices, one expert's below the other's."""
+def expert_linears(config: ModelConfig, quantization: QuantFormat, layer: int) -> tuple[ExpertLinears, ...]:
+    """The linears of the experts of one layer: gate_up, down.
+
+    Raises UsageProblem when some experts are excluded from quantization and others are not.
+    """
+    names = load_architecture(config.architecture)
+    of_expert, hidden, middle = _expert_names(names), range(config.hidden_size), range(config.expert_size)
+
+    def make(name: str, sources: tuple[str, ...], rows: range, columns: range, cut: Cut) -> ExpertLinears:
+        here = f"layers.{layer}.mlp.{name}"
+        each = [
+            tuple(names.layer_source(layer, source.format(number)) for source in sources)
+            for number in range(config.num_experts)
+        ]
+        own = _format(quantization, tuple(source for expert in each for source in expert))
+        specs = tuple(
+            LinearSpec(here, expert, (rows,) * len(expert), columns, cut, False, own, is_expert=True) for expert in each
+        )
+        return ExpertLinears(here, specs)
+
+    return (
+        make("gate_up", (of_expert.gate, of_expert.up), middle, hidden, "rows"),
+        make("down", (of_expert.down,), hidden, middle, "columns"),
+    )
+
+
+def _expert_names(names: Architecture) -> ExpertNames:
     assert names.experts is not None  # noqa: S101 - the architecture has them
-    hidden, size, numbers = config.hidden_size, config.expert_size, range(config.num_experts)
-    gate_up = [
-        names.layer_source(layer, name.format(number))
-        for number in numbers
-        for name in (names.experts.gate, names.experts.up)
-    ]
-    down = [names.layer_source(layer, names.experts.down.format(number)) for number in numbers]
-    here, count = f"layers.{layer}.mlp", len(numbers)
-    router = names.layer_source(layer, names.experts.router)
-    yield Plain(f"{here}.router.weight", (count, hidden), (f"{router}.weight",))
-    yield Plain(f"{here}.gate_up.weight", (count, 2 * size, hidden), tuple(f"{name}.weight" for name in gate_up))
-    yield Plain(f"{here}.down.weight", (count, hidden, size), tuple(f"{name}.weight" for name in down))
+    return names.experts
 
 
 def _part_tensors(part: RankPart, dtype: DType) -> tuple[TensorSpec, ...]:
@@ -293,6 +317,8 @@ def _part_tensors(part: RankPart, dtype: DType) -> tuple[TensorSpec, ...]:
             return (TensorSpec(part.name, part.shape, dtype),)
         case LinearSpec():
             return linear_tensors(part, dtype)
+        case ExpertLinears():
+            return expert_tensors(part, dtype)
         case KvScales():
             return tuple(TensorSpec(f"{part.name}.{which}_scale", (), "float32") for which in "kv")
         case RopeTable():
@@ -308,20 +334,6 @@ def _format(quantization: QuantFormat, sources: tuple[str, ...]) -> QuantFormat:
             fix="exclude all of them or none",
         )
     return QuantFormat() if excluded else quantization
-
-
-def _check_format(config: ModelConfig, quantization: QuantFormat) -> None:
-    transposed = load_architecture(config.architecture).transposed and quantization.packing == "plain"
-    for why, applies in (
-        ("the engine multiplies experts in its own dtype only", config.num_experts > 0),
-        ("ModelOpt does not quantize matrices that are stored as [inputs, outputs]", transposed),
-    ):
-        if applies and quantization.algorithm != "none":
-            raise UsageProblem(
-                f"{config.architecture} cannot be quantized with {quantization.algorithm} yet",
-                why=why,
-                fix="use `algorithm: none`",
-            )
 
 
 def _check_divisible(config: ModelConfig, tensor: int, pipeline: int) -> None:

@@ -34,7 +34,8 @@ class LinearSpec:
     `sources` are their names there (`model.layers.0.self_attn.q_proj`) and `rows` the rows each contributes to
     this rank, as ranges of the source's own rows; a column-cut linear has all rows. `columns` is the range of
     the source's input columns that this rank holds. `quantization` is the linear's own:
-    that of no algorithm where it is excluded. `fused` says that the checkpoint has q, k and v in one.
+    that of no algorithm where it is excluded. `fused` says that the checkpoint has q, k and v in one, `is_expert`
+    that this is one of many (see ExpertLinears).
     """
 
     name: str
@@ -45,6 +46,7 @@ class LinearSpec:
     bias: bool
     quantization: QuantFormat
     fused: bool = False
+    is_expert: bool = False
 
     @property
     def algorithm(self) -> Algorithm:
@@ -63,6 +65,30 @@ class LinearSpec:
     @property
     def out_features(self) -> int:
         return sum(len(rows) for rows in self.rows)
+
+
+@dataclass(frozen=True)
+class ExpertLinears:
+    """One linear of every expert of a layer, all of one shape and format.
+
+    The engine keeps each of their tensors in one, [experts, …].
+    """
+
+    name: str
+    experts: tuple[LinearSpec, ...]
+
+    @property
+    def first(self) -> LinearSpec:
+        return self.experts[0]
+
+
+def expert_tensors(linears: ExpertLinears, dtype: DType) -> tuple[TensorSpec, ...]:
+    """The tensors that one linear of all experts stores. Raises UsageProblem as linear_tensors does."""
+    count, here = len(linears.experts), linears.first.name
+    return tuple(
+        TensorSpec(linears.name + tensor.name.removeprefix(here), (count, *tensor.shape), tensor.dtype)
+        for tensor in linear_tensors(linears.first, dtype)
+    )
 
 
 def linear_tensors(spec: LinearSpec, dtype: DType) -> tuple[TensorSpec, ...]:
@@ -106,8 +132,8 @@ def _scales(spec: LinearSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     if algorithm in ("fp8", "int8_sq", "w4a8_awq", "nvfp4", "nvfp4_awq"):
         shapes["input_scale"] = ((), "float32")
     # ModelOpt folds the AWQ scales of qkv and gate_up into the norm before them, but not where the checkpoint has them
-    # in one. Formats with zero points are others' AWQ, which folds all of them.
-    folded = (spec.cut == "rows" and not spec.fused) or spec.quantization.zero_points
+    # in one. Formats with zero points are others' AWQ, which folds all of them. ModelOpt scales no inputs of experts.
+    folded = (spec.cut == "rows" and not spec.fused) or spec.quantization.zero_points or spec.is_expert
     if algorithm == "int8_sq" or (algorithm in AWQ and not folded):
         shapes["pre_quant_scale"] = ((k,), "float32")
     return shapes

@@ -60,6 +60,7 @@ DERIVED: Mapping[str, Derived] = {
 TOOLS: Mapping[str, tuple[Kind, str]] = {
     "c++": ("machine", "compiler on PATH"),
     "python": ("installed", "interpreter"),
+    "kernels": ("trtx", "digest of the kernels' sources"),
     "trtx": ("trtx", "digest of trtx's own files"),
 }
 QUANTIZATION = ("params", "quantization")

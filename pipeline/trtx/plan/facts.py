@@ -17,6 +17,7 @@ from trtx.files import canonical_json, read_file, read_json, sha256_bytes, write
 from trtx.hardware import software
 from trtx.hardware.host import Host, read_host
 from trtx.hardware.versions import installed_version
+from trtx.kernels.sources import sources_digest
 from trtx.paths import cache_dir
 from trtx.plan.lock import LOCK_SUFFIX
 from trtx.processes import ask
@@ -40,15 +41,16 @@ TOOLCHAIN: dict[str, tuple[str, ...]] = {
 class Facts:
     """The machine and the tools a plan is made for.
 
-    `versions` by distribution name; `pins` are the versions that a package installs; `own_code` is the digest of
-    trtx's files; `python` the interpreter of the steps; `driver` the version of the NVIDIA driver, where there is one;
-    `nvcc` that of CUDA's compiler, where a plan has GPU engines.
+    `versions` by distribution name; `pins` are the versions that a package installs; `kernels` is the digest of the
+    kernels' sources, `own_code` that of all of trtx's files; `python` the interpreter of the steps; `driver` the
+    version of the NVIDIA driver, where there is one; `nvcc` that of CUDA's compiler, where a plan has GPU engines.
     """
 
     host: Host
     versions: Mapping[str, str]
     pins: Mapping[str, str]
     compiler: str
+    kernels: str
     own_code: str
     python: str
     cache_dir: Path
@@ -57,7 +59,8 @@ class Facts:
 
     def toolchain(self) -> dict[str, str]:
         """Everything that can stand in the toolchain of a step's factors."""
-        return {**self.versions, **self.pins, "c++": self.compiler, "nvcc": self.nvcc, "trtx": self.own_code}
+        compilers = {"c++": self.compiler, "nvcc": self.nvcc, "kernels": self.kernels}
+        return {**self.versions, **self.pins, **compilers, "trtx": self.own_code}
 
     def machine(self) -> dict[str, str]:
         """The facts of this machine that can stand in the factors of a step that measures."""
@@ -72,6 +75,7 @@ def gather_facts(environ: Mapping[str, str], distributions: Iterable[str] = (), 
         versions={name: installed_version(name) or ABSENT for name in sorted(names)},
         pins=read_pins(cache_dir(environ)),
         compiler=read_compiler(environ),
+        kernels=sources_digest(),
         own_code=own_code_digest(),
         python=sys.executable,
         cache_dir=cache_dir(environ),

@@ -335,7 +335,8 @@ class _Planner:
         return free
 
     def _compilers(self, gpu: Gpu) -> dict[str, str]:
-        return {"c++": self.facts.compiler} | ({"nvcc": self.facts.nvcc} if gpu.kind == "gpu" else {})
+        found = {"c++": self.facts.compiler, "kernels": self.facts.kernels}
+        return found | ({"nvcc": self.facts.nvcc} if gpu.kind == "gpu" else {})
 
     def _toolchain(self, distributions: tuple[str, ...]) -> dict[str, str]:
         return {name: self.facts.versions[name] for name in distributions}

@@ -12,6 +12,8 @@ from trtx.hardware.fit import Setup, compute_need, find_misfit
 from trtx.hardware.gpus import Gpu, find_gpu
 from trtx.hardware.host import check_can_build, read_host, visible_gpus
 from trtx.hardware.versions import installed_version
+from trtx.models.config import ModelConfig
+from trtx.models.format_checks import check_calibration
 from trtx.models.layout import make_layout
 from trtx.plan.facts import ABSENT, Facts
 from trtx.plan.formats import make_format
@@ -23,6 +25,7 @@ from trtx.plan.survey import State, StepStatus
 from trtx.recipe.cells import Cell
 from trtx.recipe.checks import origin
 from trtx.recipe.load import LoadedRecipe
+from trtx.recipe.schema import AS_STORED
 
 # Distribution → the stages that import it.
 NEEDED = {
@@ -90,6 +93,15 @@ def check_gpu_here(device: Gpu, environ: Mapping[str, str]) -> None:
     )
 
 
+def gpu_gap(shape: ModelConfig) -> str:
+    """What a model has that the embedded backend's GPU kernels do not compute; empty when they do."""
+    if shape.num_experts:
+        return "there is no kernel for mixtures of experts"
+    if shape.head_dim not in (64, 128, 256):
+        return f"attention has heads of 64, 128 or 256 channels there, and these have {shape.head_dim}"
+    return ""
+
+
 def check_fit(
     loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSources, facts: Facts, placement: Placement = HERE
 ) -> None:
@@ -104,9 +116,16 @@ def check_fit(
         gpu, variant = find_gpu(target.gpu), recipe.quantization[cell.variant]
         dtype, quantization = resolve_dtype(engine, gpu, shape), make_format(variant, sources.model_of(cell))
         try:
+            if variant.algorithm != AS_STORED:
+                check_calibration(shape, quantization)
             make_layout(shape, quantization, dtype, target.parallelism.tensor, target.parallelism.pipeline)
         except UsageProblem as error:
             point.refuse(("quantization", cell.variant), f"{cell.name}: {error.what}", why=error.why, fix=error.fix)
+        if gpu.kind == "gpu" and (why := gpu_gap(shape)):
+            what = f"{cell.name}: this model cannot be compiled for a GPU yet"
+            point.refuse(
+                ("targets", cell.target, "gpu"), what, why=why, fix="use a CPU target, or the backend tensorrt-llm"
+            )
         setup = Setup(
             algorithm=quantization.algorithm,
             kv_cache=quantization.kv_cache,

@@ -36,8 +36,9 @@ from trtx.kernels import ops
 from trtx.models.blocks import MakeLinear
 from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import QuantFormat
-from trtx.models.layout import Shard, head_linear, layer_linears
+from trtx.models.layout import Shard, expert_linears, head_linear, layer_linears
 from trtx.models.linear_layout import LinearSpec, linear_tensors
+from trtx.quant.experts import make_experts
 from trtx.quant.rounding import fp8_row_scales, round_fp8, round_mxfp4, round_mxfp8, round_nvfp4, to_fp8
 
 INT4_OFFSET = 8
@@ -172,11 +173,13 @@ def linear_factory(
     """The `make_linear` of one rank of one model: the module by the number format that the layout gives it."""
     specs = {spec.name: spec for layer in shard.layers for spec in layer_linears(config, quantization, shard, layer)}
     specs["lm_head"] = head_linear(config, shard)
+    with_experts = [layer for layer in shard.layers if config.has_experts(layer)]
+    experts = {each.name: each for layer in with_experts for each in expert_linears(config, quantization, layer)}
 
     def make_linear(name: str, in_features: int, out_features: int, bias: bool) -> nn.Module:
-        spec = specs[name]
+        spec = experts[name].first if name in experts else specs[name]
         if (spec.in_features, spec.out_features, spec.bias) != (in_features, out_features, bias):
             raise ValueError(f"{name}: the module wants {in_features} → {out_features}, the layout has {spec}")
-        return linears[spec.algorithm](spec, dtype)
+        return make_experts(experts[name], dtype) if name in experts else linears[spec.algorithm](spec, dtype)
 
     return make_linear

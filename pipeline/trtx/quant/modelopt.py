@@ -34,7 +34,8 @@ from trtx.quant.checkpoint_folder import (
     write_plain_format,
 )
 from trtx.quant.kv_scales import add_scales, take_int8_scales
-from trtx.quant.perplexity import MAX_WINDOW, make_windows, mean_nats, perplexity_of
+from trtx.quant.modelopt_experts import disabled_experts, exporting_experts
+from trtx.quant.perplexity import MAX_HELD_OUT_TOKENS, MAX_WINDOW, make_windows, mean_nats, perplexity_of
 from trtx.quant.rows import encode_rows, make_batches, read_rows
 
 CALIBRATION_NAME, HELD_OUT_NAME = "trtx_calibration.json", "trtx_heldout.safetensors"
@@ -57,10 +58,12 @@ def quantize_checkpoint(
     seed: int,
     say: Say,
     progress: Progress,
+    max_heldout_tokens: int = MAX_HELD_OUT_TOKENS,
 ) -> dict[str, Any]:
     """Quantize the model in `folder` and write the checkpoint, its figures and its held-out windows into `output`.
 
-    `data` holds calibration.jsonl and heldout.jsonl; rows longer than `max_length` tokens are cut. The perplexity
+    `data` holds calibration.jsonl and heldout.jsonl; rows longer than `max_length` tokens are cut, and perplexity is
+    measured on at most `max_heldout_tokens` tokens. The perplexity
     after is that of ModelOpt's fake quantization of exactly the exported numbers. Without any quantization the weights
     are linked or copied as they are, and both figures are one.
 
@@ -73,7 +76,7 @@ def quantize_checkpoint(
     length = min(max_length, model.config.max_position_embeddings)
     texts = read_rows(data / "heldout.jsonl")
     held_out = encode_rows(tokenizer, texts)
-    windows_KU = make_windows(held_out, min(length, MAX_WINDOW))
+    windows_KU = make_windows(held_out, min(length, MAX_WINDOW), max_heldout_tokens)
     is_plain = quantization.algorithm == "none" and quantization.kv_cache == "auto"
     batches = (
         []
@@ -169,9 +172,11 @@ def insert_quantizers(model: Any, quantization: QuantFormat, run: Forward, batch
     excluded = [name for name in linears if is_excluded(name, quantization.exclude)]
     check_groups({name: linears[name] for name in linears if name not in excluded}, quantization)
     config = make_config(mtq, quantization, excluded)
+    config["quant_cfg"].extend(disabled_experts(model, quantization))
     with known_warnings():
         mtq.quantize(model, config, lambda _: [run.pass_through(batch_BT) for batch_BT in batches])
-    requantize_resmooth_fused_llm_layers(model)
+    with exporting_experts():
+        requantize_resmooth_fused_llm_layers(model)
 
 
 def make_config(mtq: Any, quantization: QuantFormat, excluded: Sequence[str]) -> dict[str, Any]:
@@ -224,7 +229,7 @@ def export_checkpoint(model: Any, output: Path, quantization: QuantFormat) -> No
     from modelopt.torch.export import export_hf_checkpoint
 
     int8_scales = take_int8_scales(model) if quantization.kv_cache == "int8" else {}
-    with saving(output), torch.inference_mode(), known_warnings():
+    with saving(output), torch.inference_mode(), known_warnings(), exporting_experts():
         export_hf_checkpoint(model, export_dir=output)
     if int8_scales:
         add_scales(output, int8_scales)
@@ -239,6 +244,8 @@ def known_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="lm_head is not calibrated, skip smoothing")
         warnings.filterwarnings("ignore", message="Skipping pattern fuse prequant")
         warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
+        # Formats whose scales are those of each block need no largest weight of a whole expert.
+        warnings.filterwarnings("ignore", message="Expert .* weight quantizer was not calibrated")
         yield
 
 

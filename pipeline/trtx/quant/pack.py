@@ -11,9 +11,9 @@ from trtx.models.checkpoint import Checkpoint
 from trtx.models.config import DType, ModelConfig, load_architecture
 from trtx.models.formats import QuantFormat
 from trtx.models.layout import KvScales, Plain, RopeTable, Shard, layer_linears, rank_parts
-from trtx.models.linear_layout import LinearSpec
+from trtx.models.linear_layout import ExpertLinears, LinearSpec
 from trtx.models.rope import make_inv_freq
-from trtx.quant.pack_linear import pack_linear
+from trtx.quant.pack_linear import pack_experts, pack_linear
 from trtx.quant.unpack import read_kv_scale
 
 
@@ -28,12 +28,11 @@ def pack_rank(
     for part in rank_parts(config, quantization, shard):
         match part:
             case Plain():
-                # Experts of a mixture are matrices of their own in the checkpoint.
-                pieces = [checkpoint.read(source) for source in part.sources]
-                whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces).view(part.shape)
-                yield part.name, whole.to(getattr(torch, dtype))
+                yield part.name, checkpoint.read(part.source).to(getattr(torch, dtype))
             case LinearSpec():
                 yield from pack_linear(checkpoint, part, dtype, shard)
+            case ExpertLinears():
+                yield from pack_experts(checkpoint, part, dtype, shard)
             case KvScales():
                 for which in "kv":
                     yield f"{part.name}.{which}_scale", read_kv_scale(checkpoint, part.source, which)

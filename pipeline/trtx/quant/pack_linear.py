@@ -11,7 +11,7 @@ from trtx.errors import VerificationFailed
 from trtx.models.checkpoint import Checkpoint
 from trtx.models.config import DType
 from trtx.models.layout import Shard
-from trtx.models.linear_layout import LinearSpec, linear_tensors
+from trtx.models.linear_layout import ExpertLinears, LinearSpec, expert_tensors, linear_tensors
 from trtx.quant.linear import INT4_OFFSET
 from trtx.quant.unpack import Part, unpack
 
@@ -30,6 +30,20 @@ def pack_linear(checkpoint: Checkpoint, spec: LinearSpec, dtype: DType, shard: S
         else:
             tensor = FROM_CHECKPOINT[name](checkpoint, spec, getattr(torch, dtype), shard)
         yield f"{spec.name}.{name}", tensor
+
+
+def pack_experts(
+    checkpoint: Checkpoint, linears: ExpertLinears, dtype: DType, shard: Shard
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one linear of all experts. Raises as pack_linear does."""
+    whole = {
+        tensor.name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
+        for tensor in expert_tensors(linears, dtype)
+    }
+    for number, spec in enumerate(linears.experts):
+        for name, tensor in pack_linear(checkpoint, spec, dtype, shard):
+            whole[name][number] = tensor
+    yield from whole.items()
 
 
 def pack_int4(codes: Tensor, group: int) -> Tensor:

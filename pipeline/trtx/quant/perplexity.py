@@ -23,15 +23,15 @@ MAX_HELD_OUT_TOKENS = 16384
 Predict = Callable[[Tensor], Tensor]
 
 
-def make_windows(rows: Sequence[Sequence[int]], length: int) -> Tensor:
+def make_windows(rows: Sequence[Sequence[int]], length: int, max_tokens: int = MAX_HELD_OUT_TOKENS) -> Tensor:
     """All rows in one line, cut into windows [K, length + 1] int64; neighbours share one token.
 
-    A window predicts its tokens 1…length from its tokens 0…length-1. At most MAX_HELD_OUT_TOKENS are predicted.
+    A window predicts its tokens 1…length from its tokens 0…length-1. At most `max_tokens` are predicted.
 
     Raises UsageProblem when there is not one whole window.
     """
     line_S = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
-    count = min((len(line_S) - 1) // length, max(1, MAX_HELD_OUT_TOKENS // length))
+    count = min((len(line_S) - 1) // length, max(1, max_tokens // length))
     if count < 1:
         raise UsageProblem(
             f"the held-out text is too short: {len(line_S)} tokens, and one window has {length + 1}",

@@ -15,7 +15,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-import trtx.models.experts  # noqa: F401 - compiled mixtures of experts call its operator
 from trtx.errors import EnvironmentProblem, VerificationFailed
 from trtx.files import sha256_file
 from trtx.models.layout import make_layout

@@ -16,6 +16,7 @@ from typing import Any
 from trtx.errors import EnvironmentProblem
 from trtx.hardware.software import read_compiler, read_nvcc
 from trtx.hardware.versions import installed_version
+from trtx.kernels.sources import sources_digest
 from trtx.stages.params import PARAMS
 
 ABSENT = "absent"
@@ -53,7 +54,7 @@ def find_version(name: str) -> str:
     if name == "nvcc":
         version = read_nvcc(os.environ)
         return f"nvcc {version}" if version else ABSENT
-    return installed_version(name) or ABSENT
+    return sources_digest() if name == "kernels" else installed_version(name) or ABSENT
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ class Shape:
     tie_word_embeddings: bool = False
     num_mlps: int = 32
     up_matrices: int = 2
-    expert_numbers: int = 0
+    num_experts: int = 0
+    expert_size: int = 0
     expert_activations: int = 0
     learned_positions: int = 0
 
@@ -62,6 +63,19 @@ def test_weights_take_the_bits_of_their_format() -> None:
     int4 = compute_need(LLAMA, replace(SETUP, algorithm="int4_awq")).weights_bytes
     assert int8 == linear + 4 * rows + rest
     assert int4 == linear // 2 + 4 * linear // 128 + rest
+
+
+def test_experts_take_the_bits_of_their_format_in_every_rank() -> None:
+    """Mixtral 8x7B: 46.7 billion weights (arXiv:2401.04088)."""
+    sizes = {"vocab_size": 32000, "num_mlps": 0, "num_experts": 8, "expert_size": 14336}
+    mixtral = replace(LLAMA, **sizes)
+    assert compute_need(mixtral, SETUP).weights_bytes == 46_702_792_704 * 2
+    experts, attention = 32 * 8 * 3 * 4096 * 14336, 32 * (4096 * 6144 + 4096 * 4096)
+    rows = 32 * (8 * (2 * 14336 + 4096) + 6144 + 4096)
+    int8 = compute_need(mixtral, replace(SETUP, algorithm="int8_wo"))
+    assert compute_need(mixtral, SETUP).weights_bytes - int8.weights_bytes == experts + attention - 4 * rows
+    halved = compute_need(mixtral, replace(SETUP, tensor=2))
+    assert compute_need(mixtral, SETUP).weights_bytes - halved.weights_bytes == attention
 
 
 def test_tied_embeddings_are_counted_once() -> None:

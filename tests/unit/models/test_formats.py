@@ -11,10 +11,13 @@ from trtx.models.formats import (
     DTYPE_PERPLEXITY_TOLERANCE,
     KV_CACHE_LOGIT_TOLERANCE,
     KV_CACHE_PERPLEXITY_TOLERANCE,
+    NOT_CALIBRATED_FOR_EXPERTS,
+    NOT_FOR_EXPERTS,
     Algorithm,
     KvCacheFormat,
     is_excluded,
 )
+from trtx.quant.experts import EXPERTS
 from trtx.quant.linear import LINEARS
 
 
@@ -34,5 +37,7 @@ def test_a_pattern_never_matches_a_part_of_a_word(pattern: str) -> None:
 
 def test_every_format_has_facts_a_module_and_tolerances() -> None:
     assert set(typing.get_args(Algorithm)) == set(ALGORITHMS) == set(LINEARS)
+    assert set(EXPERTS) == set(ALGORITHMS) - set(NOT_FOR_EXPERTS)
+    assert set(NOT_CALIBRATED_FOR_EXPERTS) < set(EXPERTS)
     assert set(typing.get_args(DType)) == set(DTYPE_LOGIT_TOLERANCE) == set(DTYPE_PERPLEXITY_TOLERANCE)
     assert set(typing.get_args(KvCacheFormat)) == set(KV_CACHE_LOGIT_TOLERANCE) == set(KV_CACHE_PERPLEXITY_TOLERANCE)

@@ -183,7 +183,7 @@ def test_everything_that_a_plan_holds_or_is_made_from_is_a_factor_or_excluded_wi
         "step": {"stage", "key", "factors", "params", "inputs"},
         "plan": {"steps"},
         "options": set(),
-        "facts": {"host", "versions", "pins", "compiler", "own_code"},
+        "facts": {"host", "versions", "pins", "compiler", "kernels", "own_code"},
         "host": {"cpu_model", "num_cpus"},
     }
     present = {
@@ -206,6 +206,7 @@ def test_what_is_excluded_of_the_machine_moves_no_key_and_the_rest_does(tmp_path
         (replace(facts, host=replace(facts.host, cpu_model="another")), {"benchmark", "package"}),
         (replace(facts, host=replace(facts.host, num_cpus=facts.host.num_cpus + 1)), {"benchmark", "package"}),
         (replace(facts, compiler="g++ 99"), {"build", "benchmark", "package"}),
+        (replace(facts, kernels="others"), {"build", "benchmark", "package"}),
         (replace(facts, own_code="another"), {"package"}),
         (replace(facts, pins={"python": "3.99"}), {"package"}),
     ):

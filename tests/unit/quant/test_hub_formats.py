@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.architectures import make_model
 from support.checkpoints import Unified, make_llama, make_unified
 from support.hub_checkpoints import Pack, make_awq_pack, make_gptq_pack, make_packed, write_config
 from support.modules import convert_quietly, load_rank
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from trtx.backends.inductor.dequantized import read_dequantized
 from trtx.errors import UsageProblem, VerificationFailed
+from trtx.kernels.ops import Routing
 from trtx.models.checkpoint import Checkpoint
 from trtx.models.formats import QuantFormat
 from trtx.quant.linear import Linear
@@ -313,3 +315,41 @@ def test_biases_of_zeros_that_gptq_s_tools_write_are_no_error(tmp_path: Path) ->
     path = checkpoint.folder / "model.safetensors"
     save_file(load_file(path) | {f"{DOWN}.bias": torch.zeros(128)}, path)
     check_linears(checkpoint, tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("config", "pack"),
+    [
+        (AWQ, make_awq_pack()),
+        (GPTQ | {"group_size": 32, "sym": False}, make_gptq_pack(group=32, symmetric=False)),
+        (GPTQ | {"bits": 8}, make_gptq_pack(bits=8)),
+        (GPTQ | {"bits": 8, "group_size": -1}, make_gptq_pack(bits=8, group=-1)),
+    ],
+    ids=["awq", "gptq with zero points", "gptq of 8 bits", "gptq of 8 bits, whole rows"],
+)
+def test_experts_of_the_hub_multiply_with_their_own_weights(tmp_path: Path, config: dict[str, Any], pack: Pack) -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2}
+    make_model(tmp_path / "model", "MixtralForCausalLM", "experts", head_dim=64, num_key_value_heads=2, **sizes)
+    tensors: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    for name, weight in load_file(tmp_path / "model" / "model.safetensors").items():
+        module = name.removesuffix(".weight")
+        if not module.endswith(("_proj", ".w1", ".w2", ".w3")):
+            tensors[name] = weight
+            continue
+        packed, weights[module] = pack(weight)
+        tensors |= {f"{module}.{key}": value.contiguous() for key, value in packed.items()}
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    write_config(tmp_path / "model", config)
+    convert_quietly(tmp_path / "model", tmp_path / "weights")
+    experts = load_rank(tmp_path / "weights", 0)[0].layers["0"].mlp
+    rows = torch.arange(12)
+    starts = torch.tensor([0, 3, 3, 8, 12], dtype=torch.int32)
+    numbers = torch.tensor([0] * 3 + [2] * 5 + [3] * 4)
+    routing = Routing(torch.ones(12, 1), rows, rows, numbers, starts)
+    for linear, names in ((experts.gate_up, ("w1", "w3")), (experts.down, ("w2",))):
+        own = [f"model.layers.0.block_sparse_moe.experts.{{}}.{name}" for name in names]
+        every = [torch.cat([weights[name.format(expert)] for name in own]) for expert in range(4)]
+        x = torch.randn(12, every[0].shape[1], generator=torch.Generator().manual_seed(1))
+        expected = torch.stack([row @ every[expert].T for row, expert in zip(x, numbers.tolist(), strict=True)])
+        torch.testing.assert_close(linear(x, routing), expected, rtol=1e-4, atol=1e-4)

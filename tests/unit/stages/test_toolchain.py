@@ -32,7 +32,7 @@ def test_a_step_planned_with_another_version_does_not_begin(tmp_path: Path) -> N
 
 
 def test_everything_that_can_stand_in_a_toolchain_is_compared() -> None:
-    real = {name: find_version(name) for name in ("python", "c++", "torch", "no-such-distribution")}
+    real = {name: find_version(name) for name in ("python", "c++", "kernels", "torch", "no-such-distribution")}
     assert real["python"] == platform.python_version()
     assert real["no-such-distribution"] == "absent"
     check_toolchain("build/cpu/fp32", {"toolchain": real})

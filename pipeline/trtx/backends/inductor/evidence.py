@@ -20,6 +20,7 @@ from trtx.models.formats import (
     DTYPE_PERPLEXITY_TOLERANCE,
     KV_CACHE_LOGIT_TOLERANCE,
     KV_CACHE_PERPLEXITY_TOLERANCE,
+    MIXTURE_LOGIT_FACTOR,
 )
 from trtx.runtime.card import EngineCard, load_card
 
@@ -70,12 +71,13 @@ def make_tolerances(card: EngineCard, *, kept: bool = False) -> dict[str, float]
     """
     facts, kv_cache = ALGORITHMS[card.quantization.algorithm], card.quantization.kv_cache
     base = DTYPE_LOGIT_TOLERANCE[card.dtype] + KV_CACHE_LOGIT_TOLERANCE[kv_cache]
+    factor = MIXTURE_LOGIT_FACTOR if card.model.num_experts else 1
     perplexity = DTYPE_PERPLEXITY_TOLERANCE[card.dtype] + KV_CACHE_PERPLEXITY_TOLERANCE[kv_cache]
     bounds = {
         # The same arithmetic in another order: few activations cross a rounding boundary.
-        "compiled_vs_eager": base + facts.rounding_tolerance / 2,
-        "logits_vs_checkpoint": base + facts.rounding_tolerance,
-        "logits_vs_model": base + facts.logit_tolerance,
+        "compiled_vs_eager": factor * (base + facts.rounding_tolerance / 2),
+        "logits_vs_checkpoint": factor * (base + facts.rounding_tolerance),
+        "logits_vs_model": factor * (base + facts.logit_tolerance),
         "perplexity_vs_modelopt": perplexity + facts.perplexity_tolerance,
     }
     if kept:

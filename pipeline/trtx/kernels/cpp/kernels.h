@@ -10,7 +10,15 @@ namespace trtx {
 
 enum class Number { f32, bf16, e4m3, i8, i4 };
 
+// Rows `first` to `first + count` of x, which are multiplied with matrix number `matrix`.
+struct Share {
+  int64_t matrix, first, count;
+};
+
 // y[M, N] = x[M, K] · wᵀ, w being [N, K] times its scales. All arrays are contiguous.
+//
+// With `shares`, w is many such matrices, one after another as their scales are, and only the rows of the shares are
+// multiplied, each with the matrix of its share.
 struct LinearTask {
   Number number;       // of x and y: f32 or bf16
   const void* x;
@@ -21,6 +29,8 @@ struct LinearTask {
   const float* offset;  // i4: [N, K/group], added to number times scale; null for 0
   int64_t M, N, K;
   int64_t group;       // i4: columns that share a scale
+  const Share* shares;  // or null: one matrix for all rows
+  int64_t num_shares;
 };
 
 // y[M, N] = (int8(x · pre_quant_scale[K] / input_scale) · wᵀ) · (input_scale · scale[N]), sums in int32, rounding to even.

@@ -4,6 +4,8 @@
 // widens some rows at a time into its thread's cache first, so that the work of widening does not grow with the tokens.
 // Columns that do not divide into vectors always go that second way, padded with zeros.
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "tiles.h"
 
@@ -13,6 +15,7 @@ namespace {
 
 // With more tokens than this, weights are widened into the cache.
 constexpr int64_t FUSED_TOKENS = 8;
+
 // Whole rows of int4 with a scale for every group.
 template <class Products>
 struct Int4Rows {
@@ -93,8 +96,10 @@ void widen_int4(
 template <class Products>
 void widen_any(
     const LinearTask& task, int64_t n, int64_t first, int64_t count, typename Products::Element* to, int64_t padded) {
+  if constexpr (std::is_same_v<Products, FloatProducts>)
+    if (task.weight_number == Number::f32) return widen_plain<Products, Number::f32>(task, n, first, count, to, padded);
   switch (task.weight_number) {
-    case Number::f32: return;
+    case Number::f32: return;  // never of bfloat16 tokens
     case Number::bf16: return widen_plain<Products, Number::bf16>(task, n, first, count, to, padded);
     case Number::e4m3: return widen_plain<Products, Number::e4m3>(task, n, first, count, to, padded);
     case Number::i8: return widen_plain<Products, Number::i8>(task, n, first, count, to, padded);
@@ -138,77 +143,97 @@ inline void put(const LinearTask& task, const float* sums, const float* scale, i
   }
 }
 
-// Cut the output into tasks; `compute(n0, n1, sums)` fills the sums of some rows.
-template <class Compute>
-void run_tasks(const LinearTask& task, const Compute& compute) {
-  const float* scale = task.weight_number == Number::i4 ? nullptr : task.scale;
-  const int64_t size = choose_task_rows(task.N);
-  for_each((task.N + size - 1) / size, [&](int64_t item) {
-    const int64_t n0 = item * size, n1 = n0 + size < task.N ? n0 + size : task.N;
-    auto* sums = static_cast<float*>(scratch<1>(task.M * SUMS_STRIDE * sizeof(float)));
-    compute(n0, n1, sums);
-    for (int64_t m = 0; m < task.M; ++m) put(task, sums + m * SUMS_STRIDE, scale, m, n0, n1);
-  });
+// Weights go from memory into the products.
+template <class Products, Number number>
+void multiply_fused(const LinearTask& task, const typename Products::Element* x, int64_t n0, int64_t n1, float* sums) {
+  const char* weight = static_cast<const char*>(task.weight) + n0 * task.K * SIZE<number>;
+  multiply_tokens(task.M, x, task.K, PlainRows<Products, number, true>{weight, task.K, task.K}, n1 - n0, sums, true);
 }
 
-// Weights go from memory into the products; `make_rows(n0)` reads them from row n0 on.
-template <class Products, class MakeRows>
-void run_fused(const LinearTask& task, const MakeRows& make_rows) {
-  const auto* x = prepare_tokens<Products>(task, task.K);
-  run_tasks(task, [&](int64_t n0, int64_t n1, float* sums) {
-    multiply_tokens(task.M, x, task.K, make_rows(n0), n1 - n0, sums, true);
-  });
+template <class Products>
+void multiply_fused_int4(const LinearTask& task, const typename Products::Element* x, int64_t n0, int64_t n1, float* sums) {
+  const int64_t groups = task.K / task.group;
+  const auto* weight = static_cast<const uint8_t*>(task.weight) + n0 * task.K / 2;
+  const float* offset = task.offset ? task.offset + n0 * groups : nullptr;
+  const Int4Rows<Products> rows{weight, task.scale + n0 * groups, offset, groups, task.group};
+  multiply_tokens(task.M, x, task.K, rows, n1 - n0, sums, true);
 }
 
 // Tile after tile, widened into the cache unless the weights are what the products take.
 template <class Products>
-void run_tiled(const LinearTask& task) {
+void multiply_tiled(
+    const LinearTask& task, const typename Products::Element* x, int64_t padded, int64_t n0, int64_t n1, float* sums) {
   typedef typename Products::Element Element;
   constexpr Number wide = sizeof(Element) == 4 ? Number::f32 : Number::bf16;
-  const int64_t padded = (task.K + Products::STEP - 1) / Products::STEP * Products::STEP;
   const bool as_is = task.weight_number == wide && padded == task.K;
   const int64_t unit = least_common_multiple(task.weight_number == Number::i4 ? task.group : 1, Products::STEP);
   const int64_t columns = padded > TILE_COLUMNS + unit ? (TILE_COLUMNS + unit - 1) / unit * unit : padded;
-  const auto* x = prepare_tokens<Products>(task, padded);
-  run_tasks(task, [&](int64_t n0, int64_t n1, float* sums) {
-    auto* tile = static_cast<Element*>(scratch<2>(TILE_ROWS * columns * sizeof(Element)));
-    for (int64_t n = n0; n < n1; n += TILE_ROWS) {
-      const int64_t num_rows = n1 - n < TILE_ROWS ? n1 - n : TILE_ROWS;
-      for (int64_t k = 0; k < padded; k += columns) {
-        const int64_t count = padded - k < columns ? padded - k : columns;
-        float* to = sums + (n - n0);
-        if (as_is) {
-          const char* weight = static_cast<const char*>(task.weight) + (n * task.K + k) * SIZE<wide>;
-          multiply_tokens(task.M, x + k, padded, PlainRows<Products, wide, true>{weight, task.K, count}, num_rows, to, k == 0);
-          continue;
-        }
-        for (int64_t r = 0; r < num_rows; ++r)
-          widen_any<Products>(task, n + r, k, task.K - k < count ? task.K - k : count, tile + r * count, count);
-        const PlainRows<Products, wide, false> rows{reinterpret_cast<const char*>(tile), count, count};
-        multiply_tokens(task.M, x + k, padded, rows, num_rows, to, k == 0);
+  auto* tile = static_cast<Element*>(scratch<2>(TILE_ROWS * columns * sizeof(Element)));
+  for (int64_t n = n0; n < n1; n += TILE_ROWS) {
+    const int64_t num_rows = n1 - n < TILE_ROWS ? n1 - n : TILE_ROWS;
+    for (int64_t k = 0; k < padded; k += columns) {
+      const int64_t count = padded - k < columns ? padded - k : columns;
+      float* to = sums + (n - n0);
+      if (as_is) {
+        const char* weight = static_cast<const char*>(task.weight) + (n * task.K + k) * SIZE<wide>;
+        multiply_tokens(task.M, x + k, padded, PlainRows<Products, wide, true>{weight, task.K, count}, num_rows, to, k == 0);
+        continue;
       }
+      for (int64_t r = 0; r < num_rows; ++r)
+        widen_any<Products>(task, n + r, k, task.K - k < count ? task.K - k : count, tile + r * count, count);
+      const PlainRows<Products, wide, false> rows{reinterpret_cast<const char*>(tile), count, count};
+      multiply_tokens(task.M, x + k, padded, rows, num_rows, to, k == 0);
     }
-  });
+  }
 }
 
-template <class Products, Number number>
-void run_fused_plain(const LinearTask& task) {
-  run_fused<Products>(task, [&](int64_t n0) {
-    return PlainRows<Products, number, true>{static_cast<const char*>(task.weight) + n0 * task.K * SIZE<number>, task.K, task.K};
-  });
+// The sums of output rows n0 to n1, in the way that pays for so many tokens.
+template <class Products>
+void multiply(
+    const LinearTask& task, const typename Products::Element* x, int64_t padded, int64_t n0, int64_t n1, float* sums) {
+  if (task.M > FUSED_TOKENS || task.K % Products::STEP) return multiply_tiled<Products>(task, x, padded, n0, n1, sums);
+  switch (task.weight_number) {
+    case Number::bf16: return multiply_fused<Products, Number::bf16>(task, x, n0, n1, sums);
+    case Number::i8: return multiply_fused<Products, Number::i8>(task, x, n0, n1, sums);
+    case Number::e4m3: return multiply_fused<Products, Number::e4m3>(task, x, n0, n1, sums);
+    case Number::i4:
+      if (task.group / 2 % Products::STEP == 0) return multiply_fused_int4<Products>(task, x, n0, n1, sums);
+      [[fallthrough]];
+    case Number::f32: return multiply_tiled<Products>(task, x, padded, n0, n1, sums);
+  }
 }
 
+// The product of one share: its rows, with its matrix and the scales of that.
+inline LinearTask select(const LinearTask& task, const Share& share) {
+  const bool is_int4 = task.weight_number == Number::i4;
+  const int64_t numbers = task.N * task.K;
+  const int64_t scales = share.matrix * (is_int4 ? numbers / task.group : task.N);
+  const int64_t bytes = is_int4 ? numbers / 2 : numbers * bytes_of(task.weight_number);
+  LinearTask part = task;
+  part.y = static_cast<char*>(task.y) + share.first * task.N * bytes_of(task.number);
+  part.weight = static_cast<const char*>(task.weight) + share.matrix * bytes;
+  if (task.scale) part.scale += scales;
+  if (task.offset) part.offset += scales;
+  part.M = share.count;
+  return part;
+}
+
+// Cut the output of every share into items of some rows, which threads take one after another.
 template <class Products>
 void run(const LinearTask& task) {
-  if (task.M > FUSED_TOKENS || task.K % Products::STEP) return run_tiled<Products>(task);
-  if (task.weight_number == Number::bf16) return run_fused_plain<Products, Number::bf16>(task);
-  if (task.weight_number == Number::i8) return run_fused_plain<Products, Number::i8>(task);
-  if (task.weight_number == Number::e4m3) return run_fused_plain<Products, Number::e4m3>(task);
-  if (task.group / 2 % Products::STEP) return run_tiled<Products>(task);
-  run_fused<Products>(task, [&](int64_t n0) {
-    const int64_t groups = task.K / task.group;
-    const auto* weight = static_cast<const uint8_t*>(task.weight) + n0 * task.K / 2;
-    return Int4Rows<Products>{weight, task.scale + n0 * groups, task.offset ? task.offset + n0 * groups : nullptr, groups, task.group};
+  const int64_t padded = (task.K + Products::STEP - 1) / Products::STEP * Products::STEP;
+  const auto* x = prepare_tokens<Products>(task, padded);
+  const int64_t size = choose_task_rows(task.N), items = (task.N + size - 1) / size;
+  const Share all{0, 0, task.M};
+  const Share* shares = task.shares ? task.shares : &all;
+  for_each(items * (task.shares ? task.num_shares : 1), [&](int64_t item) {
+    const Share& share = shares[item / items];
+    const LinearTask part = select(task, share);
+    const int64_t n0 = item % items * size, n1 = n0 + size < task.N ? n0 + size : task.N;
+    auto* sums = static_cast<float*>(scratch<1>(part.M * SUMS_STRIDE * sizeof(float)));
+    multiply<Products>(part, x + share.first * padded, padded, n0, n1, sums);
+    const float* scale = task.weight_number == Number::i4 ? nullptr : part.scale;
+    for (int64_t m = 0; m < part.M; ++m) put(part, sums + m * SUMS_STRIDE, scale, m, n0, n1);
   });
 }
 

@@ -163,6 +163,10 @@ inline Floats widen(const void* from) {
 template <trtx::Number number>
 constexpr int64_t SIZE = number == trtx::Number::f32 ? 4 : number == trtx::Number::bf16 ? 2 : 1;
 
+inline int64_t bytes_of(trtx::Number number) {
+  return number == trtx::Number::f32 ? SIZE<trtx::Number::f32> : number == trtx::Number::bf16 ? SIZE<trtx::Number::bf16> : 1;
+}
+
 // Element `index` of an array.
 template <trtx::Number number>
 inline float widen_one(const void* array, int64_t index) {
