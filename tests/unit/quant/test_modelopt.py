@@ -20,9 +20,10 @@ from trtx.errors import VerificationFailed
 from trtx.models.formats import ALGORITHMS, Algorithm, QuantFormat
 from trtx.quant.modelopt import check_damage, quantize_checkpoint
 from trtx.quant.perplexity import mean_nats, perplexity_of
+from trtx.recipe.schema import AS_STORED
 from trtx.recipe.schema import Algorithm as RecipeAlgorithm
 
-FORMATS = [name for name in get_args(RecipeAlgorithm) if name != "none"]
+FORMATS = [name for name in get_args(RecipeAlgorithm) if name not in ("none", AS_STORED)]
 MakeExport = Callable[..., Export]
 
 
