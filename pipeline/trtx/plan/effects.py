@@ -113,6 +113,7 @@ EFFECTS: Mapping[str, Effect] = {
     "package.image": _becomes(package="image"),
     "package.base": _becomes(package="base"),
     "package.emit": _becomes(package="emit"),
+    "package.triton_base": _becomes(package="triton_base"),
     "serving.api": _none(ONE_VALUE),
     "serving.port": _becomes(package="port"),
     "runners.*.type": MEASURED,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from importlib import metadata
 from pathlib import Path
@@ -49,12 +49,11 @@ class TritonPythonModel:
         self.thread.start()
         self.running: set[Future[Any]] = set()
 
-    def execute(self, requests: list[Any]) -> list[Any] | None:
-        if self.decoupled:
-            for request in requests:
-                self._start(self._stream(request, request.get_response_sender()))
-            return None
-        return [task.result() for task in [self._start(self._answer(request)) for request in requests]]
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            task = asyncio.run_coroutine_threadsafe(self._answer(request, request.get_response_sender()), self.loop)
+            self.running.add(task)
+            task.add_done_callback(self.running.discard)
 
     def finalize(self) -> None:
         for task in list(self.running):
@@ -63,34 +62,24 @@ class TritonPythonModel:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
 
-    def _start(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
-        task = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        self.running.add(task)
-        task.add_done_callback(self.running.discard)
-        return task
-
-    async def _answer(self, request: Any) -> Any:
-        try:
-            return self._respond(request, await self._generate(request, streaming=False), streaming=False)
-        except Exception as error:  # noqa: BLE001 - the client must hear of it, whatever it is
-            return pb_utils.InferenceResponse([], error=pb_utils.TritonError(str(error)))
-
-    async def _stream(self, request: Any, sender: Any) -> None:
+    async def _answer(self, request: Any, sender: Any) -> None:
+        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         try:
             streaming = bool(_value(request, "streaming", False))
-            generation = self._generate(request, streaming=streaming)
+            if streaming and not self.decoupled:
+                raise ValueError("this model answers at once: leave streaming out")
+            generation = self._generate(request, streaming)
             if not streaming:
-                sender.send(self._respond(request, await generation, streaming=False))
+                sender.send(self._respond(request, await generation, streaming=False), flags=final)
                 return
             async for output in generation:
                 if request.is_cancelled():
                     generation.abort()
-                    break
+                    raise ValueError("the request was cancelled")
                 sender.send(self._respond(request, output, streaming=True))
+            sender.send(flags=final)
         except Exception as error:  # noqa: BLE001 - the client must hear of it, whatever it is
-            sender.send(pb_utils.InferenceResponse([], error=pb_utils.TritonError(str(error))))
-        finally:
-            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            sender.send(pb_utils.InferenceResponse([], error=pb_utils.TritonError(str(error))), flags=final)
 
     def _generate(self, request: Any, streaming: bool) -> Any:
         prompt = _text(_value(request, "text_input", None))
