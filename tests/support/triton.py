@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -9,10 +10,11 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,8 +22,9 @@ import tritonclient.grpc as grpc
 from support.project import ROOT
 
 # Where tests/install puts it: the server's wheel and a numpy of the release that its stub was made for.
-INSTALLED = Path(os.environ.get("TRTX_TEST_TOOLS", Path.home() / ".cache" / "trtx-tests")) / "triton-0.7.0"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+TOOLS = Path(os.environ.get("TRTX_TEST_TOOLS", Path.home() / ".cache" / "trtx-tests"))
+INSTALLED = TOOLS / f"triton-0.7.0-python{PYTHON}"
 START_S = 60
 
 
@@ -45,17 +48,17 @@ class Triton:
     http: httpx.Client
     client: grpc.InferenceServerClient
     metrics_url: str
+    repository: Path
     log: Path
     process: subprocess.Popen[bytes]
 
-    def infer(self, model: str, body: Mapping[str, object]) -> httpx.Response:
-        """The generate extension: a JSON body of tensors by name."""
-        return self.http.post(f"/v2/models/{model}/generate", json=body)
+    def ask(self, model: str, body: Mapping[str, object]) -> dict[str, Any]:
+        """The answer to a request of the generate extension: tensors by name both ways, or `error`."""
+        found: dict[str, Any] = self.http.post(f"/v2/models/{model}/generate", json=body).json()
+        return found
 
-    def events(self, model: str, body: Mapping[str, object]) -> list[dict[str, object]]:
+    def events(self, model: str, body: Mapping[str, object]) -> list[dict[str, Any]]:
         """All answers of a request to the generate_stream extension."""
-        import json
-
         with self.http.stream("POST", f"/v2/models/{model}/generate_stream", json=body) as response:
             lines = [line for line in response.iter_lines() if line]
         return [json.loads(line.removeprefix("data: ")) for line in lines]
@@ -67,9 +70,20 @@ class Triton:
                 return float(line.rpartition(" ")[2])
         raise AssertionError(f"there is no {name} {labels}")
 
-    def statistics(self, model: str) -> dict[str, object]:
-        found: dict[str, object] = self.http.get(f"/v2/models/{model}/stats").json()["model_stats"][0]
-        return found
+    def load(self, model: str) -> str:
+        """Load a model of the repository; what the server says against it, or nothing."""
+        response = self.http.post(f"/v2/repository/models/{model}/load")
+        return "" if response.status_code == 200 else str(response.json()["error"])
+
+    def is_ready(self, model: str) -> bool:
+        return self.http.get(f"/v2/models/{model}/ready").status_code == 200
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that the server will do."""
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen within 20 s"
+            time.sleep(0.01)
 
 
 @contextmanager
@@ -77,11 +91,14 @@ def running_triton(
     repository: Path,
     folder: Path,
     *,
+    load: Sequence[str] = ("*",),
     backends: Mapping[str, Path] | None = None,
     paths: tuple[Path, ...] = (),
     environ: Mapping[str, str] | None = None,
 ) -> Iterator[Triton]:
-    """Serve a repository. `backends` are stand-ins for backends by name, `paths` what its Python finds beside trtx.
+    """Serve a repository, with the models in `load` at once.
+
+    `backends` are stand-ins for backends by name, `paths` what its Python finds beside trtx.
 
     Raises StartFailed with the server's log when it does not get ready.
     """
@@ -91,7 +108,8 @@ def running_triton(
     ports = [_free_port() for _ in range(3)]
     argv = [
         *(str(package / "bin" / "tritonserver"), f"--model-repository={repository}"),
-        *(f"--backend-directory={backend_folder}", "--model-control-mode=explicit", "--load-model=*"),
+        *(f"--backend-directory={backend_folder}", "--model-control-mode=explicit"),
+        *(f"--load-model={name}" for name in load),
         *("--http-address=127.0.0.1", f"--http-port={ports[0]}", "--grpc-address=127.0.0.1", f"--grpc-port={ports[1]}"),
         *("--metrics-address=127.0.0.1", f"--metrics-port={ports[2]}", "--metrics-interval-ms=100"),
         *("--exit-timeout-secs=10", "--disable-auto-complete-config"),
@@ -111,7 +129,7 @@ def running_triton(
             _wait_until_ready(http, process, log)
             client = grpc.InferenceServerClient(f"127.0.0.1:{ports[1]}")
             try:
-                yield Triton(http, client, f"http://127.0.0.1:{ports[2]}/metrics", log, process)
+                yield Triton(http, client, f"http://127.0.0.1:{ports[2]}/metrics", repository, log, process)
             finally:
                 client.close()
     finally:
@@ -159,6 +177,20 @@ def _write_python(folder: Path, paths: tuple[Path, ...]) -> Path:
     lines = [str(INSTALLED), *map(str, paths), f"import site; site.addsitedir({str(own)!r})", str(ROOT / "pipeline")]
     (site / "paths.pth").write_text("".join(f"{line}\n" for line in lines))
     return folder
+
+
+def rename(model: Path, name: str) -> Path:
+    """A copy of a model beside it, under another name."""
+    copy = model.with_name(name)
+    shutil.copytree(model, copy)
+    edit(copy / "config.pbtxt", f'name: "{model.name}"', f'name: "{name}"')
+    return copy
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
 
 
 def _free_port() -> int:
