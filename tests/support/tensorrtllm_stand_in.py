@@ -7,6 +7,8 @@ names.
 
 import json
 import os
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ KNOWN = {
         (INT32, 1),
     ),
     **dict.fromkeys(["temperature", "runtime_top_p", "len_penalty", "repetition_penalty"], (FP32, 1)),
-    **dict.fromkeys(["streaming", "return_log_probs", "exclude_input_in_output"], (BOOL, 1)),
+    **dict.fromkeys(["streaming", "stop", "return_log_probs", "exclude_input_in_output"], (BOOL, 1)),
     **dict.fromkeys(("seed", "random_seed"), (INT64, 1)),
     "embedding_bias": (FP32, 2),
 }
@@ -50,34 +52,47 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"{values['gpt_model_path']} does not exist")
         self.outputs = {item["name"]: item["data_type"] for item in self.config["output"]}
         self.decoupled = self.config["model_transaction_policy"]["decoupled"]
+        self.stopped = set()
         self.log = os.environ.get("TRTX_STAND_IN_LOG")
         self._write({"parameters": values})
 
     def execute(self, requests):
-        responses = [self._answer(request) for request in requests]
-        return None if self.decoupled else responses
+        if not self.decoupled:
+            return [self._answer_once(request) for request in requests]
+        for request in requests:
+            threading.Thread(target=self._stream, args=(request, request.get_response_sender())).start()
+        return None
 
-    def _answer(self, request):
-        sender = request.get_response_sender() if self.decoupled else None
+    def _answer_once(self, request):
+        try:
+            return self._response(request, self._tokens(self._read(request)))
+        except ValueError as error:
+            return pb_utils.InferenceResponse([], error=pb_utils.TritonError(str(error)))
+
+    def _stream(self, request, sender):
         try:
             found = self._read(request)
-            tokens = self._tokens(found)
+            if found.get("stop", np.zeros(1))[0]:
+                self.stopped.add(request.request_id())
+            elif found.get("streaming", np.zeros(1))[0]:
+                self._send_each(request, sender, self._tokens(found))
+            else:
+                sender.send(self._response(request, self._tokens(found)))
         except ValueError as error:
             response = pb_utils.InferenceResponse([], error=pb_utils.TritonError(str(error)))
-            if sender is None:
-                return response
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            return None
-        whole = self._response(request, tokens)
-        if sender is None:
-            return whole
-        streaming = bool(found.get("streaming", np.zeros(1))[0])
-        for token in tokens if streaming else ():
-            sender.send(self._response(request, [token]))
-        if not streaming:
-            sender.send(whole)
+            return
         sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        return None
+
+    def _send_each(self, request, sender, tokens):
+        """One response a token; a long answer takes its time, and ends when a request of the same id says stop."""
+        for count, token in enumerate(tokens):
+            if request.request_id() in self.stopped:
+                self._write({"stopped": request.request_id(), "after": count})
+                return
+            sender.send(self._response(request, [token]))
+            if len(tokens) > 100:
+                time.sleep(0.005)
 
     def _read(self, request):
         found = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}

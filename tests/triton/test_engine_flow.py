@@ -7,6 +7,7 @@ shapes of tensors, both fronts, tokens to text, refusals when a model is loaded.
 from __future__ import annotations
 
 import json
+import queue
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -108,6 +109,23 @@ def test_the_ensemble_streams_the_text_of_each_response(engine_server: Server) -
     assert [event["text_output"] for event in events] == ["a", "b", "c", "a", "b"]
 
 
+def test_a_client_that_goes_away_ends_its_request_in_the_backend(engine_server: Server) -> None:
+    server, seen = engine_server
+    answers: queue.Queue[Any] = queue.Queue()
+    server.client.start_stream(callback=lambda result, error: answers.put(error or result))
+    inputs = [
+        make_input("text_input", [[b"a long one"]], np.object_, "BYTES"),
+        make_input("max_tokens", [[2000]], np.int32, "INT32"),
+        make_input("stream", [[True]], np.bool_, "BOOL"),
+    ]
+    server.client.async_stream_infer("tensorrt_llm_bls", inputs)
+    answers.get(timeout=30)
+    server.client.stop_stream(cancel_requests=True)
+    server.until(lambda: '"stopped"' in seen.read_text())
+    (stopped,) = [line for line in map(json.loads, seen.read_text().splitlines()) if "stopped" in line]
+    assert stopped["after"] < 2000
+
+
 def test_the_bls_model_serves_requests_side_by_side(engine_server: Server) -> None:
     server, _ = engine_server
 
@@ -137,17 +155,21 @@ def test_a_bad_request_is_an_error_of_its_own(
     assert server.ask(front, {"text_input": "abc", "max_tokens": 3})["text_output"] == "abc"
 
 
+def make_input(name: str, values: Any, dtype: Any, datatype: str) -> grpc.InferInput:
+    array = np.array(values, dtype=dtype)
+    made = grpc.InferInput(name, array.shape, datatype)
+    made.set_data_from_numpy(array)
+    return made
+
+
 def test_text_that_is_not_utf8_and_tensors_of_another_type_are_refused(engine_server: Server) -> None:
     server, _ = engine_server
-    text = grpc.InferInput("text_input", [1, 1], "BYTES")
-    text.set_data_from_numpy(np.array([[b"\xff\xfe"]], dtype=np.object_))
-    length = grpc.InferInput("max_tokens", [1, 1], "INT32")
-    length.set_data_from_numpy(np.array([[3]], dtype=np.int32))
+    text = make_input("text_input", [[b"\xff\xfe"]], np.object_, "BYTES")
+    length = make_input("max_tokens", [[3]], np.int32, "INT32")
     with pytest.raises(grpc.InferenceServerException, match="a text is not UTF-8"):
         server.client.infer("tensorrt_llm_bls_at_once", [text, length])
-    text.set_data_from_numpy(np.array([[b"abc"]], dtype=np.object_))
-    wrong = grpc.InferInput("max_tokens", [1, 1], "INT64")
-    wrong.set_data_from_numpy(np.array([[3]], dtype=np.int64))
+    text = make_input("text_input", [[b"abc"]], np.object_, "BYTES")
+    wrong = make_input("max_tokens", [[3]], np.int64, "INT64")
     with pytest.raises(grpc.InferenceServerException, match=r"max_tokens.*INT64.*INT32"):
         server.client.infer("tensorrt_llm_bls_at_once", [text, wrong])
 

@@ -7,6 +7,7 @@ With `accumulate_tokens` every response has the whole text so far.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -52,15 +53,15 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse([], error=pb_utils.TritonError(str(error)))
 
     def _stream(self, request: Any, sender: Any) -> None:
+        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         try:
+            # What comes after a cancellation goes nowhere, and is waited for all the same: the request has to end.
             for response in self._responses(request, stream=_is_set(request, "stream")):
-                if request.is_cancelled():
-                    break
-                sender.send(response)
+                if not request.is_cancelled():
+                    sender.send(response)
+            sender.send(flags=final)
         except Exception as error:  # noqa: BLE001 - the client must hear of it, whatever it is
-            sender.send(pb_utils.InferenceResponse([], error=pb_utils.TritonError(str(error))))
-        finally:
-            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            sender.send(pb_utils.InferenceResponse([], error=pb_utils.TritonError(str(error))), flags=final)
 
     def _responses(self, request: Any, stream: bool) -> Iterator[Any]:
         """The responses of a request; without `stream` one, with everything in it."""
@@ -74,14 +75,11 @@ class TritonPythonModel:
         given = [name for name in self.given if name in asked]
         # Not asked for and yet needed: which of several sequences a response belongs to.
         needed = ["sequence_index"] if "sequence_index" in self.given and "sequence_index" not in asked else []
-        call = pb_utils.InferenceRequest(
-            model_name=self.model,
-            requested_output_names=["output_ids", "sequence_length", *needed, *given],
-            inputs=inputs + _inputs(request, self.passed),
-        )
+        outputs = ["output_ids", "sequence_length", *needed, *given]
+        inputs += _inputs(request, self.passed)
         texts: dict[tuple[int, int], TextStream] = {}
         others: list[Any] | None = None
-        for found in self._exec(request, call):
+        for found in self._exec(request, inputs, outputs):
             tensors = _tensors(found)
             if "output_ids" not in tensors:
                 continue
@@ -110,21 +108,40 @@ class TritonPythonModel:
             whole.append(text.text)
         return pieces, whole
 
-    def _exec(self, request: Any, call: Any) -> Iterator[Any]:
-        found = call.exec(decoupled=True) if self.decoupled else [call.exec()]
-        for response in found:
-            if response.has_error():
-                raise pb_utils.TritonModelException(response.error().message())
-            yield response
-            if request.is_cancelled() and hasattr(found, "cancel"):
-                found.cancel()
+    def _exec(self, request: Any, inputs: list[Any], outputs: list[str]) -> Iterator[Any]:
+        """The backend's responses; a client that goes away meanwhile ends its request there, too."""
+        name = uuid.uuid4().hex
+        call = pb_utils.InferenceRequest(
+            model_name=self.model, requested_output_names=outputs, inputs=inputs, request_id=name
+        )
+        if not self.decoupled:
+            yield _checked(call.exec())
+            return
+        is_stopped = False
+        for response in call.exec(decoupled=True):
+            yield _checked(response)
+            if not is_stopped and request.is_cancelled():
+                is_stopped = True
+                self._stop(name, inputs)
+
+    def _stop(self, name: str, inputs: list[Any]) -> None:
+        """Tell the backend to end the request of that name: it knows one by the id that both calls have."""
+        stop = pb_utils.Tensor("stop", np.array([[True]], dtype=np.bool_))
+        call = pb_utils.InferenceRequest(
+            model_name=self.model, requested_output_names=["output_ids"], inputs=[*inputs, stop], request_id=name
+        )
+        for _ in call.exec(decoupled=True):
+            pass
 
     def _call(self, model: str, inputs: list[Any], outputs: list[str]) -> dict[str, Any]:
         call = pb_utils.InferenceRequest(model_name=model, requested_output_names=outputs, inputs=inputs)
-        response = call.exec()
-        if response.has_error():
-            raise pb_utils.TritonModelException(response.error().message())
-        return _tensors(response)
+        return _tensors(_checked(call.exec()))
+
+
+def _checked(response: Any) -> Any:
+    if response.has_error():
+        raise pb_utils.TritonModelException(response.error().message())
+    return response
 
 
 def _wiring(words: str) -> dict[str, str]:
