@@ -13,7 +13,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.05
 # After that a model is unloaded even with requests in flight, which then fail.
 UNLOAD_S = 60.0
+LAST_WORDS_S = 5.0
 # A compiled program holds the GIL; Python's own 5 ms would let the loop wait for many steps of a small model.
 SWITCH_INTERVAL_S = 1e-4
 
@@ -49,10 +50,12 @@ class TritonFront:
         self._driver = EngineDriver(engine)
         self._metrics = TritonMetrics(engine, backend, labels)
         self._running: dict[Any, list[Generation]] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="answers", daemon=True)
+        # Answers are made in a loop that lives in a thread of its own beside the server's calls.
+        self._over: asyncio.Event
+        started: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._live(started)), name="answers", daemon=True)
         self._thread.start()
-        self._watch = asyncio.run_coroutine_threadsafe(self._look_after(), self._loop)
+        self._loop = started.result()
 
     @classmethod
     def load(cls, args: Mapping[str, str], backend: Any) -> TritonFront:
@@ -89,13 +92,20 @@ class TritonFront:
             asyncio.run_coroutine_threadsafe(self._answer(request, request.get_response_sender()), self._loop)
 
     def finalize(self) -> None:
-        """Wait for the requests in flight, at most UNLOAD_S, and end the engine."""
+        """Wait for the requests in flight, at most UNLOAD_S, and end the engine; those that are left hear of it."""
         ended = asyncio.run_coroutine_threadsafe(self._until_idle(), self._loop)
         wait([ended], timeout=UNLOAD_S)
-        self._watch.cancel()
         self._driver.stop("the model was unloaded")
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        wait([ended], timeout=LAST_WORDS_S)
+        self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join()
+
+    async def _live(self, started: Future[asyncio.AbstractEventLoop]) -> None:
+        self._over = asyncio.Event()
+        started.set_result(asyncio.get_running_loop())
+        watch = asyncio.create_task(self._look_after())
+        await self._over.wait()
+        watch.cancel()
 
     async def _answer(self, request: Any, sender: Any) -> None:
         """Answer a request: piece by piece where it asks for that, else at once."""
