@@ -64,13 +64,13 @@ def _check_gpus(record: dict[str, Any], container: dict[str, Any], strict: bool)
         return
     if not found:
         raise Mismatch(f"the engine was built for compute capability {built_for} and this container sees no GPU")
-    others = [capability for capability in found if capability != built_for]
-    if others:
+    # A machine may have other GPUs beside it, which nobody has to use.
+    if built_for not in found:
         raise Mismatch(
-            f"the engine was built for compute capability {built_for} and this container's GPU has {others[0]}"
+            f"the engine was built for compute capability {built_for} and this container's GPU has {found[0]}"
         )
-    names = [name for name in container["gpus"] or () if name != record.get("gpu")]
-    if strict and record.get("gpu") and names:
+    names = container["gpus"] or [record.get("gpu")]
+    if strict and record.get("gpu") and record["gpu"] not in names:
         raise Mismatch(f"the engine was tuned on {record['gpu']} and this container has {names[0]}")
 
 

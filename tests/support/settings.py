@@ -77,7 +77,7 @@ FULL: dict[str, Any] = {
     "package": {
         "image": "registry.example.com/full",
         "base": "docker.io/library/python:3.12",
-        "emit": ["compose", "triton"],
+        "emit": ["triton", "compose"],
         "triton_base": "nvcr.io/nvidia/tritonserver:25.08-py3",
     },
     "serving": {"api": "openai", "port": 8000},

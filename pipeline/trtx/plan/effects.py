@@ -112,7 +112,7 @@ EFFECTS: Mapping[str, Effect] = {
     "gates.regression.max_slowdown": _none(GATES),
     "package.image": _becomes(package="image"),
     "package.base": _becomes(package="base"),
-    "package.emit": _becomes(package="emit"),
+    "package.emit": _becomes(package="emit triton_base"),
     "package.triton_base": _becomes(package="triton_base"),
     "serving.api": _none(ONE_VALUE),
     "serving.port": _becomes(package="port"),

@@ -61,7 +61,7 @@ TOOLS: Mapping[str, tuple[Kind, str]] = {
     "python": ("installed", "interpreter"),
     "trtx": ("trtx", "digest of trtx's own files"),
 }
-IMAGES = (("package", "base"), ("package", "triton_base"))
+IMAGES: tuple[tuple[str, str], ...] = (("package", "base"), ("package", "triton_base"))
 LOCKED = ", with the digest that the lock has"
 MACHINE: Mapping[str, str] = {
     "cpu": "model of the processor",
@@ -127,7 +127,7 @@ class RecipeOrigins(Origins):
             # Of several settings, such as levels and requests, the last that is stated decides.
             stated = [place for place in places if point.origin(place).kind != "default"] or places[:1]
             last = stated[-1]
-            moved = last in IMAGES and step.params[str(last[-1])] != getattr(cell.recipe.package, str(last[-1]))
+            moved = last in IMAGES and step.params[last[-1]] not in (None, getattr(cell.recipe.package, last[-1]))
             return FactorOrigin("recipe", f"{point.origin(last)}{LOCKED if moved else ''}", dotted(last))
         place = places[0]
         if derived.kind == "model" and cell.recipe.engine_for(cell.target).dtype != "auto":

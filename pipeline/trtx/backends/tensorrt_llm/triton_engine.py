@@ -143,7 +143,11 @@ def backend_parameters(spec: TrtllmSpec, release: Release, serving: TritonServin
 
 
 def _parameter_values(spec: TrtllmSpec, serving: TritonServing) -> dict[str, str]:
-    """Parameter → value, "" for the backend's default, for the parameters of every release."""
+    """Parameter → value, for the parameters of every release.
+
+    What the backend would take by itself is written out (defaults of model_instance_state.cc), because defaults move;
+    "" stands for what a text model on one node has none of.
+    """
     lora = spec.lora
     return {
         "max_beam_width": str(spec.sizes.max_beam_width),
@@ -174,26 +178,32 @@ def _parameter_values(spec: TrtllmSpec, serving: TritonServing) -> dict[str, str
         "num_nodes": "1",
         "lora_cache_optimal_adapter_size": str(min(8, lora.max_rank)) if lora else "",
         "lora_cache_max_adapter_size": str(lora.max_rank) if lora else "",
-        "lora_cache_gpu_memory_fraction": "",
-        "lora_cache_host_memory_bytes": "",
+        "lora_cache_gpu_memory_fraction": "0.05" if lora else "",
+        "lora_cache_host_memory_bytes": str(2**30) if lora else "",
         "lora_prefetch_dir": "",
-        "decoding_mode": spec.speculation.mode if spec.speculation else "",
+        "decoding_mode": _decoding_mode(spec),
         "executor_worker_path": EXECUTOR_WORKER,
         "lookahead_window_size": "",
         "lookahead_ngram_size": "",
         "lookahead_verification_set_size": "",
         "medusa_choices": "",
         "eagle_choices": "",
-        "gpu_weights_percent": "",
-        "enable_context_fmha_fp32_acc": "",
-        "multi_block_mode": "",
-        "cuda_graph_mode": "",
-        "cuda_graph_cache_size": "",
-        "speculative_decoding_fast_logits": "",
+        "gpu_weights_percent": "1.0",
+        "enable_context_fmha_fp32_acc": "false",
+        "multi_block_mode": "true",
+        "cuda_graph_mode": "false",
+        "cuda_graph_cache_size": "0",
+        "speculative_decoding_fast_logits": "false",
         "tokenizer_dir": "",
         "guided_decoding_backend": "",
         "xgrammar_tokenizer_info_path": "",
     }
+
+
+def _decoding_mode(spec: TrtllmSpec) -> str:
+    if spec.speculation is not None:
+        return spec.speculation.mode
+    return "top_k_top_p" if spec.sizes.max_beam_width == 1 else "beam_search"
 
 
 def _ensemble(
@@ -233,7 +243,7 @@ def _preprocessing(spec: TrtllmSpec, serving: TritonServing) -> TritonModel:
         max_batch_size=spec.sizes.max_batch_size,
         instances=serving.tokenizer_instances,
         parameters={
-            "tokenizer_dir": serving.tokenizer_dir,
+            "tokenizer_dir": serving.tokenizer,
             "add_special_tokens": "true",
             "gpt_model_path": serving.engine_dir,
             "vocab_size": str(spec.shape.vocab_size),
@@ -254,7 +264,7 @@ def _postprocessing(spec: TrtllmSpec, serving: TritonServing) -> TritonModel:
         outputs=(Tensor("OUTPUT", STRING, (-1,)),),
         max_batch_size=spec.sizes.max_batch_size,
         instances=serving.tokenizer_instances,
-        parameters={"tokenizer_dir": serving.tokenizer_dir, "skip_special_tokens": "true"},
+        parameters={"tokenizer_dir": serving.tokenizer, "skip_special_tokens": "true"},
         files={
             "model.py": read_template("tensorrt_llm/postprocessing.py"),
             "tokens.py": read_template("tensorrt_llm/tokens.py"),
@@ -281,7 +291,7 @@ def _bls(
         parameters={
             "accumulate_tokens": _bool(serving.accumulate_tokens),
             "tensorrt_llm_model_name": "tensorrt_llm",
-            "tokenizer_dir": serving.tokenizer_dir,
+            "tokenizer_dir": serving.tokenizer,
             "skip_special_tokens": "true",
             "max_requests": str(spec.sizes.max_batch_size),
             # The wiring, as the ensemble has it: name at the other model=name here, by spaces.

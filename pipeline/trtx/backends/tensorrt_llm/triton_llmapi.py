@@ -56,7 +56,7 @@ def llmapi_model(spec: TrtllmSpec, release: Release, serving: TritonServing, opt
         outputs=outputs,
         max_batch_size=0,
         decoupled=serving.streaming,
-        parameters={"tokenizer_dir": serving.tokenizer_dir, "release": release.version},
+        parameters={"tokenizer_dir": serving.tokenizer, "release": release.version},
         files={
             "model.py": read_template("tensorrt_llm/llmapi.py"),
             MODEL_YAML: make_model_yaml(spec, serving, options),
@@ -75,7 +75,7 @@ def make_model_yaml(spec: TrtllmSpec, serving: TritonServing, options: Mapping[s
         )
     arguments = {
         "model": serving.engine_dir,
-        "tokenizer": serving.tokenizer_dir,
+        "tokenizer": serving.tokenizer,
         "backend": "pytorch",
         "tensor_parallel_size": spec.ranks.tensor,
         "pipeline_parallel_size": spec.ranks.pipeline,

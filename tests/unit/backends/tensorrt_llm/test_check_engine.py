@@ -53,7 +53,7 @@ def test_an_engine_fits_the_container_that_built_it_and_one_with_less_to_say(scr
         ({"tensorrt_llm": None}, False, "this container has no TensorRT-LLM"),
         ({"tensorrt": "10.13.3.9"}, False, "was built with TensorRT 10.14.1.48 and this container has 10.13.3.9"),
         ({"compute_capabilities": ["8.0"]}, False, "compute capability 9.0 and this container's GPU has 8.0"),
-        ({"compute_capabilities": ["8.9", "9.0"]}, False, "compute capability 9.0 and this container's GPU has 8.9"),
+        ({"compute_capabilities": ["8.0", "8.9"]}, False, "compute capability 9.0 and this container's GPU has 8.0"),
         ({"compute_capabilities": []}, False, "and this container sees no GPU"),
         ({"gpus": ["NVIDIA H200"]}, True, "was tuned on NVIDIA H100 80GB HBM3 and this container has NVIDIA H200"),
     ],
@@ -63,6 +63,10 @@ def test_a_mismatch_is_one_sentence(script: ModuleType, change: dict[str, Any], 
         script.check(CONFIG, RECORD, {**HERE, **change}, strict)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_other_gpus_beside_a_fitting_one_do_no_harm(script: ModuleType) -> None:
+    script.check(CONFIG, RECORD, {**HERE, "compute_capabilities": ["8.9", "9.0"]})
 
 
 def test_another_gpu_of_the_same_capability_is_refused_only_when_asked(script: ModuleType) -> None:
