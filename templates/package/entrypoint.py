@@ -75,7 +75,7 @@ def serve_arguments(extra: list[str]) -> list[str]:
 def triton_arguments(extra: list[str]) -> list[str]:
     """The command line of Triton Inference Server with this deployment's model."""
     server = shutil.which("tritonserver") or TRITON
-    return [server, f"--model-repository={HERE / 'triton' / 'models'}", "--disable-auto-complete-config", *extra]
+    return [server, f"--model-repository={HERE / 'triton-server' / 'models'}", "--disable-auto-complete-config", *extra]
 
 
 def choose_arguments(server: str, extra: list[str]) -> list[str]:
@@ -84,7 +84,7 @@ def choose_arguments(server: str, extra: list[str]) -> list[str]:
         raise Refusal(EXIT_USAGE, f"TRTX_SERVER is {server!r}; it must be one of {', '.join(SERVERS)}")
     if server == "trtx":
         return serve_arguments(extra)
-    if not (HERE / "triton").is_dir():
+    if not (HERE / "triton-server").is_dir():
         raise Refusal(EXIT_USAGE, "this deployment has no model for Triton; add triton to package.emit")
     return triton_arguments(extra)
 

@@ -138,7 +138,7 @@ def test_triton_is_started_on_the_same_conditions(deploy: Deploy, site: Path, tm
     answer = enter(package, site, "--http-port=9000", **triton)
     assert json.loads(answer.stdout) == [
         str(server),
-        f"--model-repository={package / 'triton' / 'models'}",
+        f"--model-repository={package / 'triton-server' / 'models'}",
         "--disable-auto-complete-config",
         "--http-port=9000",
     ]

@@ -31,7 +31,7 @@ def with_triton(deploy: Deploy) -> Path:
 
 
 def test_the_repository_finds_the_engine_beside_it(with_triton: Path) -> None:
-    folder = with_triton / "triton" / "models" / "llama"
+    folder = with_triton / "triton-server" / "models" / "llama"
     config = parse_config(folder)
     values = parameters_of(config)
     assert (folder / values["engine_dir"]).resolve() == (with_triton / "engine").resolve()
@@ -45,40 +45,51 @@ def test_the_repository_finds_the_engine_beside_it(with_triton: Path) -> None:
 def test_settings_of_the_recipe_reach_the_model(deploy: Deploy) -> None:
     settings = SchedulerSettings(policy="guaranteed-no-evict", chunked_prefill=False, prefix_reuse=False)
     package = deploy(emit=("triton",), triton_base=BASE, scheduler=settings, kv_cache_bytes=None)
-    values = parameters_of(parse_config(package / "triton" / "models" / "llama"))
+    values = parameters_of(parse_config(package / "triton-server" / "models" / "llama"))
     assert values["kv_cache_bytes"] == ""
     chosen = (values["policy"], values["chunked_prefill"], values["prefix_reuse"])
     assert chosen == ("guaranteed-no-evict", "false", "false")
 
 
 def test_the_container_is_built_of_files_that_are_there(with_triton: Path) -> None:
-    text = (with_triton / "triton" / "Dockerfile").read_text()
+    text = (with_triton / "triton-server" / "Dockerfile").read_text()
     assert f"\nFROM {BASE}\n" in text
     copied = [word for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for word in shlex.split(line)[:-1]]
     assert copied
     assert all((with_triton / name).exists() for name in copied)
-    compose = yaml.safe_load((with_triton / "triton" / "compose.yaml").read_text())
+    compose = yaml.safe_load((with_triton / "triton-server" / "compose.yaml").read_text())
     service = compose["services"]["triton"]
-    assert service["build"] == {"context": "..", "dockerfile": "triton/Dockerfile"}
+    assert service["build"] == {"context": "..", "dockerfile": "triton-server/Dockerfile"}
     assert service["image"].endswith("-triton")
+
+
+@pytest.mark.parametrize("name", ["x\nRUN touch /pwned\nUSER root", 'a" && echo "', "$(touch pwned) ${HOME}"])
+def test_no_name_breaks_out_of_the_files(deploy: Deploy, name: str) -> None:
+    folder = deploy(emit=("compose", "triton"), triton_base=BASE, name=name) / "triton-server"
+    lines = (folder / "Dockerfile").read_text().splitlines()
+    assert [line for line in lines if line.startswith("USER")] == ["USER 10001:10001"]
+    assert not any(line.startswith("RUN touch") for line in lines)
+    assert yaml.safe_load((folder / "compose.yaml").read_text())["services"].keys() == {"triton"}
+    (model,) = (folder / "models").iterdir()
+    assert parse_config(model).name == model.name
 
 
 def test_numpy_is_left_to_the_image_and_everything_else_is_pinned(with_triton: Path) -> None:
     pinned = (with_triton / "requirements.txt").read_text().splitlines()
-    own = (with_triton / "triton" / "requirements.txt").read_text().splitlines()
+    own = (with_triton / "triton-server" / "requirements.txt").read_text().splitlines()
     assert [line for line in pinned if not line.startswith("numpy==")] == own
     assert len(own) == len(pinned) - 1
 
 
 def test_without_triton_there_is_none_of_it(deploy: Deploy) -> None:
     package = deploy()
-    assert not (package / "triton").exists()
+    assert not (package / "triton-server").exists()
     assert "Triton" not in (package / "README.md").read_text()
 
 
 def test_the_readme_says_how_to_start_it(with_triton: Path) -> None:
     text = (with_triton / "README.md").read_text()
-    assert "docker build --file triton/Dockerfile" in text
+    assert "docker build --file triton-server/Dockerfile" in text
     assert "/v2/models/llama/generate" in text
 
 

@@ -5,7 +5,7 @@
     wheels/           trtx itself
     requirements.txt  every other package, exactly
     deployment.json   what the entrypoint needs to know, and where everything came from
-    triton/           the model repository and the Dockerfile of Triton, when that is asked for
+    triton-server/    the model repository and the Dockerfile of Triton, when that is asked for
     Dockerfile  compose.yaml  entrypoint.py  healthcheck.py  README.md  SHA256SUMS
 
 Nothing here depends on the clock, the host or the order of a directory: the same inputs give the same bytes.
@@ -43,8 +43,9 @@ from trtx.runtime.scheduler import SchedulerSettings
 
 SUMS_NAME = "SHA256SUMS"
 SCHEMA = "trtx.deployment/v1"
-TRITON_FOLDER = "triton"
-# From triton/models/NAME, where the model is, to the engine.
+# Not `triton`: Python would take a folder of that name beside a script for the compiler's package.
+TRITON_FOLDER = "triton-server"
+# From triton-server/models/NAME, where the model is, to the engine.
 ENGINE_FROM_MODEL = f"../../../{ENGINE_FOLDER}"
 # What a server on a CPU needs beside its weights and its KV cache: Python, torch, activations.
 OVERHEAD_MIB = 1024

