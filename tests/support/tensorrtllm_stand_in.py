@@ -75,22 +75,23 @@ class TritonPythonModel:
             if found.get("stop", np.zeros(1))[0]:
                 self.stopped.add(request.request_id())
             elif found.get("streaming", np.zeros(1))[0]:
-                self._send_each(request, sender, self._tokens(found))
+                for token in self._each(request, self._tokens(found)):
+                    sender.send(self._response(request, [token]))
             else:
-                sender.send(self._response(request, self._tokens(found)))
+                sender.send(self._response(request, list(self._each(request, self._tokens(found)))))
         except ValueError as error:
             response = pb_utils.InferenceResponse([], error=pb_utils.TritonError(str(error)))
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             return
         sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def _send_each(self, request, sender, tokens):
-        """One response a token; a long answer takes its time, and ends when a request of the same id says stop."""
+    def _each(self, request, tokens):
+        """Tokens one by one; a long answer takes its time, and ends when a request of the same id says stop."""
         for count, token in enumerate(tokens):
             if request.request_id() in self.stopped:
                 self._write({"stopped": request.request_id(), "after": count})
                 return
-            sender.send(self._response(request, [token]))
+            yield token
             if len(tokens) > 100:
                 time.sleep(0.005)
 

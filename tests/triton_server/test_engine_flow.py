@@ -109,21 +109,28 @@ def test_the_ensemble_streams_the_text_of_each_response(engine_server: Server) -
     assert [event["text_output"] for event in events] == ["a", "b", "c", "a", "b"]
 
 
-def test_a_client_that_goes_away_ends_its_request_in_the_backend(engine_server: Server) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_ends_its_request_in_the_backend(engine_server: Server, stream: bool) -> None:
     server, seen = engine_server
+    text = f"a long one, {'piece by piece' if stream else 'at once'}"
+    ids = [BOS_ID, *ids_of(text)]
+
+    def notes() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in seen.read_text().splitlines()]
+
     answers: queue.Queue[Any] = queue.Queue()
     server.client.start_stream(callback=lambda result, error: answers.put(error or result))
     inputs = [
-        make_input("text_input", [[b"a long one"]], np.object_, "BYTES"),
+        make_input("text_input", [[text.encode()]], np.object_, "BYTES"),
         make_input("max_tokens", [[2000]], np.int32, "INT32"),
-        make_input("stream", [[True]], np.bool_, "BOOL"),
+        make_input("stream", [[stream]], np.bool_, "BOOL"),
     ]
     server.client.async_stream_infer("tensorrt_llm_bls", inputs)
-    answers.get(timeout=30)
+    server.until(lambda: any(note.get("input_ids") == [ids] for note in notes()))
+    before = sum("stopped" in note for note in notes())
     server.client.stop_stream(cancel_requests=True)
-    server.until(lambda: '"stopped"' in seen.read_text())
-    (stopped,) = [line for line in map(json.loads, seen.read_text().splitlines()) if "stopped" in line]
-    assert stopped["after"] < 2000
+    server.until(lambda: sum("stopped" in note for note in notes()) > before)
+    assert [note for note in notes() if "stopped" in note][-1]["after"] < 2000
 
 
 def test_the_bls_model_serves_requests_side_by_side(engine_server: Server) -> None:

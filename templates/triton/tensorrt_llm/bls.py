@@ -7,6 +7,7 @@ With `accumulate_tokens` every response has the whole text so far.
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokens import TextStream, Tokenizer, flag, parameter
+
+# The backend hears so soon of a client that went away.
+POLL_S = 0.1
 
 
 class TritonPythonModel:
@@ -34,6 +38,11 @@ class TritonPythonModel:
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         # A thread for every request that the engine works on at once; each waits for its own.
         self.threads = ThreadPoolExecutor(int(parameter(config, "max_requests")))
+        # Requests with the backend, by the id they have there: the request itself, and its inputs.
+        self.running: dict[str, tuple[Any, list[Any]]] = {}
+        self.over = threading.Event()
+        self.watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
+        self.watcher.start()
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         if not self.decoupled:
@@ -44,6 +53,8 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self.threads.shutdown(wait=True)
+        self.over.set()
+        self.watcher.join()
 
     def _answer_once(self, request: Any) -> Any:
         try:
@@ -117,12 +128,19 @@ class TritonPythonModel:
         if not self.decoupled:
             yield _checked(call.exec())
             return
-        is_stopped = False
-        for response in call.exec(decoupled=True):
-            yield _checked(response)
-            if not is_stopped and request.is_cancelled():
-                is_stopped = True
-                self._stop(name, inputs)
+        self.running[name] = (request, inputs)
+        try:
+            for response in call.exec(decoupled=True):
+                yield _checked(response)
+        finally:
+            self.running.pop(name, None)
+
+    def _watch(self) -> None:
+        """End requests of clients that went away."""
+        while not self.over.wait(POLL_S):
+            for name, (request, inputs) in list(self.running.items()):
+                if request.is_cancelled() and self.running.pop(name, None) is not None:
+                    self._stop(name, inputs)
 
     def _stop(self, name: str, inputs: list[Any]) -> None:
         """Tell the backend to end the request of that name: it knows one by the id that both calls have."""
