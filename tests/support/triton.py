@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from support.project import ROOT
@@ -198,3 +199,11 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def make_input(name: str, values: Any, dtype: Any, datatype: str) -> grpc.InferInput:
+    """A tensor of a gRPC request."""
+    array = np.array(values, dtype=dtype)
+    made = grpc.InferInput(name, array.shape, datatype)
+    made.set_data_from_numpy(array)
+    return made

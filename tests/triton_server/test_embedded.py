@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
-from support.triton import Triton, edit, rename
+from support.triton import Triton, edit, make_input, rename
 
 import trtx
 from trtx.runtime.engine import Completion, Engine
@@ -38,20 +38,12 @@ def server(embedded: Triton) -> Iterator[Triton]:
     embedded.until(lambda: embedded.metric("trtx_kv_blocks_used", model=MODEL) == 0)
 
 
-def tensor(name: str, values: Any, datatype: str) -> grpc.InferInput:
-    array = np.array(values, dtype=np.object_ if datatype == "BYTES" else None)
-    array = array if datatype == "BYTES" else array.astype({"INT32": np.int32, "BOOL": np.bool_}[datatype])
-    made = grpc.InferInput(name, array.shape, datatype)
-    made.set_data_from_numpy(array)
-    return made
-
-
 def stream_inputs(max_tokens: int) -> list[grpc.InferInput]:
     return [
-        tensor("text_input", [[PROMPT.encode()]], "BYTES"),
-        tensor("max_tokens", [[max_tokens]], "INT32"),
-        tensor("stream", [[True]], "BOOL"),
-        tensor("ignore_eos", [[True]], "BOOL"),
+        make_input("text_input", [[PROMPT.encode()]], np.object_, "BYTES"),
+        make_input("max_tokens", [[max_tokens]], np.int32, "INT32"),
+        make_input("stream", [[True]], np.bool_, "BOOL"),
+        make_input("ignore_eos", [[True]], np.bool_, "BOOL"),
     ]
 
 
@@ -88,9 +80,9 @@ def test_server_sent_events_carry_the_same_pieces(server: Triton, expected: Comp
 
 def test_a_batch_of_texts_is_answered_row_by_row(server: Triton, expected: Completion) -> None:
     inputs = [
-        tensor("text_input", [[PROMPT.encode()], [b"import os"]], "BYTES"),
-        tensor("max_tokens", [[24], [24]], "INT32"),
-        tensor("ignore_eos", [[True], [True]], "BOOL"),
+        make_input("text_input", [[PROMPT.encode()], [b"import os"]], np.object_, "BYTES"),
+        make_input("max_tokens", [[24], [24]], np.int32, "INT32"),
+        make_input("ignore_eos", [[True], [True]], np.bool_, "BOOL"),
     ]
     answer = server.client.infer("whole", inputs)
     texts = answer.as_numpy("text_output")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from support.engines import BOS_ID, EOS_ID, raw_tokenizer
-from support.triton import Triton, edit, rename
+from support.triton import Triton, edit, make_input, rename
 from support.triton_specs import write_engine_folder
 
 FRONTS = ("ensemble", "tensorrt_llm_bls")
@@ -160,13 +160,6 @@ def test_a_bad_request_is_an_error_of_its_own(
     server, _ = engine_server
     assert says in server.ask(front, {"text_input": "abc", "max_tokens": 3} | change)["error"]
     assert server.ask(front, {"text_input": "abc", "max_tokens": 3})["text_output"] == "abc"
-
-
-def make_input(name: str, values: Any, dtype: Any, datatype: str) -> grpc.InferInput:
-    array = np.array(values, dtype=dtype)
-    made = grpc.InferInput(name, array.shape, datatype)
-    made.set_data_from_numpy(array)
-    return made
 
 
 def test_text_that_is_not_utf8_and_tensors_of_another_type_are_refused(engine_server: Server) -> None:

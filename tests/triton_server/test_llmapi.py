@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
-from support.triton import Triton, edit, rename, running_triton
+from support.triton import Triton, edit, make_input, rename, running_triton
 from support.triton_specs import make_spec, write_distribution
 
 from trtx.backends.tensorrt_llm.triton import TritonServing, write_repository
@@ -47,7 +49,29 @@ def test_requests_meet_in_the_llms_own_batcher(server: Triton) -> None:
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: server.ask(MODEL, asked), range(8)))
     # The stand-in says there how many requests it had at once.
-    assert max(int(answer["stop_reason"]) for answer in answers) > 1
+    assert max(int(answer["stop_reason"].split()[0]) for answer in answers) > 1
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_client_that_goes_away_ends_its_request(server: Triton, streaming: bool) -> None:
+    def counts() -> tuple[int, int]:
+        answer = server.ask(MODEL, {"text_input": "one", "sampling_param_max_tokens": 1, "return_stop_reason": True})
+        words = answer["stop_reason"].split()
+        return int(words[3]), int(words[5])
+
+    aborted, begun = counts()
+    inputs = [
+        make_input("text_input", [b"one"], np.object_, "BYTES"),
+        make_input("sampling_param_max_tokens", [1000], np.int32, "INT32"),
+        make_input("streaming", [streaming], np.bool_, "BOOL"),
+    ]
+    server.client.start_stream(callback=lambda result, error: None)
+    server.client.async_stream_infer(MODEL, inputs)
+    asked = itertools.count(1)
+    # Each look is a request of its own; the long one makes one more.
+    server.until(lambda: counts()[1] - begun > next(asked))
+    server.client.stop_stream(cancel_requests=True)
+    server.until(lambda: counts()[0] == aborted + 1)
 
 
 def test_a_request_that_the_llm_refuses_is_an_error_of_its_own(server: Triton) -> None:

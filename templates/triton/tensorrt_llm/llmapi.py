@@ -29,6 +29,7 @@ SAMPLING: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "sampling_param_seed": ("seed", int),
 }
 UNLOAD_S = 60
+POLL_S = 0.05
 
 
 class TritonPythonModel:
@@ -48,6 +49,9 @@ class TritonPythonModel:
         self.thread = threading.Thread(target=self.loop.run_forever, name="answers", daemon=True)
         self.thread.start()
         self.running: set[Future[Any]] = set()
+        # Answers that are being made: the task → its request and what the LLM makes of it.
+        self.live: dict[Any, tuple[Any, Any]] = {}
+        self.watch = asyncio.run_coroutine_threadsafe(self._look_after(), self.loop)
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -58,6 +62,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         for task in list(self.running):
             task.exception(timeout=UNLOAD_S)
+        self.watch.cancel()
         self.llm.shutdown()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
@@ -69,17 +74,30 @@ class TritonPythonModel:
             if streaming and not self.decoupled:
                 raise ValueError("this model answers at once: leave streaming out")
             generation = self._generate(request, streaming)
+            self.live[asyncio.current_task()] = (request, generation)
             if not streaming:
                 sender.send(self._respond(request, await generation, streaming=False), flags=final)
                 return
             async for output in generation:
-                if request.is_cancelled():
-                    generation.abort()
-                    raise ValueError("the request was cancelled")
                 sender.send(self._respond(request, output, streaming=True))
             sender.send(flags=final)
-        except Exception as error:  # noqa: BLE001 - the client must hear of it, whatever it is
-            sender.send(pb_utils.InferenceResponse([], error=pb_utils.TritonError(str(error))), flags=final)
+        except asyncio.CancelledError:
+            error = pb_utils.TritonError("the request was cancelled")
+            sender.send(pb_utils.InferenceResponse([], error=error), flags=final)
+        except Exception as problem:  # noqa: BLE001 - the client must hear of it, whatever it is
+            error = pb_utils.TritonError(str(problem))
+            sender.send(pb_utils.InferenceResponse([], error=error), flags=final)
+        finally:
+            self.live.pop(asyncio.current_task(), None)
+
+    async def _look_after(self) -> None:
+        """End requests of clients that went away."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            for task, (request, generation) in list(self.live.items()):
+                if request.is_cancelled():
+                    generation.abort()
+                    task.cancel()
 
     def _generate(self, request: Any, streaming: bool) -> Any:
         prompt = _text(_value(request, "text_input", None))

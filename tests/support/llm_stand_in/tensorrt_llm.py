@@ -52,21 +52,22 @@ class Generation:
     async def _whole(self) -> RequestOutput:
         self._llm.running += 1
         self._llm.most = max(self._llm.most, self._llm.running)
-        await asyncio.sleep(0.2)
+        # A long answer takes as long as a test waits for anything.
+        await asyncio.sleep(0.2 if len(self._words) < 100 else 30)
         self._llm.running -= 1
         text = "".join(self._words)
-        return RequestOutput([CompletionOutput(text, text, "length", str(self._llm.most))])
+        return RequestOutput([CompletionOutput(text, text, "length", self._llm.describe())])
 
     async def __aiter__(self):
         text = ""
         for index, word in enumerate(self._words):
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001 if len(self._words) < 100 else 0.1)
             text += word
             reason = "length" if index == len(self._words) - 1 else None
             yield RequestOutput([CompletionOutput(text, word, reason)])
 
     def abort(self) -> None:
-        self._words = []
+        self._llm.aborted += 1
 
 
 class LLM:
@@ -74,17 +75,22 @@ class LLM:
         unknown = arguments.keys() - KNOWN
         if unknown:
             raise ValueError(f"unknown LLM arguments: {sorted(unknown)}")
-        self.running = self.most = 0
+        self.running = self.most = self.aborted = self.begun = 0
 
     def generate_async(self, prompt: str, params: SamplingParams, streaming: bool) -> Generation:
         if params.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {params.max_tokens}")
+        self.begun += 1
         words = [f"{word} " for word in prompt.split()]
         answer = (words * params.max_tokens)[: params.max_tokens]
         for stop in params.stop:
             if f"{stop} " in answer:
                 answer = answer[: answer.index(f"{stop} ")]
         return Generation(answer, self)
+
+    def describe(self) -> str:
+        """What it did so far, in the one place where a request can ask for it: the stop reason."""
+        return f"{self.most} at once, {self.aborted} aborted, {self.begun} begun"
 
     def shutdown(self) -> None:
         pass
