@@ -30,7 +30,7 @@ demo: compiler $(VENV)/engine.stamp ## Build the quickstart recipe on this machi
 	$(BIN)/trtx apply recipes/quickstart.yaml
 
 servers:
-	@tests/install
+	@PYTHON=$(PYTHON) tests/install
 
 test: compiler servers $(VENV)/dev.stamp ## Install what the tests need and run all of them
 	$(BIN)/pytest

@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 from support.project import ROOT, Project, make_project
 from support.slurm_table import print_table
+from support.triton_table import print_triton_table
 
 # Read when torch starts its threads: those that spin while they wait starve what else runs here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -53,3 +54,4 @@ def project_on_shared_cache(quickstart: Project, shared_cache: Path, tmp_path: P
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     print_table(terminalreporter)
+    print_triton_table(terminalreporter)

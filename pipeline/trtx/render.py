@@ -19,7 +19,8 @@ def environment() -> jinja2.Environment:
     """Templates under trtx/templates, named by relative path such as `package/Dockerfile.j2`.
 
     Autoescape is off because no template is HTML. Instead every value from a recipe passes a filter:
-    `shell` in scripts, `tojson` in JSON, `toyaml` in YAML, `dockerfile` in Dockerfiles, `comment` in comments.
+    `shell` in scripts, `tojson` in JSON, `toyaml` in YAML, `dockerfile` in Dockerfiles, `pbtxt` in Triton's
+    configurations, `comment` in comments.
     """
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -30,7 +31,12 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     made.filters.update(
-        shell=quote_shell, tojson=quote_json, toyaml=quote_yaml, dockerfile=quote_dockerfile, comment=quote_comment
+        shell=quote_shell,
+        tojson=quote_json,
+        toyaml=quote_yaml,
+        dockerfile=quote_dockerfile,
+        pbtxt=quote_pbtxt,
+        comment=quote_comment,
     )
     return made
 
@@ -72,6 +78,14 @@ def quote_dockerfile(value: Any) -> str:
     if re.search(r"[\x00-\x1f\x7f]", text):
         raise ValueError(f"a Dockerfile word cannot hold control characters: {text!r}")
     return '"' + re.sub(r'([\\"$])', r"\\\1", text) + '"'
+
+
+def quote_pbtxt(value: Any) -> str:
+    """A string of protobuf's text format: quotes and backslashes escaped, all but printable ASCII as octal bytes."""
+    escaped = (
+        chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03o}" for byte in str(value).encode()
+    )
+    return '"' + "".join(escaped) + '"'
 
 
 def quote_comment(value: Any) -> str:

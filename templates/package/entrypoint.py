@@ -1,6 +1,7 @@
 """Starts this deployment: checks its files and this machine, then becomes `trtx serve`.
 
     python entrypoint.py [options of trtx serve]
+    TRTX_SERVER=triton python entrypoint.py [options of tritonserver]
 
 TRTX_VERIFY chooses which files are compared with SHA256SUMS first: `all` (default), or `code` for everything but
 the weights, whose many gigabytes take their time. Exit codes: 2 usage, 6 this machine does not fit, 8 a file is not
@@ -12,11 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SCOPES = ("all", "code")
+SERVERS = ("trtx", "triton")
+TRITON = "/opt/tritonserver/bin/tritonserver"
 EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_VERIFICATION = 2, 6, 8
 
 
@@ -68,15 +72,32 @@ def serve_arguments(extra: list[str]) -> list[str]:
     return [sys.executable, "-m", "trtx.cli", "serve", str(HERE / "engine"), *settings["serve"], *extra]
 
 
+def triton_arguments(extra: list[str]) -> list[str]:
+    """The command line of Triton Inference Server with this deployment's model."""
+    server = shutil.which("tritonserver") or TRITON
+    return [server, f"--model-repository={HERE / 'triton-server' / 'models'}", "--disable-auto-complete-config", *extra]
+
+
+def choose_arguments(server: str, extra: list[str]) -> list[str]:
+    """The command line of the server that TRTX_SERVER names."""
+    if server not in SERVERS:
+        raise Refusal(EXIT_USAGE, f"TRTX_SERVER is {server!r}; it must be one of {', '.join(SERVERS)}")
+    if server == "trtx":
+        return serve_arguments(extra)
+    if not (HERE / "triton-server").is_dir():
+        raise Refusal(EXIT_USAGE, "this deployment has no model for Triton; add triton to package.emit")
+    return triton_arguments(extra)
+
+
 def main() -> None:
     """Replace this process with the server, or say why not and exit."""
     try:
+        command = choose_arguments(os.environ.get("TRTX_SERVER", "trtx"), sys.argv[1:])
         verify_files(os.environ.get("TRTX_VERIFY", "all"))
         check_machine()
     except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         sys.exit(refusal.exit_code)
-    command = serve_arguments(sys.argv[1:])
     os.execv(command[0], command)  # noqa: S606
 
 

@@ -74,7 +74,12 @@ FULL: dict[str, Any] = {
         "accuracy": {"baseline": "plain", "metric": "perplexity", "max_rise": "2%"},
         "regression": {"baseline": "last", "max_slowdown": "2%"},
     },
-    "package": {"image": "registry.example.com/full", "base": "docker.io/library/python:3.12", "emit": ["compose"]},
+    "package": {
+        "image": "registry.example.com/full",
+        "base": "docker.io/library/python:3.12",
+        "emit": ["triton", "compose"],
+        "triton_base": "nvcr.io/nvidia/tritonserver:25.08-py3",
+    },
     "serving": {"api": "openai", "port": 8000},
     "runners": {
         "here": {"type": "local"},

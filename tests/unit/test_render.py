@@ -9,7 +9,16 @@ import jinja2
 import pytest
 import yaml
 
-from trtx.render import environment, quote_comment, quote_dockerfile, quote_json, quote_shell, quote_yaml, render
+from trtx.render import (
+    environment,
+    quote_comment,
+    quote_dockerfile,
+    quote_json,
+    quote_pbtxt,
+    quote_shell,
+    quote_yaml,
+    render,
+)
 
 NASTY = [
     "",
@@ -83,3 +92,8 @@ def test_every_template_can_be_parsed() -> None:
 def test_a_name_cannot_break_out_of_the_recipe_template() -> None:
     text = render("recipe/recipe.yaml.j2", name='x"\nevil: 1', schema="s.json")
     assert yaml.safe_load(text)["name"] == 'x"\nevil: 1'
+
+
+def test_strings_of_protobuf_keep_quotes_and_other_alphabets() -> None:
+    assert quote_pbtxt('a"b\\c') == '"a\\042b\\134c"'
+    assert quote_pbtxt("é\n") == '"\\303\\251\\012"'

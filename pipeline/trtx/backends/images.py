@@ -21,17 +21,17 @@ MOVING_TAGS = frozenset({"latest", "main", "master", "edge", "nightly", "stable"
 MAX_REFERENCE = 255
 
 
-def check_base(reference: str) -> str:
-    """The base image of a deployment, unchanged.
+def check_base(reference: str, setting: str = "package.base") -> str:
+    """The base image of a deployment, unchanged; `setting` is where the recipe names it.
 
     Raises UsageProblem when it is malformed, or names neither a digest nor a tag that stays.
     """
-    match = _match(reference, "package.base")
+    match = _match(reference, setting)
     if match["digest"] is None and (match["tag"] is None or match["tag"] in MOVING_TAGS):
         raise UsageProblem(
             f"the base image {reference} is not pinned",
             why=f"the tag '{match['tag']}' moves" if match["tag"] else "it has neither a tag nor a digest",
-            fix="name a release in package.base, best by digest: python:3.12-slim-bookworm@sha256:…",
+            fix=f"name a release in {setting}, best by digest: python:3.12-slim-bookworm@sha256:…",
         )
     return reference
 

@@ -80,7 +80,7 @@ def _pin_images(console: Console, prepared: Prepared) -> tuple[Prepared, list[st
     from trtx.plan.registry import ask_digest
 
     sources, found, warnings = prepared.sources, {}, []
-    for reference in sorted({cell.recipe.package.base for cell in prepared.cells}):
+    for reference in sorted({image for cell in prepared.cells for image in cell.recipe.package.images}):
         if "@" in reference or reference in sources.images or is_offline(prepared.environ):
             continue
         try:

@@ -6,8 +6,8 @@ matrices (1, or 2 with a gate) on the way up in each of M layers with an MLP:
 - linear weights: 1/pipeline × (L·(H·(A+2G)·D + A·D·H) + M·(u+1)·H·I)/tensor numbers, in the algorithm's bits, and a
   4-byte scale for every output row or group of columns in a row, two where there are zero points; experts the same, in
   every rank, and their routers in the engine's dtype; embedding and head: V·H numbers each (one when tied), learned
-  positions, norms (2L+1)·H, all in the engine's dtype and in every rank. Biases, norms of heads and what `exclude` keeps
-  are not counted.
+  positions, norms (2L+1)·H, all in the engine's dtype and in every rank. Biases, norms of heads and what `exclude`
+  keeps are not counted.
 - KV cache: 2·G·D numbers per token and layer, divided like the weights; in whole blocks; block 0 is never given out.
   A layer with a window keeps as much as any other.
 - activations: the widest moment of one step, T·(2H + max((A+2G)·D, u·I)/tensor + what its experts take) numbers for

@@ -64,7 +64,7 @@ TOOLS: Mapping[str, tuple[Kind, str]] = {
     "trtx": ("trtx", "digest of trtx's own files"),
 }
 QUANTIZATION = ("params", "quantization")
-BASE_IMAGE = ("package", "base")
+IMAGES: tuple[tuple[str, str], ...] = (("package", "base"), ("package", "triton_base"))
 LOCKED = ", with the digest that the lock has"
 MACHINE: Mapping[str, str] = {
     "cpu": "model of the processor",
@@ -133,8 +133,9 @@ class RecipeOrigins(Origins):
         if derived is None:
             # Of several settings, such as levels and requests, the last that is stated decides.
             stated = [place for place in places if point.origin(place).kind != "default"] or places[:1]
-            note = LOCKED if stated[-1] == BASE_IMAGE and step.params["base"] != cell.recipe.package.base else ""
-            return FactorOrigin("recipe", f"{point.origin(stated[-1])}{note}", dotted(stated[-1]))
+            last = stated[-1]
+            moved = last in IMAGES and step.params[last[-1]] not in (None, getattr(cell.recipe.package, last[-1]))
+            return FactorOrigin("recipe", f"{point.origin(last)}{LOCKED if moved else ''}", dotted(last))
         place = places[0]
         if derived.kind == "model" and cell.recipe.engine_for(cell.target).dtype != "auto":
             return FactorOrigin("recipe", str(point.origin(place)), dotted(place))

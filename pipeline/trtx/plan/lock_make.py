@@ -162,9 +162,8 @@ def _make_builds(old: Lock, plan: Plan, known: Mapping[str, Manifest], *, whole:
 def _make_containers(old: Lock, cells: Iterable[Cell], sources: PinnedSources) -> dict[str, LockedContainer]:
     """Base images; one that the recipe names by digest needs nobody's answer."""
     found = {}
-    for cell in cells:
-        reference = cell.recipe.package.base
-        known = sources.base_image_of(cell).partition("@")[2]
+    for reference in dict.fromkeys(image for cell in cells for image in cell.recipe.package.images):
+        known = sources.image_of(reference).partition("@")[2]
         found[reference] = LockedContainer(digest=known) if known else old.containers.get(reference, LockedContainer())
     return found
 

@@ -79,9 +79,8 @@ class PinnedSources:
         data = cell.recipe.quantization[cell.variant].calibration
         return self.draws.get((dataset_name(data), draw_title(data)), {})
 
-    def base_image_of(self, cell: Cell) -> str:
-        """The base image of the cell's package, with its digest where that is known."""
-        reference = cell.recipe.package.base
+    def image_of(self, reference: str) -> str:
+        """An image that a package is built on, with its digest where that is known."""
         return self.images.get(reference, reference)
 
     def generators(self) -> set[str]:

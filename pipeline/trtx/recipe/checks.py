@@ -311,9 +311,10 @@ def _check_workload(
 
 
 def _check_package(loaded: LoadedRecipe) -> Iterator[Problem]:
-    base = loaded.recipe.package.base
-    tag = base.rpartition("/")[2].partition(":")[2]
-    if "@sha256:" not in base and (not tag or tag in MOVING_TAGS):
-        why = f"the tag '{tag}' moves" if tag else "it has neither a tag nor a digest"
-        fix = "name a release, best by digest: python:3.12-slim-bookworm@sha256:…"
-        yield loaded.problem(("package", "base"), f"the base image {base} is not pinned", why=why, fix=fix)
+    for setting in ("base", "triton_base"):
+        base: str = getattr(loaded.recipe.package, setting)
+        tag = base.rpartition("/")[2].partition(":")[2]
+        if "@sha256:" not in base and (not tag or tag in MOVING_TAGS):
+            why = f"the tag '{tag}' moves" if tag else "it has neither a tag nor a digest"
+            fix = "name a release, best by digest: python:3.12-slim-bookworm@sha256:…"
+            yield loaded.problem(("package", setting), f"the base image {base} is not pinned", why=why, fix=fix)

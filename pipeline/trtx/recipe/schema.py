@@ -268,6 +268,15 @@ class Package(Part):
     emit: Many[Literal["compose", "kubernetes", "triton"]] = Field(
         default=("compose",), description="Deployment files to write."
     )
+    triton_base: Annotated[str, Field(pattern=BASE_PATTERN)] = Field(
+        default="nvcr.io/nvidia/tritonserver:25.08-py3",
+        description="Image of Triton Inference Server, for triton in `emit`; its Python must be 3.11 or later.",
+    )
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The images that containers of the package are built on."""
+        return (self.base, self.triton_base) if "triton" in self.emit else (self.base,)
 
 
 class Serving(Part):

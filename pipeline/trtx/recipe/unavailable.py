@@ -48,7 +48,7 @@ RULES: tuple[Unavailable, ...] = (
     _rule("targets.*.parallelism.tensor", _more_than_one, "use 1: an engine runs in one process"),
     _rule("targets.*.parallelism.pipeline", _more_than_one, "use 1: an engine runs in one process"),
     _rule("gates", _any, "leave the gates out and read benchmark.json"),
-    _rule("package.emit.*", _among("kubernetes", "triton"), "use compose"),
+    _rule("package.emit.*", _among("kubernetes"), "use compose or triton"),
 )
 
 

@@ -33,6 +33,7 @@ def run(params: PackageParams, context: StepContext) -> dict[str, Any]:
         memory_fraction=params.memory_fraction,
         scheduler=SchedulerSettings(**params.scheduler.model_dump()),
         keys={name: keys[name] for name in KEYED_INPUTS if name in keys},
+        triton_base=params.triton_base,
     )
     folders = [inputs[name] for name in ("benchmark", "engine") if name in inputs]
     earlier = next((folder / CHECK_NAME for folder in folders if (folder / CHECK_NAME).is_file()), None)

@@ -147,17 +147,18 @@ class BenchmarkParams(Params):
 class PackageParams(Params):
     """Assemble a deployment folder. Inputs: engine, weights, benchmark if there is one. Witnesses: checkpoint, model.
 
-    Output: the folder; see templates/package.
+    Output: the folder; see templates/package. `triton_base` is None where no repository of Triton is asked for.
     """
 
     stage: ClassVar[str] = "package"
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
 
     name: str
     cell: str
     image: str | None
     base: str
-    emit: tuple[Literal["compose"], ...]
+    emit: tuple[Literal["compose", "triton"], ...]
+    triton_base: str | None
     port: int
     kv_cache_bytes: int | None
     memory_fraction: float

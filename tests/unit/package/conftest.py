@@ -119,14 +119,18 @@ def weights(tmp_path: Path) -> Path:
 
 
 class Deploy(Protocol):
-    def __call__(self, folder: str = ..., benchmark: Path | None = ..., **changes: Any) -> Path: ...
+    def __call__(
+        self, folder: str = ..., benchmark: Path | None = ..., emit: tuple[str, ...] = ..., **changes: Any
+    ) -> Path: ...
 
 
 @pytest.fixture
 def deploy(tmp_path: Path, engine: Path, weights: Path) -> Deploy:
     """Writes a deployment folder as the stage does after the check, with changed parameters."""
 
-    def write(folder: str = "package", benchmark: Path | None = None, **changes: Any) -> Path:
+    def write(
+        folder: str = "package", benchmark: Path | None = None, emit: tuple[str, ...] = ("compose",), **changes: Any
+    ) -> Path:
         target = tmp_path / folder
         values: dict[str, Any] = {
             "name": "llama",
@@ -142,7 +146,7 @@ def deploy(tmp_path: Path, engine: Path, weights: Path) -> Deploy:
         deployment = make_deployment(**(values | changes))
         link_or_copy(engine / "check.json", target / "engine" / "check.json")
         card = join_engine(engine, weights, target / "engine")
-        write_deployment(target, deployment, card, make_evidence(card), emit=("compose",), benchmark=benchmark)
+        write_deployment(target, deployment, card, make_evidence(card), emit=emit, benchmark=benchmark)
         return target
 
     return write

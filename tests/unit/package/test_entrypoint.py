@@ -9,10 +9,16 @@ import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any, Protocol
 
 import pytest
 
 from trtx.files import sha256_bytes
+
+
+class Deploy(Protocol):
+    def __call__(self, folder: str = ..., benchmark: Path | None = ..., **changes: Any) -> Path: ...
+
 
 # Loaded by Python at its start: shows the command that would replace the process.
 SHOW_EXEC = """
@@ -121,6 +127,32 @@ def test_a_mistyped_scope_is_a_usage_error_and_not_less_checking(package: Path, 
     answer = enter(package, site, TRTX_VERIFY="none")
     assert answer.returncode == 2
     assert "it must be one of all, code" in answer.stderr
+
+
+def test_triton_is_started_on_the_same_conditions(deploy: Deploy, site: Path, tmp_path: Path) -> None:
+    package = deploy(emit=("triton",), triton_base="nvcr.io/nvidia/tritonserver:25.08-py3")
+    server = tmp_path / "bin" / "tritonserver"
+    server.parent.mkdir()
+    server.touch(mode=0o755)
+    triton = {"TRTX_SERVER": "triton", "PATH": f"{server.parent}:{os.environ['PATH']}"}
+    answer = enter(package, site, "--http-port=9000", **triton)
+    assert json.loads(answer.stdout) == [
+        str(server),
+        f"--model-repository={package / 'triton-server' / 'models'}",
+        "--disable-auto-complete-config",
+        "--http-port=9000",
+    ]
+    change_card(package, cpu_flags=["no_such_flag"])
+    assert enter(package, site, **triton).returncode == 6
+
+
+def test_a_server_that_is_not_there_is_a_usage_error(package: Path, site: Path) -> None:
+    answer = enter(package, site, TRTX_SERVER="triton")
+    assert answer.returncode == 2
+    assert "add triton to package.emit" in answer.stderr
+    answer = enter(package, site, TRTX_SERVER="vllm")
+    assert answer.returncode == 2
+    assert "it must be one of trtx, triton" in answer.stderr
 
 
 def test_a_python_without_trtx_is_told_what_to_install(package: Path, site: Path, tmp_path: Path) -> None:

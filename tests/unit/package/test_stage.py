@@ -26,6 +26,7 @@ PARAMS = PackageParams(
     image=None,
     base="docker.io/library/python:3.12-slim-bookworm",
     emit=("compose",),
+    triton_base=None,
     port=8000,
     kv_cache_bytes=None,
     memory_fraction=0.5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,19 @@ def test_a_step_is_told_when_its_facts_are_in_the_lock(tmp_path: Path) -> None:
     steps = [step for step in world.plan.steps if step.stage in ("download", "dataset")]
     assert [is_told(world.lock(), step) for step in steps] == [False] * len(steps)
     assert [is_told(world.lock(manifests=world.manifests()), step) for step in steps] == [True] * len(steps)
+
+
+def test_the_image_of_triton_is_pinned_where_it_is_built_on(tmp_path: Path) -> None:
+    python, triton = "docker.io/library/python:3.12-slim-bookworm", "nvcr.io/nvidia/tritonserver:25.08-py3"
+    assert World(tmp_path).lock().containers.keys() == {python}
+    world = World(tmp_path, {"package.emit": ["compose", "triton"]})
+    assert world.lock().containers.keys() == {python, triton}
+    digest = f"{triton}@sha256:{'0' * 64}"
+    sources = replace(world.sources, images={triton: digest})
+    plan = make_plan(world.cells, Path("recipe.yaml"), sources, world.facts, Options())
+    (params,) = {step.params["triton_base"] for step in plan.steps if step.stage == "package"}
+    assert params == digest
+    assert {step.params["triton_base"] for step in World(tmp_path).plan.steps if step.stage == "package"} == {None}
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_defaults_bounds_choices_and_what_is_required_are_shown() -> None:
         "| `max_batch_size` | whole number, at least 1 | `8` | Sequences in one step. *Redoes build.* |",
         "| `source` | URL | **required** |",
         "| `memory_fraction` | number, more than 0, at most 0.95 | `0.9` |",
-        "| `emit` | list of `compose`, `kubernetes`†, `triton`† | `[compose]` |",
+        "| `emit` | list of `compose`, `kubernetes`†, `triton` | `[compose]` |",
         "| `reuse` | `false`, `true` | `true` |",
         "| `tensor` | whole number, at least 1, more than 1† | `1` |",
         "| [`gates`](#gates) † |",

@@ -5,6 +5,7 @@
     wheels/           trtx itself
     requirements.txt  every other package, exactly
     deployment.json   what the entrypoint needs to know, and where everything came from
+    triton-server/    the model repository and the Dockerfile of Triton, when that is asked for
     Dockerfile  compose.yaml  entrypoint.py  healthcheck.py  README.md  SHA256SUMS
 
 Nothing here depends on the clock, the host or the order of a directory: the same inputs give the same bytes.
@@ -21,6 +22,7 @@ from typing import Any
 import trtx
 from trtx.backends.images import check_base, make_image
 from trtx.backends.inductor.evidence import Evidence
+from trtx.backends.inductor.triton import make_model, model_name, write_repository
 from trtx.backends.shipping import pinned_requirements, requirements_text, wheel_name, write_wheel
 from trtx.bench.report import REPORT_NAME, TABLE_NAME, BenchmarkReport
 from trtx.errors import VerificationFailed
@@ -41,6 +43,10 @@ from trtx.runtime.scheduler import SchedulerSettings
 
 SUMS_NAME = "SHA256SUMS"
 SCHEMA = "trtx.deployment/v1"
+# Not `triton`: Python would take a folder of that name beside a script for the compiler's package.
+TRITON_FOLDER = "triton-server"
+# From triton-server/models/NAME, where the model is, to the engine.
+ENGINE_FROM_MODEL = f"../../../{ENGINE_FOLDER}"
 # What a server on a CPU needs beside its weights and its KV cache: Python, torch, activations.
 OVERHEAD_MIB = 1024
 
@@ -60,6 +66,12 @@ class Deployment:
     scheduler: SchedulerSettings
     keys: Mapping[str, str]
     pins: Mapping[str, str]
+    triton_base: str | None = None
+
+    @property
+    def triton_image(self) -> str:
+        """The name of the image with Triton: the deployment's own, marked in its tag."""
+        return f"{self.image}-triton"
 
     @property
     def serve_options(self) -> list[str]:
@@ -86,8 +98,9 @@ def make_deployment(
     memory_fraction: float,
     scheduler: SchedulerSettings,
     keys: Mapping[str, str],
+    triton_base: str | None = None,
 ) -> Deployment:
-    """Resolve names and versions.
+    """Resolve names and versions. `triton_base` is the image of Triton, where its repository is asked for.
 
     Raises UsageProblem for a base image that is not pinned or image names that are none, EnvironmentProblem when a
     package that a server needs is not installed here.
@@ -105,6 +118,7 @@ def make_deployment(
         scheduler=scheduler,
         keys=dict(keys),
         pins=pinned_requirements(),
+        triton_base=None if triton_base is None else check_base(triton_base, "package.triton_base"),
     )
 
 
@@ -146,8 +160,29 @@ def write_deployment(
     write_text(target / "Dockerfile", render("package/Dockerfile.j2", **values))
     if "compose" in emit:
         write_text(target / "compose.yaml", render("package/compose.yaml.j2", **values))
+    if deployment.triton_base is not None:
+        write_triton(target / TRITON_FOLDER, deployment, card, values)
     write_text(target / "README.md", render("package/README.md.j2", **values))
     write_text(target / SUMS_NAME, make_sums(target))
+
+
+def write_triton(folder: Path, deployment: Deployment, card: EngineCard, values: Mapping[str, Any]) -> None:
+    """Write the model repository of the engine and what builds a container around it."""
+    model = make_model(
+        deployment.name,
+        card,
+        engine_dir=ENGINE_FROM_MODEL,
+        kv_cache_bytes=deployment.kv_cache_bytes,
+        memory_fraction=deployment.memory_fraction,
+        scheduler=deployment.scheduler,
+    )
+    write_repository(folder / "models", model)
+    # The stub of Triton's Python backend works with the numpy of its own image only.
+    pins = {name: version for name, version in deployment.pins.items() if name != "numpy"}
+    write_text(folder / "requirements.txt", requirements_text(pins))
+    write_text(folder / "Dockerfile", render("triton/inductor/Dockerfile.j2", **values))
+    if values["compose"]:
+        write_text(folder / "compose.yaml", render("triton/inductor/compose.yaml.j2", **values))
 
 
 def describe(deployment: Deployment, card: EngineCard) -> dict[str, Any]:
@@ -183,6 +218,9 @@ def _template_values(target: Path, deployment: Deployment, card: EngineCard) -> 
         "base": deployment.base,
         "image": deployment.image,
         "version": deployment.version,
+        "triton_base": deployment.triton_base,
+        "triton_image": deployment.triton_image,
+        "triton_model": model_name(deployment.name),
         "port": deployment.port,
         "keys": deployment.keys,
         "wheel": f"wheels/{wheel_name()}",
