@@ -16,6 +16,7 @@ from typing import Any
 from trtx.errors import EnvironmentProblem
 from trtx.hardware.software import read_compiler
 from trtx.hardware.versions import installed_version
+from trtx.stages.find_params import find_params
 from trtx.stages.params import PARAMS
 
 ABSENT = "absent"
@@ -31,7 +32,8 @@ def check_toolchain(step: str, factors: Mapping[str, Any]) -> None:
         for name, version in planned.items()
         if name not in NOT_HERE and (here := find_version(name)) != version
     ]
-    code = PARAMS[factors["stage"]].code_version if factors.get("stage") in PARAMS else None
+    stage = factors.get("stage")
+    code = find_params(stage, factors.get("params", {})).code_version if stage in PARAMS else None
     if code is not None and factors.get("code", code) != code:
         wrong.append(f"version {factors['code']} of the stage {factors['stage']}, here is version {code}")
     if wrong:

@@ -120,29 +120,45 @@ class Lora(Frozen):
     max_adapters: int
 
 
-class TrtllmSpec(Frozen):
-    """One engine of TensorRT-LLM, or one set of options of its PyTorch backend.
+class CheckpointSpec(Frozen):
+    """What a checkpoint of TensorRT-LLM depends on: nothing of the GPU and of limits, so that engines share it.
 
-    `probe` is the SHA-256 of the probe file that replaces the shipped tables, None for the shipped ones. `profiles`
-    asks for several optimization profiles. `plugins` and `options` are flags of trtllm-build by name without dashes
-    (`gemm_plugin`), `options` in the PyTorch flow keys of the options file; both hold the preset's, expanded.
+    `probe` is the SHA-256 of the probe file that replaces the shipped tables, None for the shipped ones. `container` is
+    None where trtx writes the checkpoint itself.
     """
 
     release: str
-    flow: Flow
     probe: str | None = None
-    container: Container
+    container: Container | None
     shape: Shape
     quantization: QuantFormat
     dtype: DType
     ranks: Ranks
+    converter: Converter = "trtx"
+
+
+class TrtllmSpec(CheckpointSpec):
+    """One engine of TensorRT-LLM, or one set of options of its PyTorch backend.
+
+    `profiles` asks for several optimization profiles. `plugins` and `options` are flags of trtllm-build by name
+    without dashes (`gemm_plugin`), `options` in the PyTorch flow keys of the options file; both hold the preset's,
+    expanded.
+    """
+
+    flow: Flow
+    container: Container
     device: Device
     sizes: Sizes
     pool: Pool
     batching: Batching
-    converter: Converter = "trtx"
     profiles: bool = False
     speculation: Speculation | None = None
     lora: Lora | None = None
     plugins: dict[str, str] = {}
     options: dict[str, Annotated[Any, Field()]] = {}
+
+    @property
+    def checkpoint(self) -> CheckpointSpec:
+        """The part that the engine's checkpoint depends on."""
+        chosen = {name: getattr(self, name) for name in CheckpointSpec.model_fields}
+        return CheckpointSpec(**{**chosen, "container": None if self.converter == "trtx" else self.container})
