@@ -26,7 +26,7 @@ def load_release(spec: CheckpointSpec, environ: Mapping[str, str] | None = None)
     if not named or not Path(named).is_file():
         raise EnvironmentProblem(
             f"the probe of TensorRT-LLM {spec.release} is not here",
-            why=f"{PROBE_VARIABLE} names {named or 'nothing'}, and the step was planned with the probe {spec.probe[:12]}",
+            why=f"{PROBE_VARIABLE} names {named or 'nothing'}, and the plan has the probe {spec.probe[:12]}",
             fix="put the file that `trtx probe --write` made where this machine sees it, and plan again",
         )
     found = sha256_file(Path(named))

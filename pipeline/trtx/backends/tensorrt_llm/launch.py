@@ -1,0 +1,63 @@
+"""How the ranks of an engine are started: one process a GPU, by mpirun on one host or srun over several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trtx.backends.tensorrt_llm.spec import Ranks
+from trtx.errors import UsageProblem
+
+# What makes all ranks but the first workers of the first: docs/source of 1.3.0rc3, multi-node.
+LAUNCHER = "trtllm-llmapi-launch"
+# Slurm's PMI plugins that Open MPI of the containers speaks.
+MPI_PLUGINS = ("pmix", "pmi2")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Processes and GPUs of one engine, over hosts."""
+
+    ranks: int
+    hosts: int
+    gpus_per_host: int
+
+
+def plan_launch(ranks: Ranks, gpus_per_host: int) -> Launch:
+    """How many hosts an engine takes, every host with as many ranks.
+
+    Raises UsageProblem when its ranks do not divide over hosts.
+    """
+    world = ranks.world_size
+    hosts = -(-world // gpus_per_host)
+    if world % hosts:
+        raise UsageProblem(
+            f"{world} ranks do not divide over {hosts} hosts of {gpus_per_host} GPUs",
+            why="every host gets as many ranks",
+            fix="choose parallelism whose product is a multiple of the hosts",
+        )
+    return Launch(world, hosts, world // hosts)
+
+
+def mpirun_words(launch: Launch, *, as_root: bool = True) -> tuple[str, ...]:
+    """Words before a command on one host. Containers run as root, which Open MPI refuses unless told."""
+    root = ("--allow-run-as-root",) if as_root else ()
+    return ("mpirun", *root, "--oversubscribe", "-n", str(launch.ranks))
+
+
+def srun_words(launch: Launch, *, mpi: str = "pmix", container: str | None = None) -> tuple[str, ...]:
+    """Words before a command over the hosts of a Slurm job; `container` is an image for pyxis."""
+    if mpi not in MPI_PLUGINS:
+        raise UsageProblem(f"srun --mpi={mpi} starts no ranks", why=f"known are {', '.join(MPI_PLUGINS)}")
+    words = ("srun", f"--mpi={mpi}", f"--nodes={launch.hosts}", f"--ntasks={launch.ranks}")
+    gpus = (f"--ntasks-per-node={launch.gpus_per_host}", f"--gpus-per-node={launch.gpus_per_host}")
+    return (*words, *gpus, *((f"--container-image={container}",) if container else ()))
+
+
+def start_words(launch: Launch, words: tuple[str, ...], *, container: str | None = None) -> tuple[str, ...]:
+    """A command of the LLM API (trtllm-serve, trtllm-bench) with all its ranks.
+
+    On one host it starts its ranks itself; over several, every rank of the job runs it behind trtllm-llmapi-launch.
+    """
+    if launch.hosts == 1:
+        return words
+    return (*srun_words(launch, container=container), LAUNCHER, *words)
