@@ -52,7 +52,7 @@ class TrtllmConvertParams(TrtllmParams):
 class TrtllmBuildParams(TrtllmParams):
     """Engine flow: input checkpoint (TensorRT-LLM's, with tokenizer/). Output: the engine folder.
 
-    That is config.json, rankN.engine, tokenizer/, the timing cache, and trtllm.json, which says what it was made by.
+    That is config.json, rankN.engine, tokenizer/, and trtllm.json, which says what it was made by and for.
     PyTorch flow: no input. Output: llm_options.yaml and trtllm.json.
     """
 

@@ -244,8 +244,9 @@ def _make_context(store: Store, job: Job, staged: Path, progress_file: Path, ran
 
 def _run_stage(job: Job, context: StepContext) -> dict[str, Any]:
     params = read_params(job.stage, job.params)
+    backend = job.params.get("backend")
     with disk_errors(context.output):
-        return load_stage(job.stage).run(params, context)
+        return load_stage(f"{backend}/{job.stage}" if backend else job.stage).run(params, context)
 
 
 def _tell_waiting(folder: Path, text: str) -> None:
