@@ -8,6 +8,7 @@ from typing import Literal
 
 from trtx import __version__
 from trtx.plan.effects import EFFECTS, is_within, settings_of
+from trtx.plan.effects_tensorrt_llm import ALL, SERVED
 from trtx.plan.keys import flatten
 from trtx.plan.steps import Plan, Step
 from trtx.recipe.cells import Cell
@@ -15,8 +16,9 @@ from trtx.recipe.load import LoadedRecipe
 from trtx.recipe.parts import Part
 from trtx.recipe.problems import Path
 from trtx.recipe.tree import dotted
+from trtx.stages.toolchain import OF_IMAGE
 
-Kind = Literal["recipe", "source", "model", "installed", "machine", "input", "trtx"]
+Kind = Literal["recipe", "source", "model", "installed", "machine", "input", "trtx", "release"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,32 @@ DERIVED: Mapping[str, Derived] = {
         for stage in ("calibrate", "build")
         for name in ("group_size", "zero_points", "reordered", "packing")
     },
+    **{
+        f"{stage}.params.spec.{name}": derived
+        for stage in ALL
+        for name, derived in {
+            "shape": Derived("model", "config.json"),
+            "dtype": Derived("model", "config.json"),
+            "container": Derived("release", "its image, with the digest that the lock has"),
+            "converter": Derived("recipe", "auto is trtx where it can write the checkpoint"),
+            **{
+                f"quantization.{name}": Derived("trtx", "how ModelOpt packs the algorithm")
+                for name in ("group_size", "zero_points", "reordered", "packing")
+            },
+        }.items()
+    },
+    **{f"{stage}.params.backend": Derived("recipe", "engine.backend") for stage in ALL},
+    **{
+        f"{stage}.params.spec.{name}": derived
+        for stage in SERVED
+        for name, derived in {
+            "flow": Derived("release", "auto is what the release does by default"),
+            "pool.tokens_per_block": Derived("release", "the release's own where the recipe says nothing"),
+            "device": Derived("recipe", "what the catalogue has of this device"),
+            "speculation": Derived("recipe", "engine.speculative"),
+            "lora": Derived("recipe", "engine.lora"),
+        }.items()
+    },
 }
 TOOLS: Mapping[str, tuple[Kind, str]] = {
     "c++": ("machine", "compiler on PATH"),
@@ -84,7 +112,7 @@ class Origins:
         if head == "inputs":
             return FactorOrigin("input", step.inputs[name].step)
         if head == "toolchain":
-            return FactorOrigin(*TOOLS.get(name, ("installed", "installed distribution")))
+            return _of_tool(name)
         if head == "machine":
             return FactorOrigin("machine", MACHINE[name])
         if head == "code":
@@ -132,6 +160,12 @@ class RecipeOrigins(Origins):
         if derived.kind == "model" and cell.recipe.engine_for(cell.target).dtype != "auto":
             return FactorOrigin("recipe", str(point.origin(place)), dotted(place))
         return FactorOrigin(derived.kind, f"{point.origin(place)}; {derived.note}", dotted(place))
+
+
+def _of_tool(name: str) -> FactorOrigin:
+    if name.startswith(OF_IMAGE):
+        return FactorOrigin("release", "what the release's image has, by the tables")
+    return FactorOrigin(*TOOLS.get(name, ("installed", "installed distribution")))
 
 
 def find_derived(stage: str, path: Path) -> Derived | None:

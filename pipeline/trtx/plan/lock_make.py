@@ -66,6 +66,7 @@ def make_lock(
         containers=_merge(before.containers, _make_containers(before, cells, sources), keep),
         datasets=_merge(before.datasets, _make_datasets(before, cells, sources, plan, known, whole=whole), keep),
         entries=_make_entries(before, plan, whole=whole),
+        probes=_merge(before.probes, _make_probes(sources), keep),
         models=_merge(before.models, _make_models(before, cells, sources, plan, known), keep),
         runners={"local": _make_tools(before.runners.get("local"), facts, whole=whole)},
         stages={stage: params.code_version for stage, params in PARAMS.items()},
@@ -160,13 +161,17 @@ def _make_builds(old: Lock, plan: Plan, known: Mapping[str, Manifest], *, whole:
 
 
 def _make_containers(old: Lock, cells: Iterable[Cell], sources: PinnedSources) -> dict[str, LockedContainer]:
-    """Base images; one that the recipe names by digest needs nobody's answer."""
+    """Base images, and images of releases; one that the recipe names by digest needs nobody's answer."""
     found = {}
-    for cell in cells:
-        reference = cell.recipe.package.base
-        known = sources.base_image_of(cell).partition("@")[2]
+    for reference in (name for cell in cells for name in sources.references_of(cell)):
+        known = sources.digest_of(reference)
         found[reference] = LockedContainer(digest=known) if known else old.containers.get(reference, LockedContainer())
     return found
+
+
+def _make_probes(sources: PinnedSources) -> dict[str, str]:
+    """Files of `trtx probe`, as the recipe names them."""
+    return {name[1]: pinned.digest for name, pinned in sources.releases.items() if name[1] and pinned.digest}
 
 
 def _make_tools(old: LockedTools | None, facts: Facts, *, whole: bool) -> LockedTools:

@@ -14,6 +14,7 @@ from trtx.hardware.versions import installed_version
 from trtx.models.layout import make_layout
 from trtx.plan.facts import ABSENT, Facts
 from trtx.plan.make import make_format, resolve_dtype
+from trtx.plan.releases import is_tensorrt
 from trtx.plan.resolve import PinnedSources
 from trtx.plan.resources import HERE, Placement
 from trtx.plan.steps import Plan
@@ -79,6 +80,8 @@ def check_fit(
     RecipeInvalid with the place in the recipe that says so.
     """
     for cell in cells:
+        if is_tensorrt(cell):
+            continue  # trtx.plan.check_tensorrt_llm has the rules of its releases.
         recipe, shape, point = cell.recipe, sources.model_of(cell).shape, loaded.point_of(cell)
         engine, target = recipe.engine_for(cell.target), recipe.targets[cell.target]
         gpu, variant = find_gpu(target.gpu), recipe.quantization[cell.variant]

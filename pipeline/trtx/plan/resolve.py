@@ -17,6 +17,7 @@ from trtx.models.sources.base import Request, Resolved, find_source, is_commit, 
 from trtx.paths import cache_dir
 from trtx.plan.keys import make_factors, make_key
 from trtx.plan.lock import Lock, LockedDataset, LockedModel, dataset_title, draw_title, model_title
+from trtx.plan.releases import PinnedRelease, ReleaseName, is_tensorrt, release_name
 from trtx.recipe.cells import Cell
 from trtx.recipe.schema import Calibration, Model
 from trtx.stages.params import DatasetParams, DownloadParams
@@ -27,11 +28,19 @@ DatasetName = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class PinnedModel:
-    """A model and its shape; `files` are the SHA-256 digests that a lock demands by path, empty when none does."""
+    """A model and its shape; `files` are the SHA-256 digests that a lock demands by path, empty when none does.
+
+    `compiled` is None for an architecture that only another backend knows.
+    """
 
     source: Resolved
-    shape: ModelConfig
+    compiled: ModelConfig | None
     files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> ModelConfig:
+        """What trtx compiles. Raises UsageProblem for an architecture that it does not."""
+        return self.compiled or read_model_config(self.source.config)
 
 
 @dataclass(frozen=True)
@@ -39,13 +48,15 @@ class PinnedSources:
     """Models by URL, revision and whether pickles are let in; datasets by URL, revision and split.
 
     `images` are base images with their digest, by the reference in the recipe; `draws` the SHA-256 digests that a lock
-    demands of the files with the rows of a dataset, by the dataset and what chooses the rows.
+    demands of the files with the rows of a dataset, by the dataset and what chooses the rows. `releases` are those of
+    TensorRT-LLM, by version and probe.
     """
 
     models: dict[ModelName, PinnedModel]
     datasets: dict[DatasetName, Resolved]
     images: Mapping[str, str] = field(default_factory=dict)
     draws: Mapping[tuple[DatasetName, str], Mapping[str, str]] = field(default_factory=dict)
+    releases: Mapping[ReleaseName, PinnedRelease] = field(default_factory=dict)
 
     def model_of(self, cell: Cell) -> PinnedModel:
         return self.models[model_name(cell.recipe.model)]
@@ -63,6 +74,27 @@ class PinnedSources:
         reference = cell.recipe.package.base
         return self.images.get(reference, reference)
 
+    def release_of(self, cell: Cell) -> PinnedRelease:
+        """The TensorRT-LLM release of a cell that has that backend."""
+        return self.releases[release_name(cell)]
+
+    def references_of(self, cell: Cell) -> tuple[str, ...]:
+        """The images that a cell needs, as the recipe or its release names them; none that is a file."""
+        if not is_tensorrt(cell):
+            return (cell.recipe.package.base,)
+        from trtx.backends.tensorrt_llm.from_recipe import choose_image
+
+        image = choose_image(cell.recipe.engine_for(cell.target), self.release_of(cell).release)
+        return () if not image or image.startswith("/") else (image,)
+
+    def digest_of(self, image: str) -> str | None:
+        """The digest of an image of a release, `sha256:…`, where the reference or the lock has it."""
+        return self.images.get(image, image).partition("@")[2] or None
+
+    def configs(self) -> dict[str, Mapping[str, object]]:
+        """The models' config.json, by their source."""
+        return {name[0]: model.source.config for name, model in self.models.items()}
+
     def generators(self) -> set[str]:
         """Distributions that generated sources depend on."""
         pinned = (*(model.source for model in self.models.values()), *self.datasets.values())
@@ -77,10 +109,13 @@ def resolve_sources(cells: Iterable[Cell], environ: Mapping[str, str], lock: Loc
     models: dict[ModelName, PinnedModel] = {}
     datasets: dict[DatasetName, Resolved] = {}
     draws: dict[tuple[DatasetName, str], Mapping[str, str]] = {}
+    cells = list(cells)
+    compiled = {model_name(cell.recipe.model) for cell in cells if not is_tensorrt(cell)}
     for cell in cells:
         model = cell.recipe.model
         if model_name(model) not in models:
-            models[model_name(model)] = resolve_model(model, environ, lock)
+            is_compiled = model_name(model) in compiled
+            models[model_name(model)] = resolve_model(model, environ, lock, compiled=is_compiled)
         data = cell.recipe.quantization[cell.variant].calibration
         name = dataset_name(data)
         if name not in datasets:
@@ -90,8 +125,10 @@ def resolve_sources(cells: Iterable[Cell], environ: Mapping[str, str], lock: Loc
     return PinnedSources(models, datasets, _pin_images(lock), draws)
 
 
-def resolve_model(model: Model, environ: Mapping[str, str], lock: Lock | None = None) -> PinnedModel:
-    """Pin the model and read its shape.
+def resolve_model(
+    model: Model, environ: Mapping[str, str], lock: Lock | None = None, *, compiled: bool = True
+) -> PinnedModel:
+    """Pin the model and read its shape, where it is `compiled` by trtx itself.
 
     Raises UsageProblem for a source that names nothing or a model trtx cannot compile, EnvironmentProblem for one
     that cannot be reached, LockOutOfDate for one that no longer is what the lock says.
@@ -104,7 +141,7 @@ def resolve_model(model: Model, environ: Mapping[str, str], lock: Lock | None = 
         # What is generated may come out differently on another processor; what is fetched may not.
         known = not resolved.toolchain and lock.stages.get("download") == DownloadParams.code_version
         files = {path: file.sha256 for path, file in locked.files.items()} if known else {}
-    return PinnedModel(resolved, read_model_config(resolved.config), files)
+    return PinnedModel(resolved, read_model_config(resolved.config) if compiled else None, files)
 
 
 def resolve_dataset(data: Calibration, environ: Mapping[str, str], lock: Lock | None = None) -> Resolved:

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from trtx.errors import UsageProblem
 from trtx.hardware.gpus import GPUS, find_gpu
 from trtx.hardware.gpus import Gpu as Device
 from trtx.plan.environment import FETCHING_STAGES, MEASURING_STAGES
 from trtx.plan.steps import Step
 from trtx.recipe.cells import Cell
+from trtx.recipe.check_backend import TENSORRT
 from trtx.recipe.runners import ALWAYS, LocalRunner, Needs, Runner, SimRunner, SlurmRunner, find_runner
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ SIM = "sim"
 AUTO = "auto"
 # Stages whose jobs need the device that the target names.
 DEVICE_STAGES = ("build", "benchmark")
+# How srun starts ranks of Open MPI, which the images of TensorRT-LLM have.
+MPI = "pmix"
 # Parts of a catalogue name that no gres.conf has: the memory, and how the device is built in.
 _NOT_IN_GRES = re.compile(r"-(\d+gb|sxm|pcie|nvl)(?=-|$)")
 
@@ -138,14 +142,59 @@ def make_resources(step: Step, runner: Cluster, cell: Cell) -> Resources:
         return next((value for value in (getattr(level, name, None) for level in levels) if value is not None), None)
 
     exclusive = first("exclusive")
+    nodes, ranks = _spread(step, cell)
     return Resources(
         time_s=first("time"),
         memory_bytes=first("memory"),
         cpus=first("cpus"),
-        gpu=_choose_gpu(runner, cell) if step.stage in DEVICE_STAGES else None,
+        gpu=_choose_gpu(runner, cell) if needs_device(step) else None,
+        nodes=nodes,
+        ranks=ranks,
         partition=first("partition"),
         exclusive=step.stage in MEASURING_STAGES if exclusive is None else exclusive,
+        image=_choose_image(step, runner),
+        mpi=MPI if ranks > 1 else "",
     )
+
+
+def needs_device(step: Step) -> bool:
+    """Whether a step's job needs the device that its target names.
+
+    Of TensorRT-LLM, quantize.py needs it as well, and an options file does not.
+    """
+    if step.params.get("backend") != TENSORRT:
+        return step.stage in DEVICE_STAGES
+    is_engine = step.params["spec"].get("flow") == "engine"
+    return step.stage in ("calibrate", "benchmark") or (step.stage == "build" and is_engine)
+
+
+def _spread(step: Step, cell: Cell) -> tuple[int, int]:
+    """Nodes and processes of a step: on one node its tools start their own ranks, over several srun starts them."""
+    ways = cell.recipe.targets[cell.target].parallelism
+    world = ways.tensor * ways.pipeline * ways.context
+    nodes = -(-world // ways.gpus_per_node)
+    if step.params.get("backend") != TENSORRT or step.stage != "benchmark" or nodes == 1:
+        return 1, 1
+    return nodes, world
+
+
+def _choose_image(step: Step, runner: Cluster) -> str:
+    """The image of a step that has one of its own, with its digest; the runner's own where no registry has said it."""
+    if step.params.get("backend") != TENSORRT or not isinstance(runner, SlurmRunner):
+        return ""
+    container = step.params["spec"].get("container")
+    if container is None or runner.container.runtime == "none":
+        return ""
+    image, digest = container["image"], container["digest"]
+    if image.startswith("/"):
+        return str(image)
+    if digest is None and runner.container.image is None:
+        raise UsageProblem(
+            f"the image {image} of {step.id} has no digest",
+            why="a tag can be moved, so the same recipe would run other bytes next month",
+            fix="run `trtx lock RECIPE` with a network, or write engine.container: name:tag@sha256:…",
+        )
+    return f"{image}@{digest}" if digest else ""
 
 
 def _choose_gpu(runner: Cluster, cell: Cell) -> Gpu | None:
@@ -159,8 +208,10 @@ def _choose_gpu(runner: Cluster, cell: Cell) -> Gpu | None:
     device = find_gpu(target.gpu)
     if device.kind == "cpu":
         return None
-    ranks = target.parallelism.tensor * target.parallelism.pipeline
-    return Gpu(ranks, gres_type(runner, device.name), common_product(device))
+    ways = target.parallelism
+    world = ways.tensor * ways.pipeline * ways.context
+    nodes = -(-world // ways.gpus_per_node)
+    return Gpu(-(-world // nodes), gres_type(runner, device.name), common_product(device))
 
 
 def gres_type(runner: Runner, kind: str) -> str:

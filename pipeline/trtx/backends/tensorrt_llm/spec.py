@@ -26,7 +26,10 @@ class Shape(Frozen):
     """What refusals and commands need of a model: the sizes of config.json by Hugging Face's meaning.
 
     `architecture` is its `architectures` entry. `num_experts` is 0 for a dense model; `max_position_embeddings`
-    includes no RoPE factor, `rope_factor` is that factor (1 where there is none).
+    includes no RoPE factor, `rope_factor` is that factor (1 where there is none). `expert_size` is the experts'
+    intermediate size, `latent_channels` what one token keeps in one layer's KV cache with multi-head latent attention
+    (0 for plain heads), `draft_layers` its layers for multi-token prediction, `stored_as` the algorithm that the
+    checkpoint is already quantized by ("none": it is not).
     """
 
     architecture: str
@@ -42,6 +45,10 @@ class Shape(Frozen):
     num_experts: int = 0
     experts_per_token: int = 0
     num_parameters: int = 0
+    expert_size: int = 0
+    latent_channels: int = 0
+    draft_layers: int = 0
+    stored_as: str = "none"
 
 
 class Ranks(Frozen):

@@ -1,0 +1,72 @@
+"""Who can write a checkpoint that trtllm-build reads: trtx itself, or the scripts of the release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtx.backends.tensorrt_llm.argv_convert import make_convert_command
+from trtx.backends.tensorrt_llm.argv_quantize import Calibration, make_quantize_command
+from trtx.backends.tensorrt_llm.from_recipe import make_checkpoint_spec
+from trtx.backends.tensorrt_llm.spec import Converter
+from trtx.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from trtx.backends.tensorrt_llm.refusals.base import Subject
+
+# What trtx's writer knows.
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "MixtralForCausalLM")
+FORMATS = ("none", "int8_wo", "int4_wo", "fp8", "int4_awq")
+KV_FORMATS = ("auto", "fp8")
+# What convert_checkpoint.py makes of plain weights by itself; all else is quantized by quantize.py before.
+BY_CONVERSION = ("none", "int8_wo", "int4_wo", "int4_gptq")
+ANYWHERE = Path("/nowhere")
+
+
+def trtx_problem(subject: Subject) -> str:
+    """Why trtx cannot write the checkpoint of an engine; empty when it can, or while the model is not known."""
+    shape, ways = subject.shape, subject.parallelism
+    algorithm, kv_cache = subject.variant.algorithm, subject.variant.kv_cache
+    if shape is None:
+        return ""
+    if shape.architecture not in ARCHITECTURES:
+        return f"trtx writes {', '.join(ARCHITECTURES)}, and this is {shape.architecture}"
+    if algorithm not in FORMATS or shape.stored_as not in FORMATS:
+        stored = algorithm if algorithm not in FORMATS else shape.stored_as
+        return f"trtx writes {', '.join(FORMATS)}, and not {stored}"
+    if kv_cache not in KV_FORMATS:
+        return f"trtx writes no scales of an {kv_cache} KV cache"
+    if shape.num_experts and algorithm != "none":
+        return f"trtx does not write experts in {algorithm}"
+    if ways.context > 1 or ways.expert > 1:
+        return "trtx divides a checkpoint over tensor and pipeline ranks only"
+    return ""
+
+
+def release_problem(subject: Subject) -> str:
+    """Why the scripts of the release cannot write the checkpoint; empty when they can, or nobody knows the model."""
+    if subject.shape is None:
+        return ""
+    spec = make_checkpoint_spec(subject, "release")
+    calibration = Calibration(ANYWHERE, samples=1, max_length=1, batch_size=1, seed=0)
+    try:
+        if is_converted(subject):
+            make_convert_command(spec, subject.release, checkpoint=ANYWHERE, output=ANYWHERE)
+        else:
+            make_quantize_command(spec, subject.release, calibration, model=ANYWHERE, output=ANYWHERE)
+    except UsageProblem as error:
+        return f"{error.what} ({error.why.rstrip('.')})" if error.why else error.what
+    return ""
+
+
+def is_converted(subject: Subject) -> bool:
+    """Whether the release's convert_checkpoint.py writes the checkpoint, and not quantize.py."""
+    return subject.variant.algorithm in BY_CONVERSION and subject.variant.kv_cache == "auto"
+
+
+def choose_converter(subject: Subject) -> Converter:
+    """Who writes the checkpoint: what the recipe says, else trtx where it can, since that takes no GPU."""
+    wanted = subject.engine.converter
+    if wanted != "auto":
+        return wanted
+    return "release" if trtx_problem(subject) else "trtx"
