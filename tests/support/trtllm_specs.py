@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from support.trtllm_standin_checkpoint import Tensor, write_tensors
+
 from trtx.backends.tensorrt_llm.spec import (
     Batching,
     Container,
@@ -89,14 +92,11 @@ def make_spec(release: str = "0.16.0", **changes: Any) -> TrtllmSpec:
 
 def write_model(folder: Path, shape: Shape = TINY) -> Path:
     """A Llama with random weights in bfloat16, and files that look like a tokenizer's."""
-    import torch
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True)
-    draw = torch.Generator().manual_seed(7)
+    draw = np.random.default_rng(7)
 
-    def make(*size: int) -> torch.Tensor:
-        return torch.randn(*size, generator=draw).to(torch.bfloat16)
+    def make(*size: int) -> Tensor:
+        return "BF16", (draw.standard_normal(size, np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
     inner, kv = shape.intermediate_size, shape.num_kv_heads * shape.head_dim
     tensors = {"model.embed_tokens.weight": make(shape.vocab_size, shape.hidden_size)}
@@ -110,11 +110,11 @@ def write_model(folder: Path, shape: Shape = TINY) -> Path:
             ("down", shape.hidden_size, inner),
         ):
             tensors[f"{here}.mlp.{name}_proj.weight"] = make(rows, columns)
-        tensors[f"{here}.input_layernorm.weight"] = torch.ones(shape.hidden_size, dtype=torch.bfloat16)
-        tensors[f"{here}.post_attention_layernorm.weight"] = torch.ones(shape.hidden_size, dtype=torch.bfloat16)
-    tensors["model.norm.weight"] = torch.ones(shape.hidden_size, dtype=torch.bfloat16)
+        tensors[f"{here}.input_layernorm.weight"] = make(shape.hidden_size)
+        tensors[f"{here}.post_attention_layernorm.weight"] = make(shape.hidden_size)
+    tensors["model.norm.weight"] = make(shape.hidden_size)
     tensors["lm_head.weight"] = make(shape.vocab_size, shape.hidden_size)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "model.safetensors", tensors)
     config = {
         "architectures": [shape.architecture],
         "model_type": "llama",

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+import numpy as np
 from support.trtllm_standins import Wrong
 
 QFORMATS = {
@@ -85,8 +83,7 @@ def write_checkpoint(
 ) -> None:
     """A checkpoint of a Llama in Hugging Face's form; FACTS: docs/source/legacy/architecture/checkpoint.md."""
     facts = json.loads((model / "config.json").read_text())
-    with safe_open(next(model.glob("*.safetensors")), framework="pt") as source:
-        tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
+    tensors = read_tensors(next(model.glob("*.safetensors")))
     output.mkdir(parents=True, exist_ok=True)
     config = {
         "architecture": facts["architectures"][0],
@@ -108,17 +105,48 @@ def write_checkpoint(
     (output / "config.json").write_text(json.dumps(config, indent=1))
     for rank in range(ranks.tensor * ranks.pipeline):
         made = dict(rank_tensors(facts, tensors, ranks, rank, quantization["quant_algo"]))
-        save_file({name: tensor.contiguous() for name, tensor in made.items()}, output / f"rank{rank}.safetensors")
+        write_tensors(output / f"rank{rank}.safetensors", made)
+
+
+# A tensor as safetensors has it: the name of its type, and its bits as numbers of that size (bfloat16 as uint16).
+Tensor = tuple[str, np.ndarray]
+BITS = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F8_E4M3": np.uint8}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Format: https://huggingface.co/docs/safetensors. Starts faster than a library that knows these types."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    rows = json.loads(data[8 : 8 + size])
+    rows.pop("__metadata__", None)
+    found = {}
+    for name, row in rows.items():
+        first, last = (8 + size + offset for offset in row["data_offsets"])
+        found[name] = (row["dtype"], np.frombuffer(data[first:last], BITS[row["dtype"]]).reshape(row["shape"]))
+    return found
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    header: dict[str, Any] = {}
+    position = 0
+    for name, (dtype, bits) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(bits.shape), "data_offsets": [position, position + bits.nbytes]}
+        position += bits.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    body = b"".join(np.ascontiguousarray(bits).tobytes() for _, bits in tensors.values())
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
 
 
 def rank_tensors(
-    facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], ranks: Ranks, rank: int, quant_algo: str | None
-) -> Iterator[tuple[str, torch.Tensor]]:
+    facts: Mapping[str, Any], tensors: Mapping[str, Tensor], ranks: Ranks, rank: int, quant_algo: str | None
+) -> Iterator[tuple[str, Tensor]]:
     part, stage = rank % ranks.tensor, rank // ranks.tensor
     layers = facts["num_hidden_layers"] // ranks.pipeline
 
-    def share(name: str, dim: int) -> torch.Tensor:
-        return tensors[name].chunk(ranks.tensor, dim)[part]
+    def share(name: str, axis: int) -> Tensor:
+        dtype, bits = tensors[name]
+        return dtype, np.split(bits, ranks.tensor, axis)[part]
 
     if stage == 0:
         yield "transformer.vocab_embedding.weight", tensors["model.embed_tokens.weight"]
@@ -126,7 +154,8 @@ def rank_tensors(
         source, here = f"model.layers.{stage * layers + index}", f"transformer.layers.{index}"
         yield f"{here}.input_layernorm.weight", tensors[f"{source}.input_layernorm.weight"]
         yield f"{here}.post_layernorm.weight", tensors[f"{source}.post_attention_layernorm.weight"]
-        qkv = torch.cat([share(f"{source}.self_attn.{name}_proj.weight", 0) for name in "qkv"])
+        attention = [share(f"{source}.self_attn.{name}_proj.weight", 0) for name in "qkv"]
+        qkv = (attention[0][0], np.concatenate([bits for _, bits in attention]))
         for module, weight in (
             ("attention.qkv", qkv),
             ("attention.dense", share(f"{source}.self_attn.o_proj.weight", 1)),
@@ -137,18 +166,16 @@ def rank_tensors(
             yield from linear(f"{here}.{module}", weight, quant_algo)
     if stage == ranks.pipeline - 1:
         yield "transformer.ln_f.weight", tensors["model.norm.weight"]
-        head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
-        rows = -(-len(head) // ranks.tensor) * ranks.tensor
-        padded = torch.zeros(rows, head.shape[1], dtype=head.dtype)
-        padded[: len(head)] = head
-        yield "lm_head.weight", padded.chunk(ranks.tensor)[part].clone()
+        dtype, head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
+        padded = np.pad(head, ((0, -len(head) % ranks.tensor), (0, 0)))
+        yield "lm_head.weight", (dtype, np.split(padded, ranks.tensor)[part])
 
 
-def linear(module: str, weight: torch.Tensor, quant_algo: str | None) -> Iterator[tuple[str, torch.Tensor]]:
+def linear(module: str, weight: Tensor, quant_algo: str | None) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a matrix in a format; of others than FP8 the weights stay as they are."""
     if quant_algo != "FP8":
-        yield f"{module}.weight", weight.clone()
+        yield f"{module}.weight", weight
         return
-    yield f"{module}.weight", torch.zeros(weight.shape, dtype=torch.float8_e4m3fn)
+    yield f"{module}.weight", ("F8_E4M3", np.zeros(weight[1].shape, np.uint8))
     for scale in ("weights_scaling_factor", "activation_scaling_factor"):
-        yield f"{module}.{scale}", torch.ones(1)
+        yield f"{module}.{scale}", ("F32", np.ones(1, np.float32).view(np.uint32))

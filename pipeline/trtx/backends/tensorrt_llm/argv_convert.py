@@ -53,6 +53,7 @@ WEIGHT_ONLY: Mapping[str, str] = MappingProxyType(
 # These read scales from a checkpoint that was quantized before.
 FROM_QUANTIZED = frozenset({"int4_gptq", "int4_awq"})
 FP8_FLAGS: Mapping[str, str] = MappingProxyType({"fp8": "use_fp8", "fp8_dynamic": "use_fp8_rowwise"})
+OTHERWISE = "write engine.converter: trtx, choose another format, or another release"
 # SmoothQuant's strength: what ModelOpt's INT8_SMOOTHQUANT_CFG and the READMEs of the scripts use.
 SMOOTHQUANT_ALPHA = 0.5
 
@@ -77,7 +78,7 @@ def make_convert_command(
 
     Raises UsageProblem for what the script of this release cannot do.
     """
-    line = CommandLine(release, release.tool(find_script(spec, release)))
+    line = CommandLine(release, release.tool(find_script(spec, release)), OTHERWISE)
     ranks = spec.ranks
     line.give("model_dir", str(checkpoint))
     line.give("output_dir", str(output))

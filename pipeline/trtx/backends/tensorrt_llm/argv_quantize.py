@@ -15,6 +15,7 @@ TOOL = "quantize.py"
 # AWQ's formats calibrate on 32 rows at most: tensorrt_llm/quantization/quantize_by_modelopt.py:728-733 of 1.3.0rc3.
 AWQ_SAMPLES = 32
 LM_HEAD = "lm_head"
+OTHERWISE = "write engine.converter: trtx, which quantizes with ModelOpt and writes the checkpoint itself"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def make_quantize_command(
     """
     _refuse(spec, release)
     algorithm, ranks = spec.quantization.algorithm, spec.ranks
-    line = CommandLine(release, release.tool(TOOL))
+    line = CommandLine(release, release.tool(TOOL), OTHERWISE)
     line.give("model_dir", str(model))
     line.give("output_dir", str(output))
     line.give("dtype", spec.dtype)
@@ -72,19 +73,20 @@ def count_samples(algorithm: str, samples: int) -> int:
 
 def _refuse(spec: CheckpointSpec, release: Release) -> None:
     where = f"quantize.py of TensorRT-LLM {release.version}"
-    fix = "write engine.converter: trtx, which quantizes with ModelOpt and writes the checkpoint itself"
     if FORMATS[spec.quantization.algorithm].conversion is None:
-        raise UsageProblem(f"{where} has no format {spec.quantization.algorithm}", why="see its --qformat", fix=fix)
+        raise UsageProblem(
+            f"{where} has no format {spec.quantization.algorithm}", why="see its --qformat", fix=OTHERWISE
+        )
     if spec.ranks.expert > 1:
         raise UsageProblem(
             f"{where} does not divide experts over ranks",
             why="its checkpoints have expert parallelism 1",
-            fix=f"{fix}, or leave parallelism.expert out",
+            fix=f"{OTHERWISE}, or leave parallelism.expert out",
         )
     strange = [pattern for pattern in spec.quantization.exclude if pattern != LM_HEAD]
     if strange:
         raise UsageProblem(
             f"{where} quantizes every layer but lm_head",
             why=f"it has no option to exclude {', '.join(strange)}",
-            fix=fix,
+            fix=OTHERWISE,
         )

@@ -28,7 +28,7 @@ DEFINITIONS = (
 # As "[TTFT] P50    : 52269.7072".
 BREAKDOWN = re.compile(r"\[(TTFT|TPOT)\]\s+(P50|P95|P99)\s*:\s*([0-9.eE+-]+)")
 # As "Request Throughput (req/sec):   182.85".
-LINE = re.compile(r"^\s*([A-Z][^:\n]*?)\s*:\s*([0-9][0-9.eE+-]*)\s*$", re.MULTILINE)
+LINE = re.compile(r"^\s*([A-Z][^:\n]*?)\s*:\s*([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)

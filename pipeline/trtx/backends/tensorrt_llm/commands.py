@@ -17,6 +17,7 @@ from trtx.backends.tensorrt_llm.surface import Option, Tool
 from trtx.errors import UsageProblem
 
 SWITCH = ("enable", "disable")
+OTHERWISE = "leave it out of engine.options and engine.plugins, or choose another release"
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ class Command:
 
 
 class CommandLine:
-    """Collects the options of one tool, or of one level of it."""
+    """Collects the options of one tool, or of one level of it; `fix` is what to do about what it lacks."""
 
-    def __init__(self, release: Release, tool: Tool) -> None:
-        self.release, self.tool = release, tool
+    def __init__(self, release: Release, tool: Tool, fix: str = OTHERWISE) -> None:
+        self.release, self.tool, self.fix = release, tool, fix
         self._parts: list[Part] = []
 
     def has(self, name: str) -> bool:
@@ -94,7 +95,7 @@ class CommandLine:
             return
         option = self.tool.option(name)
         if option is None:
-            raise _no_option(self.release, self.tool, name)
+            raise self._no_option(name)
         sure = name in (option.flags if option.certain_flags is None else option.certain_flags)
         self._write(option, name if sure else option.flag, value, droppable=droppable)
 
@@ -120,7 +121,7 @@ class CommandLine:
             words = (flag, *(to_word(option, each) for each in values))
             for each in values:
                 if option.takes(to_word(option, each)) is None:
-                    raise _no_value(self.release, self.tool, option, to_word(option, each))
+                    raise self._no_value(option, to_word(option, each))
         self._parts.append(Part(words, self._doubt(option, words), droppable))
 
     def _doubt(self, option: Option, words: Sequence[str]) -> str | None:
@@ -131,6 +132,21 @@ class CommandLine:
             if option.choices is not None and option.takes(word) == "unknown":
                 return f"whether {option.flag} of {where} takes {word} is not established"
         return None
+
+    def _no_option(self, name: str) -> UsageProblem:
+        flag = name if name.startswith("-") else f"--{name}"
+        return UsageProblem(
+            f"{self.tool.key} of TensorRT-LLM {self.release.version} has no {flag}",
+            why=explain_option(self.tool.key, flag, self.release.version),
+            fix=self.fix,
+        )
+
+    def _no_value(self, option: Option, word: str) -> UsageProblem:
+        return UsageProblem(
+            f"{option.flag} of {self.tool.key} in TensorRT-LLM {self.release.version} does not take {word}",
+            why=f"it takes {', '.join(map(str, _listed(option)))}",
+            fix=self.fix,
+        )
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -161,20 +177,3 @@ def _flag_words(option: Option, value: Any) -> tuple[str, ...]:
     if value in (True, "enable", "true", "True"):
         return (option.flag,)
     return option.off_flags[:1]
-
-
-def _no_option(release: Release, tool: Tool, name: str) -> UsageProblem:
-    flag = name if name.startswith("-") else f"--{name}"
-    return UsageProblem(
-        f"{tool.key} of TensorRT-LLM {release.version} has no {flag}",
-        why=explain_option(tool.key, flag, release.version),
-        fix="leave it out of engine.options, or choose another release",
-    )
-
-
-def _no_value(release: Release, tool: Tool, option: Option, word: str) -> UsageProblem:
-    return UsageProblem(
-        f"{option.flag} of {tool.key} in TensorRT-LLM {release.version} does not take {word}",
-        why=f"it takes {', '.join(map(str, _listed(option)))}",
-        fix="choose one of these, or another release",
-    )
