@@ -82,7 +82,7 @@ def read_iterations(body: str) -> tuple[Iteration, ...]:
         if not isinstance(rows, list):
             raise TypeError("it is no list")
         return tuple(_read_iteration(row) for row in rows)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StepFailed(
             f"{STATS_ROUTE} of trtllm-serve cannot be read", why=f"{type(error).__name__}: {error}"
         ) from error
