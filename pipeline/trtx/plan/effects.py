@@ -187,8 +187,13 @@ def stages_of(path: str | Path) -> tuple[str, ...]:
 
     `path` is a place of a recipe, or a dotted pattern such as `quantization.*.exclude`.
     """
-    found = {stage for _, effect in rows_of(path) for stage in (*effect.factors, *effect.whole)}
+    found = {stage for row, effect in rows_of(path) for stage in _first_stages(row, effect)}
     return tuple(stage for stage in STAGES if stage in found)
+
+
+def _first_stages(row: str, effect: Effect) -> tuple[str, ...]:
+    """A spec is a factor of all stages that are given it, which would follow the first one anyway."""
+    return tuple(OWN_EFFECTS[row].factors) or tuple(effect.factors)[:1] or effect.whole
 
 
 def reason_of(path: str | Path) -> str:

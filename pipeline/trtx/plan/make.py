@@ -220,7 +220,7 @@ class Planner:
                 max_num_tokens=limits.max_num_tokens,
                 max_seq_len=limits.max_seq_len,
             ),
-            tokens_per_block=engine.kv_cache.tokens_per_block,
+            tokens_per_block=engine.kv_cache.block_tokens,
             rank=Rank(),
             arch=gpu.arch,
         )

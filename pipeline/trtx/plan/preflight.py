@@ -97,7 +97,7 @@ def check_fit(
             max_batch_size=engine.limits.max_batch_size,
             max_num_tokens=engine.limits.max_num_tokens,
             max_seq_len=engine.limits.max_seq_len,
-            tokens_per_block=engine.kv_cache.tokens_per_block,
+            tokens_per_block=engine.kv_cache.block_tokens,
             kv_size_bytes=engine.kv_cache.size,
             tensor=target.parallelism.tensor,
             pipeline=target.parallelism.pipeline,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 from trtx.recipe.load import LoadedRecipe
+from trtx.recipe.lookup import value_at
+from trtx.recipe.parts import Part
 from trtx.recipe.problems import Path, Problem
+from trtx.recipe.schema import Engine, Package, Parallelism
 from trtx.recipe.tree import dotted
 
 EMBEDDED, TENSORRT = "inductor", "tensorrt-llm"
@@ -18,7 +22,7 @@ TENSORRT_SETTINGS: tuple[Path, ...] = (
 EMBEDDED_SETTINGS: tuple[tuple[Path, str], ...] = (
     (("kv_cache", "size"), "write kv_cache.memory_fraction: TensorRT-LLM sizes its cache by what is free"),
 )
-# Below a target's `parallelism`.
+# Below a target's `parallelism`. What equals its default says nothing, so that resolved recipes can be read again.
 TENSORRT_WAYS = ("context", "expert", "gpus_per_node")
 
 
@@ -31,7 +35,8 @@ def check_backends(loaded: LoadedRecipe) -> Iterator[Problem]:
         yield from _check_setting(loaded, backends, setting, TENSORRT, fix)
     for setting, fix in EMBEDDED_SETTINGS:
         yield from _check_setting(loaded, backends, setting, EMBEDDED, fix)
-    if ("package", "base") in loaded.tree.places and set(backends.values()) == {TENSORRT}:
+    is_stated = recipe.package.base != Package.model_fields["base"].default
+    if is_stated and set(backends.values()) == {TENSORRT}:
         why = "its packages are made on the release's image"
         fix = "remove it, or name another image in engine.container"
         what = f"package.base means nothing to the backend {TENSORRT}"
@@ -47,15 +52,22 @@ def _check_setting(
     places: list[tuple[Path, set[str]]] = [(("engine", *setting), set(backends.values()))]
     places += [(("targets", name, "engine", *setting), {backend}) for name, backend in backends.items()]
     for path, present in places:
-        if path in loaded.tree.places and owner not in present:
+        if owner not in present and path in loaded.tree.places and not _is_default(loaded, path, setting):
             what = f"{dotted(path)} means nothing to the backend {' and '.join(sorted(present))}"
             yield loaded.problem(path, what, why=f"only {owner} has it", fix=fix, at_key=True)
+
+
+def _is_default(loaded: LoadedRecipe, path: Path, setting: Path) -> bool:
+    model: type[Part] = Engine
+    for name in setting[:-1]:
+        model = cast(type[Part], model.model_fields[str(name)].annotation)
+    return bool(value_at(path, loaded.tree.data) == model.model_fields[str(setting[-1])].default)
 
 
 def _check_target(loaded: LoadedRecipe, name: str, backend: str) -> Iterator[Problem]:
     engine, parallelism = loaded.recipe.engine_for(name), loaded.recipe.targets[name].parallelism
     for way in TENSORRT_WAYS:
-        if backend != TENSORRT and way in parallelism.model_fields_set:
+        if backend != TENSORRT and getattr(parallelism, way) != Parallelism.model_fields[way].default:
             path: Path = ("targets", name, "parallelism", way)
             what = f"{dotted(path)} means nothing to the backend {backend}"
             fix = f"remove it, or write engine.backend: {TENSORRT}"

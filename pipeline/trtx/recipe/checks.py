@@ -220,9 +220,9 @@ def _check_limits(loaded: LoadedRecipe, target: str) -> Iterator[Problem]:
         why = "every sequence of a batch decodes one token in each step"
         path = _stated(loaded, target, ("limits", "max_num_tokens"), ("limits", "max_batch_size"))
         yield loaded.problem(path, what, why=why, fix="raise max_num_tokens or lower max_batch_size")
-    tokens_per_block = engine.kv_cache.tokens_per_block
-    if engine.backend == TENSORRT and "tokens_per_block" not in engine.kv_cache.model_fields_set:
+    if engine.backend == TENSORRT and engine.kv_cache.tokens_per_block is None:
         return
+    tokens_per_block = engine.kv_cache.block_tokens
     if tokens_per_block > limits.max_seq_len:
         what = f"tokens_per_block {tokens_per_block} is more than max_seq_len {limits.max_seq_len}"
         path = _stated(loaded, target, ("kv_cache", "tokens_per_block"), ("limits", "max_seq_len"))

@@ -28,6 +28,8 @@ SCHEMA = "trtx/v1"
 # Versions that `trtx migrate` brings to this one, oldest first.
 OLDER = ("trtx/v0",)
 DEMO = "demo://"
+# Tokens in one block of the embedded backend's KV cache when a recipe does not say.
+BLOCK_TOKENS = 16
 DEMO_DATASET = "demo://docs"
 
 Algorithm = Literal[
@@ -126,8 +128,8 @@ class Limits(Part):
 class KvCache(Part):
     """The paged KV cache."""
 
-    tokens_per_block: Literal[8, 16, 32, 64, 128] = Field(
-        default=16, description="Tokens in one block; with tensorrt-llm, the release's own when left out."
+    tokens_per_block: Literal[8, 16, 32, 64, 128] | None = Field(
+        default=None, description="Tokens in one block; 16 when left out, or with tensorrt-llm the release's own."
     )
     memory_fraction: Annotated[float, Field(gt=0, le=0.95)] = Field(
         default=0.9, description="Share of the memory that is free after loading. Not together with `size`."
@@ -139,6 +141,11 @@ class KvCache(Part):
     host_size: ByteSize | None = Field(
         default=None, description="Host memory for blocks that the GPU has no room for, with unit; none when left out."
     )
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens in one block of the embedded backend."""
+        return BLOCK_TOKENS if self.tokens_per_block is None else self.tokens_per_block
 
 
 class Scheduler(Part):
@@ -191,8 +198,10 @@ class Engine(Part):
     preset: Preset | None = Field(
         default=None, description="A documented set of the release's flags; what is set beside it goes before it."
     )
-    profiles: bool = Field(
-        default=False, description="Several optimization profiles: slower builds, better kernels at mixed batch sizes."
+    profiles: bool | None = Field(
+        default=None,
+        description="Several optimization profiles: slower builds, better kernels at mixed batch sizes. The preset "
+        "decides when left out; without one there is one profile.",
     )
     plugins: dict[OptionName, PluginValue] = Field(
         default={}, description="Plugins of trtllm-build by name: {gemm_plugin: auto, reduce_fusion: enable}."

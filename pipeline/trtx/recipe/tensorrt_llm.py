@@ -56,8 +56,14 @@ def _check_flag(value: Any) -> str | int | float | bool:
 
 
 OptionName = Annotated[str, Field(pattern=OPTION_PATTERN)]
-PluginValue = Annotated[Any, AfterValidator(_check_plugin), WithJsonSchema({"type": ["string", "boolean"]})]
-FlagValue = Annotated[Any, AfterValidator(_check_flag), WithJsonSchema({"type": ["string", "number", "boolean"]})]
+PluginValue = Annotated[
+    Any, AfterValidator(_check_plugin), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "boolean"}]})
+]
+FlagValue = Annotated[
+    Any,
+    AfterValidator(_check_flag),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]}),
+]
 
 
 class Speculative(Part):

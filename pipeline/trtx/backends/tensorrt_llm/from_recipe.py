@@ -87,7 +87,7 @@ def make_spec(
         sizes=_sizes(engine),
         pool=make_pool(engine, subject.release, subject.flow),
         batching=Batching(policy=engine.scheduler.policy, chunked_context=engine.scheduler.chunked_prefill),
-        profiles=engine.profiles if subject.states("profiles") else preset.get("multiple_profiles") == "enable",
+        profiles=preset.get("multiple_profiles") == "enable" if engine.profiles is None else engine.profiles,
         speculation=_speculation(engine),
         lora=Lora.model_validate(lora.model_dump()) if lora else None,
         **_flags(subject, preset),
@@ -124,9 +124,8 @@ def _sizes(engine: Engine) -> Sizes:
 def make_pool(engine: Engine, release: Release, flow: Flow) -> Pool:
     """The KV cache; blocks have the release's own size where the recipe does not say one."""
     cache = engine.kv_cache
-    stated = "tokens_per_block" in cache.model_fields_set
     return Pool(
-        tokens_per_block=cache.tokens_per_block if stated else default_block(release, flow),
+        tokens_per_block=cache.tokens_per_block or default_block(release, flow),
         memory_fraction=cache.memory_fraction,
         reuse=cache.reuse,
         host_bytes=cache.host_size or 0,

@@ -113,3 +113,18 @@ def expand_preset(preset: Preset | None, release: Release, flow: Flow, case: Cas
 
 def _takes(option: Any, value: str) -> bool:
     return option is not None and option.is_certain and option.takes(value) not in (None, "unknown")
+
+
+def describe_presets() -> list[dict[str, str]]:
+    """Every preset with the flags of both flows, for the reference."""
+    return [{"name": name, "engine": _describe(ENGINE[name]), "pytorch": _describe(PYTORCH[name])} for name in ENGINE]
+
+
+def _describe(flags: tuple[Flag, ...]) -> str:
+    return "; ".join(f"`{flag.name}: {_word(flag.value)}` ({flag.why})" for flag in flags)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_word(inner)}" for key, inner in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)

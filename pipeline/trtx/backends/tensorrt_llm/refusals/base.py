@@ -11,7 +11,6 @@ from trtx.backends.tensorrt_llm.hard_rules import RULES, HardRule
 from trtx.backends.tensorrt_llm.releases import Flow, Release
 from trtx.backends.tensorrt_llm.spec import Shape
 from trtx.hardware.gpus import Gpu
-from trtx.recipe.parts import Part
 from trtx.recipe.problems import Path
 from trtx.recipe.runners import Job
 from trtx.recipe.schema import Engine, Parallelism, Quantization
@@ -73,15 +72,6 @@ class Subject:
     def place_of(self, name: str) -> Path:
         """The setting by which the recipe states a flag of trtllm-build."""
         return ("engine", "plugins" if name in self.engine.plugins else "build_options", name)
-
-    def states(self, *path: str) -> bool:
-        """Whether the recipe says something about a setting of the engine."""
-        part: object = self.engine
-        for name in path:
-            if not isinstance(part, Part) or name not in part.model_fields_set:
-                return False
-            part = getattr(part, name)
-        return True
 
     @property
     def title(self) -> str:

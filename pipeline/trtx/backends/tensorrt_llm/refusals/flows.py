@@ -9,6 +9,7 @@ from trtx.backends.tensorrt_llm.refusals.base import Refusal, Subject
 from trtx.backends.tensorrt_llm.releases import PYTORCH_FROM
 from trtx.errors import did_you_mean, nearest
 from trtx.hardware.versions import is_older
+from trtx.recipe.schema import Engine
 
 LAST_ENGINE = "1.3.0rc20"
 NOTES = "docs/source/release-notes.md of 1.3.0rc3"
@@ -18,7 +19,7 @@ ENGINE_ONLY = ("plugins", "build_options", "profiles", "converter")
 
 def check_flow(subject: Subject) -> Iterator[Refusal]:
     release = subject.release
-    at = ("engine", "flow") if subject.states("flow") else ("engine", "release")
+    at = ("engine", "release") if subject.engine.flow == "auto" else ("engine", "flow")
     if subject.flow == "engine" and not release.engine_backend:
         yield Refusal(
             "engine-flow-removed",
@@ -42,7 +43,7 @@ def check_flow(subject: Subject) -> Iterator[Refusal]:
 def check_settings_of_the_other_flow(subject: Subject) -> Iterator[Refusal]:
     if subject.flow == "pytorch":
         for name in ENGINE_ONLY:
-            if subject.states(name):
+            if getattr(subject.engine, name) != Engine.model_fields[name].default:
                 yield Refusal(
                     "settings-of-a-flow",
                     ("engine", name),
@@ -52,7 +53,7 @@ def check_settings_of_the_other_flow(subject: Subject) -> Iterator[Refusal]:
                     "docs/source/legacy/tensorrt-backend-removal.md",
                     at_key=True,
                 )
-    elif subject.states("llm_options"):
+    elif subject.engine.llm_options:
         yield Refusal(
             "settings-of-a-flow",
             ("engine", "llm_options"),

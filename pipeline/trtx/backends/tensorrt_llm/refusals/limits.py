@@ -11,6 +11,7 @@ LIMITS = ("engine", "limits")
 TOKENS = (*LIMITS, "max_num_tokens")
 MANY_TOKENS = 16384
 EAGLE_BATCH, EAGLE_DRAFT = 512, 256
+WITH_PROFILES = ("throughput", "long-context")
 
 
 def check_sequence(subject: Subject) -> Iterator[Refusal]:
@@ -55,13 +56,12 @@ def check_optimum(subject: Subject) -> Iterator[Refusal]:
     if "opt_num_tokens" not in options or subject.flow != "engine":
         return
     place = subject.place_of("opt_num_tokens")
-    if subject.engine.profiles or subject.engine.preset in ("throughput", "long-context"):
+    preset = subject.engine.preset
+    if subject.engine.profiles or (subject.engine.profiles is None and preset in WITH_PROFILES):
         what = "opt_num_tokens cannot be set beside several profiles"
-        fix = (
-            "remove it, or engine.profiles" if subject.engine.profiles else "remove it, or write engine.profiles: false"
-        )
-        if not (subject.states("profiles") and not subject.engine.profiles):
-            yield refuse_by(subject, "opt-num-tokens-profiles", place, what, fix, at_key=True)
+        why = "" if subject.engine.profiles else f"the preset {preset} has several profiles, and then the build fails"
+        fix = "remove it, or write engine.profiles: false"
+        yield refuse_by(subject, "opt-num-tokens-profiles", place, what, fix, why=why, at_key=True)
     optimum, most = options["opt_num_tokens"], subject.engine.limits.max_num_tokens
     if isinstance(optimum, int) and optimum > most:
         yield Refusal(
