@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from trtx.backends.tensorrt_llm.refusals.base import Refusal, Subject
+    from trtx.backends.tensorrt_llm.spec import TrtllmSpec
     from trtx.plan.facts import Facts
     from trtx.plan.releases import ReleaseName
 
@@ -93,9 +94,74 @@ def find_problems(
             problem = point.problem(("model", "source"), error.what, why=error.why, fix=error.fix)
             found.setdefault(problem, []).append(cell.name)
             continue
-        for refusal in find_refusals(subject):
+        refusals = find_refusals(subject)
+        if not any(refusal.severity == "error" for refusal in refusals):
+            refusals += rehearse_cell(cell, subject, pinned, configs.get(cell.recipe.model.source))
+        for refusal in refusals:
             found.setdefault(_make_problem(point, cell, subject, refusal), []).append(cell.name)
     return [replace(problem, what=f"{_name(names)}: {problem.what}") for problem, names in found.items()]
+
+
+def rehearse_cell(
+    cell: Cell, subject: Subject, pinned: PinnedRelease, config: Mapping[str, Any] | None
+) -> list[Refusal]:
+    """What only the steps themselves find: a command line that the release refuses, layers that ModelOpt leaves out."""
+    from trtx.backends.tensorrt_llm.refusals.base import Refusal
+    from trtx.backends.tensorrt_llm.rehearse import rehearse
+
+    if config is None:
+        return []
+    found = _check_quantizer(subject, config)
+    spec = spec_of(cell, subject, pinned, config, None)
+    try:
+        commands = list(rehearse(spec, pinned.release, measures=cell.recipe.benchmark is not None))
+    except UsageProblem as error:
+        return [*found, Refusal("command-line", ("engine", "release"), error.what, error.why, error.fix, "its tables")]
+    doubts = [doubt for command in commands for doubt in command.doubts]
+    if doubts:
+        what = f"{len(doubts)} of what {subject.title} is told {'is' if len(doubts) == 1 else 'are'} not established"
+        fix = "read its image: trtx probe IMAGE --write FILE, and name the file in engine.probe"
+        why = "; ".join(dict.fromkeys(doubts))
+        found.append(Refusal("not-established", ("engine", "release"), what, why, fix, "its tables", "warning"))
+    return found
+
+
+def _check_quantizer(subject: Subject, config: Mapping[str, Any]) -> list[Refusal]:
+    """Where trtx quantizes, it must know the model's layers and how ModelOpt stores them."""
+    from trtx.backends.tensorrt_llm.convertible import choose_converter
+    from trtx.backends.tensorrt_llm.from_recipe import make_format
+    from trtx.backends.tensorrt_llm.refusals.base import Refusal
+    from trtx.models.config import read_model_config
+    from trtx.models.layout import make_layout
+
+    variant = subject.variant
+    if variant.algorithm == "none" and variant.kv_cache == "auto":
+        return []
+    if subject.flow == "engine" and choose_converter(subject) == "release":
+        return []
+    try:
+        make_layout(read_model_config(config), make_format(variant), "bfloat16", 1, 1)
+    except UsageProblem as error:
+        what = f"trtx cannot quantize this model to {variant.algorithm}: {error.what}"
+        fix = "name a checkpoint that is quantized already, with algorithm: none"
+        return [Refusal("quantizer", ("quantization", "algorithm"), what, error.why, fix, "trtx and ModelOpt")]
+    return []
+
+
+def spec_of(
+    cell: Cell, subject: Subject, pinned: PinnedRelease, config: Mapping[str, Any], digest: str | None
+) -> TrtllmSpec:
+    """The whole spec of a cell; `digest` is its image's, where that is known."""
+    from trtx.backends.tensorrt_llm.convertible import choose_converter
+    from trtx.backends.tensorrt_llm.from_recipe import make_spec, resolve_dtype
+
+    return make_spec(
+        subject,
+        dtype=resolve_dtype(subject.engine, config),
+        converter=choose_converter(subject) if subject.flow == "engine" else "trtx",
+        digest=digest,
+        probe=pinned.digest,
+    )
 
 
 def _name(cells: list[str]) -> str:

@@ -24,6 +24,7 @@ from trtx.plan.lock import (
     draw_title,
     model_title,
 )
+from trtx.plan.releases import needs_texts
 from trtx.plan.resolve import PinnedSources
 from trtx.plan.steps import Plan, Step
 from trtx.recipe.cells import Cell
@@ -106,7 +107,7 @@ def _make_datasets(
 ) -> dict[str, LockedDataset]:
     found: dict[str, LockedDataset] = {}
     code_is_same = old.stages.get("dataset") == PARAMS["dataset"].code_version
-    for cell in cells:
+    for cell in filter(needs_texts, cells):
         data, pinned = cell.recipe.quantization[cell.variant].calibration, sources.dataset_of(cell)
         title, draw = dataset_title(data), draw_title(data)
         before = old.datasets.get(title)
@@ -152,6 +153,8 @@ def _make_builds(old: Lock, plan: Plan, known: Mapping[str, Manifest], *, whole:
     for step in plan.steps:
         name = names.get(step.key, step.id)
         before = old.builds.get(name)
+        if "backend" in step.params:  # What it chose while it built stands in its own folder.
+            continue
         if step.stage == "build" and step.key in known:
             choices = known[step.key].summary["choices"]
             found[name] = LockedBuild(arch=step.params["arch"], key=step.key, choices=choices)

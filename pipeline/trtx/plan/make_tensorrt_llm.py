@@ -11,18 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from trtx.backends.tensorrt_llm.convertible import choose_converter, is_converted
-from trtx.backends.tensorrt_llm.from_recipe import choose_image, make_spec
+from trtx.backends.tensorrt_llm.convertible import is_converted
+from trtx.backends.tensorrt_llm.from_recipe import choose_image
 from trtx.backends.tensorrt_llm.probes import PROBE_VARIABLE
 from trtx.backends.tensorrt_llm.releases import Release
-from trtx.backends.tensorrt_llm.shape import read_dtype
 from trtx.backends.tensorrt_llm.spec import Device, TrtllmSpec
-from trtx.models.config import DType
-from trtx.plan.check_tensorrt_llm import make_subject
+from trtx.plan.check_tensorrt_llm import make_subject, spec_of
 from trtx.plan.effects import STAGES
 from trtx.plan.steps import Step
 from trtx.recipe.cells import Cell
-from trtx.recipe.schema import Engine
 from trtx.stages.params import Workload
 from trtx.stages.params_trtllm import (
     TrtllmBenchmarkParams,
@@ -34,9 +31,6 @@ from trtx.stages.params_trtllm import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
     from trtx.plan.make import Planner
 
 # What a release's image brings that its steps' bytes depend on: names of the toolchain → facts of the release.
@@ -58,14 +52,6 @@ def image_toolchain(release: Release) -> dict[str, str]:
     """The factors of steps that run in a release's image; what no source says is left out."""
     facts = {name: getattr(release, attribute) for name, attribute in IMAGE_FACTS.items()}
     return {name: value for name, value in facts.items() if value is not None}
-
-
-def resolve_dtype(engine: Engine, config: Mapping[str, Any]) -> DType:
-    """`auto` is the checkpoint's own type; 32 bits are served in 16."""
-    if engine.dtype != "auto":
-        return engine.dtype
-    stored = read_dtype(config)
-    return "bfloat16" if stored == "float32" else stored
 
 
 def narrow_for_build(spec: TrtllmSpec, *, strict: bool) -> TrtllmSpec:
@@ -99,17 +85,11 @@ class _Cell:
         pinned, model = planner.sources.release_of(cell), planner.sources.model_of(cell)
         engine, variant = cell.recipe.engine_for(cell.target), cell.recipe.quantization[cell.variant]
         subject = make_subject(cell, pinned, model.source.config)
-        converter = choose_converter(subject) if subject.flow == "engine" else "trtx"
-        spec = make_spec(
-            subject,
-            dtype=resolve_dtype(engine, model.source.config),
-            converter=converter,
-            digest=planner.sources.digest_of(choose_image(engine, pinned.release)),
-            probe=pinned.digest,
-        )
+        digest = planner.sources.digest_of(choose_image(engine, pinned.release))
+        spec = spec_of(cell, subject, pinned, model.source.config, digest)
         quantizes = variant.algorithm != "none" or variant.kv_cache != "auto"
         environment = {PROBE_VARIABLE: str(pinned.probe)} if pinned.probe else {}
-        scripts = converter == "release" and subject.flow == "engine"
+        scripts = spec.converter == "release" and spec.flow == "engine"
         if scripts and is_converted(subject):
             quantizes = False  # convert_checkpoint.py does it on the way.
         return cls(planner, cell, spec, pinned.release, environment, quantizes, quantizes and scripts)

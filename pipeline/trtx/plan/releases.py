@@ -36,6 +36,12 @@ def is_tensorrt(cell: Cell) -> bool:
     return cell.recipe.engine_for(cell.target).backend == TENSORRT
 
 
+def needs_texts(cell: Cell) -> bool:
+    """Whether any step of a cell reads texts: the embedded backend measures perplexity of everything."""
+    variant = cell.recipe.quantization[cell.variant]
+    return not is_tensorrt(cell) or variant.algorithm != "none" or variant.kv_cache != "auto"
+
+
 def release_name(cell: Cell) -> ReleaseName:
     """What must be loaded once however many cells use it."""
     engine = cell.recipe.engine_for(cell.target)

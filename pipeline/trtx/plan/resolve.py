@@ -17,7 +17,7 @@ from trtx.models.sources.base import Request, Resolved, find_source, is_commit, 
 from trtx.paths import cache_dir
 from trtx.plan.keys import make_factors, make_key
 from trtx.plan.lock import Lock, LockedDataset, LockedModel, dataset_title, draw_title, model_title
-from trtx.plan.releases import PinnedRelease, ReleaseName, is_tensorrt, release_name
+from trtx.plan.releases import PinnedRelease, ReleaseName, is_tensorrt, needs_texts, release_name
 from trtx.recipe.cells import Cell
 from trtx.recipe.schema import Calibration, Model
 from trtx.stages.params import DatasetParams, DownloadParams
@@ -116,6 +116,8 @@ def resolve_sources(cells: Iterable[Cell], environ: Mapping[str, str], lock: Loc
         if model_name(model) not in models:
             is_compiled = model_name(model) in compiled
             models[model_name(model)] = resolve_model(model, environ, lock, compiled=is_compiled)
+        if not needs_texts(cell):
+            continue
         data = cell.recipe.quantization[cell.variant].calibration
         name = dataset_name(data)
         if name not in datasets:

@@ -29,18 +29,21 @@ def trtx_problem(subject: Subject) -> str:
     algorithm, kv_cache = subject.variant.algorithm, subject.variant.kv_cache
     if shape is None:
         return ""
-    if shape.architecture not in ARCHITECTURES:
-        return f"trtx writes {', '.join(ARCHITECTURES)}, and this is {shape.architecture}"
-    if algorithm not in FORMATS or shape.stored_as not in FORMATS:
-        stored = algorithm if algorithm not in FORMATS else shape.stored_as
-        return f"trtx writes {', '.join(FORMATS)}, and not {stored}"
-    if kv_cache not in KV_FORMATS:
-        return f"trtx writes no scales of an {kv_cache} KV cache"
-    if shape.num_experts and algorithm != "none":
-        return f"trtx does not write experts in {algorithm}"
-    if ways.context > 1 or ways.expert > 1:
-        return "trtx divides a checkpoint over tensor and pipeline ranks only"
-    return ""
+    stored = algorithm if algorithm not in FORMATS else shape.stored_as
+    reasons = (
+        (
+            shape.architecture not in ARCHITECTURES,
+            f"trtx writes {', '.join(ARCHITECTURES)}, and this is {shape.architecture}",
+        ),
+        (stored not in FORMATS, f"trtx writes {', '.join(FORMATS)}, and not {stored}"),
+        (kv_cache not in KV_FORMATS, f"trtx writes no scales of an {kv_cache} KV cache"),
+        (shape.num_experts > 0 and algorithm != "none", f"trtx does not write experts in {algorithm}"),
+        (
+            ways.context > 1 or ways.expert > 1,
+            "trtx divides a checkpoint over tensor and pipeline ranks only",
+        ),
+    )
+    return next((reason for holds, reason in reasons if holds), "")
 
 
 def release_problem(subject: Subject) -> str:
@@ -61,7 +64,12 @@ def release_problem(subject: Subject) -> str:
 
 def is_converted(subject: Subject) -> bool:
     """Whether the release's convert_checkpoint.py writes the checkpoint, and not quantize.py."""
-    return subject.variant.algorithm in BY_CONVERSION and subject.variant.kv_cache == "auto"
+    return is_converted_format(subject.variant.algorithm, subject.variant.kv_cache)
+
+
+def is_converted_format(algorithm: str, kv_cache: str) -> bool:
+    """The same by the formats of a variant."""
+    return algorithm in BY_CONVERSION and kv_cache == "auto"
 
 
 def choose_converter(subject: Subject) -> Converter:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtx.backends.tensorrt_llm.presets import Case, expand_preset
 from trtx.backends.tensorrt_llm.releases import Flow, Release
+from trtx.backends.tensorrt_llm.shape import read_dtype
 from trtx.backends.tensorrt_llm.spec import (
     Batching,
     CheckpointSpec,
@@ -35,6 +37,14 @@ BLOCK_TOKENS = 32
 def resolve_flow(engine: Engine, release: Release) -> Flow:
     """The flow of an engine: what the recipe says, else what the release does by itself."""
     return release.default_flow if engine.flow == "auto" else engine.flow
+
+
+def resolve_dtype(engine: Engine, config: Mapping[str, Any]) -> DType:
+    """`auto` is the checkpoint's own type; 32 bits are served in 16."""
+    if engine.dtype != "auto":
+        return engine.dtype
+    stored = read_dtype(config)
+    return "bfloat16" if stored == "float32" else stored
 
 
 def choose_image(engine: Engine, release: Release) -> str:
