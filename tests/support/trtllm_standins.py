@@ -19,7 +19,7 @@ from trtx.backends.tensorrt_llm.releases import Release
 TESTS = Path(__file__).parents[1]
 # In every version and name that a stand-in shows.
 MARK = "standin"
-GPU_NAME = "stand-in for a GPU"
+GPU_NAME = "stand-in for H100 80GB HBM3"
 COMMANDS = ("trtllm-build", "trtllm-bench", "trtllm-serve")
 CAPABILITIES = {80: "8.0", 89: "8.9", 90: "9.0", 100: "10.0"}
 
@@ -63,10 +63,7 @@ def install(
     for key, tool in tables.tools.items():
         if key == "quantize.py" or key.endswith("/convert_checkpoint.py"):
             _write_program(folder / "root" / tool.files[-1], key, folder, release)
-    rows = "".join(
-        f"{number}, GPU-{MARK}-{number}, {GPU_NAME}, {CAPABILITIES[sm]}, 81559, 570.00\n" for number in range(gpus)
-    )
-    _write_smi(folder / "bin" / "nvidia-smi", rows)
+    _write_smi(folder / "bin" / "nvidia-smi", sm, gpus)
     site = folder / "site"
     _write_metadata(site, "tensorrt_llm", f"{library or release}+{MARK}")
     _write_metadata(site, "tensorrt", f"{tensorrt or tables.tensorrt or '10.0.0.0'}+{MARK}")
@@ -94,14 +91,39 @@ def _write_program(path: Path, tool: str, folder: Path, release: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def _write_smi(path: Path, rows: str) -> None:
-    """nvidia-smi for the two questions that are asked: all fields, or compute capability and name."""
+def _write_smi(path: Path, sm: int, gpus: int) -> None:
+    """nvidia-smi, for any of its fields that trtx asks for, and for all GPUs or one of them (-i)."""
+    fields = {
+        "uuid": f"GPU-{MARK}-$gpu",
+        "name": GPU_NAME,
+        "compute_cap": CAPABILITIES[sm],
+        "memory.total": "81559",
+        "driver_version": "570.00",
+        "index": "$gpu",
+    }
+    cases = "\n".join(f'      {name}) row="$row, {value}" ;;' for name, value in fields.items())
     path.write_text(
-        "#!/bin/sh\n# A stand-in for nvidia-smi.\n"
-        f"rows='{rows}'\n"
-        'case "$1" in *compute_cap,name*) printf "%s" "$rows" | '
-        "sed 's/^[0-9]*, [^,]*, \\(.*\\), \\([0-9.]*\\), [0-9]*, [0-9.]*$/\\2, \\1/' ;; "
-        '*) printf "%s" "$rows" ;; esac\n'
+        f"""#!/bin/sh
+# A stand-in for nvidia-smi.
+gpus='{" ".join(map(str, range(gpus)))}'
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --query-gpu=*) asked=$(echo "${{1#--query-gpu=}}" | tr ',' ' ') ;;
+    --id=*) gpus=$(echo "${{1#--id=}}" | tr ',' ' ') ;;
+    -i) gpus=$(echo "$2" | tr ',' ' '); shift ;;
+  esac
+  shift
+done
+for gpu in $gpus; do
+  row=
+  for field in $asked; do
+    case "$field" in
+{cases}
+    esac
+  done
+  echo "${{row#, }}"
+done
+"""
     )
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 

@@ -41,7 +41,9 @@ def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts) -> N
     What jobs of a cluster need is there, and not looked for.
     """
     to_run = [status.step for status in statuses if status.state in (State.TO_RUN, State.WAITING)]
-    stages = {step.stage for step in to_run if step.resources is None}
+    # Steps of another backend look at their container themselves.
+    own = [step for step in plan.steps if step.resources is None and "backend" not in step.params]
+    stages = {step.stage for step in to_run if step in own}
     if not stages:
         return
     for name, users in NEEDED.items():
@@ -53,7 +55,7 @@ def check_machine(plan: Plan, statuses: Iterable[StepStatus], facts: Facts) -> N
             )
     if stages & {"build", "benchmark"}:
         # What is measured here is built here.
-        here = {step.params["arch"] for step in plan.steps if step.stage == "build" and step.resources is None}
+        here = {step.params["arch"] for step in own if step.stage == "build"}
         for device in map(find_gpu, plan.gpus):
             if device.arch in here:
                 check_can_build(facts.host, device)

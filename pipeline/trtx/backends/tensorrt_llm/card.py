@@ -12,12 +12,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trtx.backends.tensorrt_llm.machine import Installed
+from trtx.backends.tensorrt_llm.names import CARD_NAME
 from trtx.backends.tensorrt_llm.releases import Flow
 from trtx.backends.tensorrt_llm.spec import Container, TrtllmSpec
 from trtx.errors import VerificationFailed
 from trtx.files import canonical_json, sha256_bytes, write_json
 
-CARD_NAME = "trtllm.json"
 # A plan depends on these components of TensorRT's version; the fourth counts builds of one release.
 TENSORRT_COMPONENTS = 3
 

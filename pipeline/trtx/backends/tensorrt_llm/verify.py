@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtx.backends.tensorrt_llm.card import CARD_NAME, TrtllmCard, load_card, same_tensorrt
+from trtx.backends.tensorrt_llm.card import TrtllmCard, load_card, same_tensorrt
 from trtx.backends.tensorrt_llm.drift import EngineConfig, read_engine_config
 from trtx.backends.tensorrt_llm.llm_options import FILE_NAME
 from trtx.backends.tensorrt_llm.machine import Installed
+from trtx.backends.tensorrt_llm.names import CARD_NAME
 from trtx.errors import VerificationFailed
 
 CONFIG_NAME = "config.json"
