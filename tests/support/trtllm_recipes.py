@@ -15,7 +15,7 @@ from trtx.recipe.load import LoadedRecipe, parse_recipe
 from trtx.recipe.problems import Problem, RecipeInvalid
 
 # Published sizes: config.json of meta-llama/Llama-3.1-8B and -70B, mistralai/Mixtral-8x7B-v0.1, deepseek-ai/DeepSeek-V3
-# and Qwen/Qwen2-7B.
+# and Qwen/Qwen2-7B; one has a vocabulary with an added token.
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 128256,
@@ -79,6 +79,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096},
         "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3"},
     },
+    "odd-llama": {**LLAMA, "vocab_size": 32001},
     "qwen2": {
         **{name: LLAMA[name] for name in LLAMA if name != "rope_scaling"},
         "architectures": ["Qwen2ForCausalLM"],
@@ -100,25 +101,6 @@ def write_model(folder: Path, name: str) -> Path:
     (model / "model.safetensors").touch()
     (model / "tokenizer.json").write_text("{}")
     return model
-
-
-# One variant on one target of four H100; texts are replaced in it. Every value that a refusal is about has its line.
-RECIPE = """\
-schema: trtx/v1
-name: served
-model:
-  source: hf://owner/name
-quantization:
-  v:
-    algorithm: none
-engine:
-  backend: tensorrt-llm
-  release: 1.2.1
-  flow: engine
-targets:
-  t:
-    gpu: h100
-"""
 
 
 def find_all(

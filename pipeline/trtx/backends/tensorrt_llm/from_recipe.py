@@ -165,7 +165,9 @@ def _flags(subject: Subject, preset: dict[str, Any]) -> dict[str, Any]:
     """`plugins` and `options` of a spec, the preset's below what the recipe states."""
     engine = subject.engine
     if subject.flow == "pytorch":
-        return {"plugins": {}, "options": {**preset, **engine.llm_options}}
-    stated = {**subject.plugins, **engine.build_options}
-    plugins = {name: str(value) for name, value in preset.items() if name not in {*stated, "multiple_profiles"}}
+        # The PyTorch backend ignores a build_config, which the recipe is warned of.
+        stated = {name: value for name, value in engine.llm_options.items() if name != "build_config"}
+        return {"plugins": {}, "options": {**preset, **stated}}
+    own = {*subject.plugins, *engine.build_options, "multiple_profiles"}
+    plugins = {name: str(value) for name, value in preset.items() if name not in own}
     return {"plugins": {**plugins, **subject.plugins}, "options": dict(engine.build_options)}

@@ -156,4 +156,4 @@ def find_refusals(subject: Subject) -> list[Refusal]:
 
 
 # What makes every other answer pointless.
-FATAL = frozenset({"engine-flow-removed", "pytorch-flow"})
+FATAL = frozenset({"engine-flow-removed", "pytorch-flow", "architecture"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trtx.backends.tensorrt_llm.argv_quantize import AWQ_SAMPLES
-from trtx.backends.tensorrt_llm.convertible import choose_converter, is_converted
+from trtx.backends.tensorrt_llm.convertible import choose_converter, is_converted, release_problem
 from trtx.backends.tensorrt_llm.refusals.base import Refusal, Subject, refuse_by
 
 DATA = ("quantization", "calibration", "dataset")
@@ -17,7 +17,8 @@ READ_BY_NAME = ("cnn_dailymail", "pileval", "scienceqa")
 def _calibrates_itself(subject: Subject) -> bool:
     if subject.flow != "engine" or subject.shape is None:
         return False
-    return choose_converter(subject) == "release" and not is_converted(subject)
+    is_release = choose_converter(subject) == "release" and not is_converted(subject)
+    return is_release and not release_problem(subject)
 
 
 def check_data(subject: Subject) -> Iterator[Refusal]:

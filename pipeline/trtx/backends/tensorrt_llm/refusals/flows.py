@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from trtx.backends.tensorrt_llm.convertible import release_problem, trtx_problem
 from trtx.backends.tensorrt_llm.refusals.base import Refusal, Subject
+from trtx.backends.tensorrt_llm.refusals.parallel import lacks_context
 from trtx.backends.tensorrt_llm.releases import PYTORCH_FROM
+from trtx.backends.tensorrt_llm.support import check_gpu
 from trtx.errors import did_you_mean, nearest
 from trtx.hardware.versions import is_older
 from trtx.recipe.schema import Engine
@@ -138,8 +140,10 @@ def check_driver(subject: Subject) -> Iterator[Refusal]:
 
 
 def check_converter(subject: Subject) -> Iterator[Refusal]:
-    if subject.flow != "engine":
+    if subject.flow != "engine" or lacks_context(subject):
         return
+    if check_gpu(subject.release, subject.flow, subject.sm, subject.algorithm).supported is False:
+        return  # That is said, and says more.
     by_trtx, by_release = trtx_problem(subject), release_problem(subject)
     wanted = subject.engine.converter
     if wanted == "trtx" and by_trtx:

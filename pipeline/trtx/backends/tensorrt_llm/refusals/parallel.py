@@ -93,9 +93,15 @@ def check_layers(subject: Subject) -> Iterator[Refusal]:
         )
 
 
-def check_context_ranks(subject: Subject) -> Iterator[Refusal]:
+def lacks_context(subject: Subject) -> bool:
+    """Whether an engine is to have context parallelism and the release writes no checkpoints for it."""
     tool = subject.release.tools.get("quantize.py")
-    if subject.parallelism.context > 1 and subject.flow == "engine" and tool and tool.option("cp_size") is None:
+    wanted = subject.parallelism.context > 1 and subject.flow == "engine"
+    return wanted and tool is not None and tool.option("cp_size") is None
+
+
+def check_context_ranks(subject: Subject) -> Iterator[Refusal]:
+    if lacks_context(subject):
         yield Refusal(
             "context-parallel",
             ("parallelism", "context"),

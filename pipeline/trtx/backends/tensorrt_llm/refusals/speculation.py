@@ -8,6 +8,7 @@ from types import MappingProxyType
 from trtx.backends.tensorrt_llm.argv_build import SPECULATION
 from trtx.backends.tensorrt_llm.llm_options import DECODING
 from trtx.backends.tensorrt_llm.refusals.base import Refusal, Subject
+from trtx.backends.tensorrt_llm.spec import Shape
 from trtx.errors import did_you_mean
 
 AT = ("engine", "speculative")
@@ -100,7 +101,7 @@ def check_draft(subject: Subject) -> Iterator[Refusal]:
             "tensorrt_llm/llmapi/llm_args.py of 1.3.0rc3",
             at_key=True,
         )
-    if wanted.mode == "mtp" and shape is not None and not shape.draft_layers + (shape.architecture in MTP_UNCOUNTED):
+    if wanted.mode == "mtp" and subject.flow == "pytorch" and shape is not None and not _predicts(shape):
         yield Refusal(
             "speculation-model",
             MODE,
@@ -109,6 +110,10 @@ def check_draft(subject: Subject) -> Iterator[Refusal]:
             "use ngram, or eagle3 with a draft",
             "tensorrt_llm/_torch/models of 1.3.0rc3",
         )
+
+
+def _predicts(shape: Shape) -> bool:
+    return shape.draft_layers > 0 or shape.architecture in MTP_UNCOUNTED
 
 
 def check_lora(subject: Subject) -> Iterator[Refusal]:
