@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from support.trtllm_specs import LLAMA_70B, MIXTRAL, QWEN2, make_spec
+from support.trtllm_table import PROPERTY, make_note
 
 from trtx.backends.tensorrt_llm.argv_bench import BenchFiles, BenchLoad, make_bench_command, said_in
 from trtx.backends.tensorrt_llm.argv_build import make_build_command
@@ -18,12 +19,11 @@ from trtx.backends.tensorrt_llm.argv_serve import make_serve_command, takes_opti
 from trtx.backends.tensorrt_llm.commands import Command
 from trtx.backends.tensorrt_llm.llm_options import make_options
 from trtx.backends.tensorrt_llm.parser import Parsed, parse
+from trtx.backends.tensorrt_llm.presets import Case, Preset, expand_preset
 from trtx.backends.tensorrt_llm.releases import Flow, Release, known_releases
 from trtx.backends.tensorrt_llm.spec import Lora, Ranks, Speculation, TrtllmSpec
 from trtx.errors import UsageProblem
 
-# What `record_property` keeps for the table at the end of the tests: release, flow, how many command lines were read.
-PROPERTY = "trtllm argv"
 FORMATS = (
     ("none", "auto"),
     ("fp8", "fp8"),
@@ -68,6 +68,24 @@ def grid(release: str, flow: Flow, extras: tuple[dict[str, Any], ...]) -> Iterat
     for index, extra in enumerate(extras):
         algorithm, kv_cache = FORMATS[index % len(FORMATS)]
         yield make_spec(release, flow=flow, shape=LLAMA_70B, algorithm=algorithm, kv_cache=kv_cache, **extra)
+
+
+def preset_specs(release: Release, flow: Flow) -> Iterator[TrtllmSpec]:
+    """Every preset with every format, as a recipe's becomes flags or keys."""
+    for preset, (algorithm, kv_cache) in itertools.product(get_args(Preset), FORMATS):
+        case = Case(algorithm, 90, 4, LLAMA_70B, 128)
+        flags = dict(expand_preset(preset, release, flow, case))
+        profiles = flags.pop("multiple_profiles", None) == "enable"
+        chosen = {"plugins": flags, "profiles": profiles} if flow == "engine" else {"options": flags}
+        yield make_spec(
+            release.version,
+            flow=flow,
+            shape=LLAMA_70B,
+            algorithm=algorithm,
+            kv_cache=kv_cache,
+            ranks=Ranks(tensor=4),
+            **chosen,
+        )
 
 
 def engine_commands(spec: TrtllmSpec, release: Release) -> Iterator[tuple[str, Callable[[], Command]]]:
@@ -130,11 +148,10 @@ def test_the_engine_flow_says_nothing_that_its_release_does_not_read(
     version: str, record_property: Callable[[str, object], None]
 ) -> None:
     release = Release.load(version)
-    count = sum(
-        read_all(release, spec, engine_commands(spec, release)) for spec in grid(version, "engine", ENGINE_EXTRAS)
-    )
+    specs = (*grid(version, "engine", ENGINE_EXTRAS), *preset_specs(release, "engine"))
+    count = sum(read_all(release, spec, engine_commands(spec, release)) for spec in specs)
     assert count > 200
-    record_property(PROPERTY, [version, "engine", count])
+    record_property(PROPERTY, make_note("argv accepted", version, "engine", count))
 
 
 @pytest.mark.parametrize("version", PYTORCH)
@@ -142,7 +159,7 @@ def test_the_pytorch_flow_says_nothing_that_its_release_does_not_read(
     version: str, record_property: Callable[[str, object], None]
 ) -> None:
     release, count = Release.load(version), 0
-    for spec in grid(version, "pytorch", PYTORCH_EXTRAS):
+    for spec in (*grid(version, "pytorch", PYTORCH_EXTRAS), *preset_specs(release, "pytorch")):
         if spec.quantization.kv_cache == "int8":
             continue
         count += read_all(release, spec, served_commands(spec, release))
@@ -153,7 +170,7 @@ def test_the_pytorch_flow_says_nothing_that_its_release_does_not_read(
         rest = make_options(spec, release, said_in(bench)).values
         assert not {path[0] for path in said_in(bench) if len(path) == 1} & rest.keys()
     assert count > 100
-    record_property(PROPERTY, [version, "pytorch", count])
+    record_property(PROPERTY, make_note("argv accepted", version, "pytorch", count))
 
 
 def test_switches_are_words_and_never_booleans() -> None:
