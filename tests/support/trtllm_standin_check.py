@@ -5,6 +5,7 @@ Form: docs/source/legacy/architecture/checkpoint.md and modeling_utils.py of 1.3
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ def find_problems(folder: Path, release: Release) -> list[str]:
     tensor, pipeline = mapping["tp_size"], mapping["pp_size"]
     if mapping["world_size"] != tensor * pipeline * mapping.get("cp_size", 1):
         problems.append(f"world_size {mapping['world_size']} is not tp {tensor} * pp {pipeline} * cp")
+    problems += find_more(folder, release)
     for rank in range(tensor * pipeline):
         file = folder / f"rank{rank}.safetensors"
         if not file.is_file():
@@ -45,6 +47,16 @@ def find_problems(folder: Path, release: Release) -> list[str]:
         elif not config.get("num_experts") and not config.get("moe"):
             problems += check_rank(config, file, rank)
     return problems
+
+
+def find_more(folder: Path, release: Release) -> list[str]:
+    """What trtx's own check of checkpoints finds, where this trtx has one."""
+    try:
+        check = importlib.import_module("trtx.backends.tensorrt_llm.checkpoint.check")
+    except ModuleNotFoundError:
+        return []
+    found = check.check_checkpoint(folder, release.version)
+    return [f"{problem.file}: {problem.what}: {problem.why}" for problem in found if problem.severity == "error"]
 
 
 def check_rank(config: Mapping[str, Any], file: Path, rank: int) -> list[str]:

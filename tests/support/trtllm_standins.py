@@ -40,7 +40,7 @@ class StandIns:
         """Variables for a step; programs of the machine stay reachable behind the stand-ins."""
         own = {
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-            "PYTHONPATH": f"{self.folder / 'site'}:{TESTS}",
+            "PYTHONPATH": ":".join(filter(None, (str(self.folder / "site"), str(TESTS), os.environ.get("PYTHONPATH")))),
             ROOT_VARIABLE: str(self.folder / "root"),
         }
         return {**os.environ, **own}
