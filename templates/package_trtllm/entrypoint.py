@@ -95,7 +95,7 @@ def components(version: str) -> list[str]:
 def check_gpus(made: dict[str, Any], *, strict: bool) -> None:
     """Refuse GPUs that the engine was not built for, or too few of them."""
     gpus = read_gpus()
-    wanted, count = made["compute_capability"], made["world_size"]
+    wanted, count = made["compute_capability"], made["launch"]["gpus_per_host"]
     if len(gpus) < count:
         raise Refusal(
             EXIT_ENVIRONMENT, f"it needs {count} GPU(s) and {len(gpus)} are visible; start the container with --gpus"

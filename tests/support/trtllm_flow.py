@@ -23,7 +23,7 @@ def _visible(standins: StandIns) -> dict[str, str]:
     return {name: standins.environ[name] for name in ("PATH", "PYTHONPATH", "TRTX_TRTLLM_ROOT")}
 
 
-def write_recipe(project: Project, model: Path, release: str, flow: str, **changes: Any) -> Path:
+def write_recipe(project: Project, source: Path, release: str, flow: str, **changes: Any) -> Path:
     """Write recipe.yaml: one target with two ranks; `changes` replace sections, `engine` settings of that section."""
     engine = {
         "backend": "tensorrt-llm",
@@ -36,7 +36,7 @@ def write_recipe(project: Project, model: Path, release: str, flow: str, **chang
     recipe = {
         "schema": "trtx/v1",
         "name": "small",
-        "model": {"source": f"file://{model}"},
+        "model": {"source": f"file://{source}"},
         "quantization": {"bf16": {"algorithm": "none"}},
         "engine": engine,
         "targets": {"h100": {"gpu": "h100-sxm-80gb", "parallelism": {"tensor": 2}}},

@@ -9,6 +9,8 @@ from trtx.errors import UsageProblem
 
 # What makes all ranks but the first workers of the first: docs/source of 1.3.0rc3, multi-node.
 LAUNCHER = "trtllm-llmapi-launch"
+# Of the largest hosts that NVIDIA builds with one NVLink domain a host (HGX).
+GPUS_PER_HOST = 8
 # Slurm's PMI plugins that Open MPI of the containers speaks.
 MPI_PLUGINS = ("pmix", "pmi2")
 
@@ -22,7 +24,7 @@ class Launch:
     gpus_per_host: int
 
 
-def plan_launch(ranks: Ranks, gpus_per_host: int) -> Launch:
+def plan_launch(ranks: Ranks, gpus_per_host: int = GPUS_PER_HOST) -> Launch:
     """How many hosts an engine takes, every host with as many ranks.
 
     Raises UsageProblem when its ranks do not divide over hosts.

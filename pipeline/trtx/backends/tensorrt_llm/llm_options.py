@@ -93,6 +93,17 @@ def check_options(spec: TrtllmSpec, release: Release, values: Mapping[str, Any])
 
 
 def _doubts(spec: TrtllmSpec, release: Release, findings: tuple[Finding, ...]) -> tuple[str, ...]:
+    return (*_unknown_keys(spec, release, findings), *_draft_doubts(spec))
+
+
+def _draft_doubts(spec: TrtllmSpec) -> tuple[str, ...]:
+    draft = spec.speculation.draft if spec.speculation and spec.flow == "pytorch" else None
+    if draft is None:
+        return ()
+    return (f"the draft {draft} is no part of what is packaged: the server has to find {place_of(draft)} itself",)
+
+
+def _unknown_keys(spec: TrtllmSpec, release: Release, findings: tuple[Finding, ...]) -> tuple[str, ...]:
     if SCHEMAS[spec.flow] not in release.schemas:
         return (f"keys of the options file are not established for TensorRT-LLM {release.version}",)
     keys = sorted({finding.path for finding in findings if finding.doubt})
@@ -162,10 +173,15 @@ def _decoding(speculation: Speculation) -> dict[str, Any]:
         return {**values, "num_nextn_predict_layers": speculation.max_draft_len}
     values["max_draft_len"] = speculation.max_draft_len
     if speculation.draft is not None:
-        values["speculative_model_dir"] = speculation.draft
+        values["speculative_model_dir"] = place_of(speculation.draft)
     if kind == "Eagle":
         values["eagle3_one_model"] = speculation.mode == "eagle3"
     return values
+
+
+def place_of(source: str) -> str:
+    """A model's source as the LLM API names it: a folder, or a name on the Hugging Face Hub."""
+    return source.removeprefix("file://").removeprefix("hf://")
 
 
 def _own_options(spec: TrtllmSpec) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from trtx.backends.tensorrt_llm.argv_build import TOOL, make_build_command
 from trtx.backends.tensorrt_llm.card import make_card, write_card
-from trtx.backends.tensorrt_llm.drift import Drift, find_drift, read_engine_config
+from trtx.backends.tensorrt_llm.drift import CONFIG_NAME, Drift, find_drift, read_engine_config
 from trtx.backends.tensorrt_llm.llm_options import FILE_NAME, make_options
 from trtx.backends.tensorrt_llm.machine import (
     check_container,
@@ -20,11 +20,13 @@ from trtx.backends.tensorrt_llm.probes import load_release
 from trtx.backends.tensorrt_llm.run_tool import run_tool, settle_doubts
 from trtx.backends.tensorrt_llm.spec import TrtllmSpec
 from trtx.backends.tensorrt_llm.step import Step
-from trtx.errors import StepFailed, VerificationFailed
-from trtx.files import link_or_copy, walk_files, write_text
+from trtx.errors import StepFailed, UsageProblem, VerificationFailed
+from trtx.files import link_or_copy, read_json, walk_files, write_text
 from trtx.models.weights_config import TOKENIZER_FOLDER
 
 TIMING_CACHE = "timing.cache"
+# Modes whose heads are part of the model → its name in MODEL_MAP.
+HEADS = {"medusa": "MedusaForCausalLM", "eagle": "EagleForCausalLM"}
 # Of these no engine may differ: it would be another engine.
 IDENTITY = ("version", "pretrained_config.")
 
@@ -53,6 +55,7 @@ def _build_engine(spec: TrtllmSpec, step: Step) -> dict[str, Any]:
     # Ranks are built one after another where there are fewer GPUs: commands/build.py:384 of 1.3.0rc3, rank % GPUs.
     check_gpus(installed, spec.device.sm, 1)
     checkpoint = step.inputs["checkpoint"]
+    _check_heads(spec, checkpoint)
     command = make_build_command(
         spec, release, checkpoint=checkpoint, output=step.output, timing_cache=step.work / TIMING_CACHE
     )
@@ -71,6 +74,19 @@ def _build_engine(spec: TrtllmSpec, step: Step) -> dict[str, Any]:
         "drift": [row.to_json() for row in drift],
         "doubts": list(doubts),
     }
+
+
+def _check_heads(spec: TrtllmSpec, checkpoint: Path) -> None:
+    """Heads that guess are tensors of the checkpoint. Raises UsageProblem where they are asked for and not there."""
+    mode = spec.speculation.mode if spec.speculation else None
+    wanted = HEADS.get(mode or "")
+    found = read_json(checkpoint / CONFIG_NAME).get("architecture")
+    if wanted is not None and found != wanted:
+        raise UsageProblem(
+            f"the checkpoint has no heads for speculative decoding by {mode}",
+            why=f"its architecture is {found}, and trtllm-build needs {wanted}",
+            fix="use draft-target or lookahead, or engine.flow: pytorch with eagle3",
+        )
 
 
 def _check_engine(spec: TrtllmSpec, step: Step) -> tuple[Drift, ...]:

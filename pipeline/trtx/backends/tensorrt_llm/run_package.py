@@ -24,6 +24,7 @@ from trtx.backends.package_sums import SUMS_NAME, make_sums, plain_files
 from trtx.backends.tensorrt_llm.argv_serve import TOOL, make_serve_command, takes_options
 from trtx.backends.tensorrt_llm.card import TrtllmCard, load_card
 from trtx.backends.tensorrt_llm.commands import Command
+from trtx.backends.tensorrt_llm.launch import Launch, mpirun_words, plan_launch, start_words
 from trtx.backends.tensorrt_llm.llm_options import FILE_NAME, make_options
 from trtx.backends.tensorrt_llm.probes import load_release
 from trtx.backends.tensorrt_llm.releases import Release
@@ -33,7 +34,7 @@ from trtx.bench.report import REPORT_NAME, TABLE_NAME, BenchmarkReport
 from trtx.errors import UsageProblem
 from trtx.files import canonical_json, link_or_copy, sha256_bytes, walk_files, write_json, write_text
 from trtx.models.weights_config import TOKENIZER_FOLDER
-from trtx.render import TEMPLATES, render
+from trtx.render import TEMPLATES, quote_shell, render
 from trtx.runtime.folders import DEPLOYMENT_NAME, ENGINE_FOLDER
 
 SCHEMA = "trtx.deployment-trtllm/v1"
@@ -42,6 +43,7 @@ CHECKPOINT_FOLDER, TRITON_FOLDER = "checkpoint", "triton"
 FOLDER = "{folder}"
 # Inside a container, whose ports its host publishes.
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104
+ENTRYPOINT = ("python3", "/opt/trtx/entrypoint.py")
 TRITON_WRITER = "trtx.backends.tensorrt_llm.triton"
 
 
@@ -86,8 +88,9 @@ def package(spec: TrtllmSpec, step: Step, deployment: Deployment) -> dict[str, A
     serve = _serve_command(spec, release, deployment, target)
     if "triton" in deployment.emit:
         _write_triton(spec, release, target)
-    write_json(target / DEPLOYMENT_NAME, _describe(deployment, card, serve, image, base))
-    _write_templates(spec, step, deployment, card, folders, image, base)
+    launch = plan_launch(spec.ranks)
+    write_json(target / DEPLOYMENT_NAME, _describe(deployment, card, serve, launch, image, base))
+    _write_templates(spec, step, deployment, card, launch, folders, image, base)
     write_text(target / SUMS_NAME, make_sums(target))
     sizes = [path.stat().st_size for path in walk_files(target)]
     step.say(f"packaged {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB, as {image}")
@@ -138,7 +141,9 @@ def _write_triton(spec: TrtllmSpec, release: Release, target: Path) -> None:
     )
 
 
-def _describe(deployment: Deployment, card: TrtllmCard, serve: Command | None, image: str, base: str) -> dict[str, Any]:
+def _describe(
+    deployment: Deployment, card: TrtllmCard, serve: Command | None, launch: Launch, image: str, base: str
+) -> dict[str, Any]:
     """Content of deployment.json."""
     return {
         "schema": SCHEMA,
@@ -157,6 +162,13 @@ def _describe(deployment: Deployment, card: TrtllmCard, serve: Command | None, i
         "compute_capability": card.compute_capability,
         "gpu": card.gpu,
         "world_size": card.world_size,
+        "launch": {
+            "hosts": launch.hosts,
+            "gpus_per_host": launch.gpus_per_host,
+            # trtllm-serve starts its ranks itself on one host; Triton has to be started once a rank.
+            "serve": list(start_words(launch, ENTRYPOINT)),
+            "triton": list(mpirun_words(launch)),
+        },
         "built_with": {"trtx": trtx.__version__},
     }
 
@@ -166,6 +178,7 @@ def _write_templates(
     step: Step,
     deployment: Deployment,
     card: TrtllmCard,
+    launch: Launch,
     folders: list[str],
     image: str,
     base: str,
@@ -185,7 +198,8 @@ def _write_templates(
         "trtx_version": trtx.__version__,
         "release": spec.release,
         "description": f"{spec.shape.architecture} {spec.quantization.algorithm} for {spec.device.name}",
-        "world_size": card.world_size,
+        "launch": launch,
+        "several_hosts": quote_shell(start_words(launch, ENTRYPOINT)),
         "tensorrt": card.tensorrt,
         "compute_capability": card.compute_capability,
         "gpu": card.gpu,

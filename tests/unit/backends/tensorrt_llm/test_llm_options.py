@@ -50,7 +50,7 @@ def test_experts_are_divided_as_the_recipe_says() -> None:
             {
                 "decoding_type": "Eagle",
                 "max_draft_len": 3,
-                "speculative_model_dir": "file:///d",
+                "speculative_model_dir": "/d",
                 "eagle3_one_model": True,
             },
         ),
@@ -60,6 +60,15 @@ def test_experts_are_divided_as_the_recipe_says() -> None:
 )
 def test_speculative_decoding_has_the_class_of_its_mode(speculation: Speculation, expected: dict[str, Any]) -> None:
     assert values(speculation=speculation)["speculative_config"] == expected
+
+
+def test_a_draft_that_is_not_packaged_is_said() -> None:
+    speculation = Speculation(mode="eagle3", max_draft_len=3, draft="hf://owner/heads")
+    options = make_options(pytorch(speculation=speculation), RELEASE)
+    assert options.values["speculative_config"]["speculative_model_dir"] == "owner/heads"
+    assert options.doubts == (
+        "the draft hf://owner/heads is no part of what is packaged: the server has to find owner/heads itself",
+    )
 
 
 def test_a_mode_of_the_other_flow_is_refused() -> None:

@@ -21,7 +21,7 @@ from trtx.backends.tensorrt_llm.run_calibrate import calibrate
 from trtx.backends.tensorrt_llm.run_convert import convert
 from trtx.backends.tensorrt_llm.spec import Device, Ranks, Sizes, Speculation, TrtllmSpec
 from trtx.bench.report import BenchmarkReport
-from trtx.errors import EnvironmentProblem, StepFailed, VerificationFailed
+from trtx.errors import EnvironmentProblem, StepFailed, UsageProblem, VerificationFailed
 
 Enter = Callable[..., Workshop]
 LOADS = [Load("chat", 16, 8, concurrency, 6) for concurrency in (1, 4)]
@@ -139,6 +139,13 @@ def test_a_checkpoint_of_other_ranks_is_found_after_the_build(shop: Workshop) ->
         build(make_spec(ranks=Ranks()), shop.step(checkpoint=checkpoint))
     with pytest.raises(StepFailed, match=r"left no rank2\.engine"):
         build(make_spec(ranks=Ranks(tensor=4)), shop.step(checkpoint=checkpoint))
+
+
+def test_heads_that_are_not_in_the_checkpoint_are_missed_before_the_build(shop: Workshop) -> None:
+    spec = make_spec(speculation=Speculation(mode="medusa", max_draft_len=4))
+    with pytest.raises(UsageProblem, match="no heads for speculative decoding by medusa"):
+        build(spec, shop.step(checkpoint=shop.checkpoint(spec)))
+    assert shop.log == []
 
 
 def test_a_damaged_checkpoint_fails_the_build_with_the_tensors_name(shop: Workshop) -> None:

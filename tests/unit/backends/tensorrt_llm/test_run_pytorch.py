@@ -182,6 +182,15 @@ def test_a_deployment_is_pinned_and_says_what_it_holds(shop: Workshop) -> None:
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
+def test_ranks_over_several_hosts_are_started_by_srun(shop: Workshop) -> None:
+    folder = make_package(shop, pytorch(ranks=Ranks(tensor=8, pipeline=2)))
+    line = "srun --mpi=pmix --nodes=2 --ntasks=16 --ntasks-per-node=8 --gpus-per-node=8 trtllm-llmapi-launch python3 "
+    assert line in (folder / "README.md").read_text()
+    launch = json.loads((folder / "deployment.json").read_text())["launch"]
+    assert (launch["hosts"], launch["gpus_per_host"], launch["triton"][-2:]) == (2, 8, ["-n", "16"])
+    assert "count: 8" in (folder / "compose.yaml").read_text()
+
+
 def test_an_image_that_is_not_pinned_is_refused(shop: Workshop) -> None:
     spec = pytorch()
     moving = spec.model_copy(
