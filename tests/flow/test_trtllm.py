@@ -81,16 +81,24 @@ def test_another_container_than_the_planned_one_stops_before_any_tool(tmp_path: 
     assert "planned for TensorRT-LLM 0.16.0, and 0.15.0+standin is installed here" in done.stderr
 
 
+def open_quickstart(quickstart: Project, cache: Path, folder: Path, release: str, flow: str, **changes: Any) -> Project:
+    """A recipe for the quickstart's model in the format that ModelOpt quantized it to, which is in the cache."""
+    made = make_container_project(folder, install(folder / "container", release))
+    project = Project(made.folder, {**made.environ, "TRTX_CACHE_DIR": str(cache)})
+    written = yaml.safe_load((quickstart.folder / "recipes/quickstart.yaml").read_text())
+    variants = {"int4": written["quantization"]["int4"]}
+    # Groups of 128 columns do not divide its matrices over ranks.
+    targets = {"h100": {"gpu": "h100-sxm-80gb"}}
+    sections = {"model": written["model"], "quantization": variants, "targets": targets, **changes}
+    write_recipe(project, folder, release, flow, **sections)
+    return project
+
+
 def test_the_pytorch_flow_serves_what_modelopt_quantized(
     quickstart: Project, shared_cache: Path, tmp_path: Path
 ) -> None:
     """The checkpoint is ModelOpt's own export; the options file and the deployment are what trtllm-serve would get."""
-    release = "1.3.0rc3"
-    project = make_container_project(tmp_path, install(tmp_path / "container", release))
-    project = Project(project.folder, {**project.environ, "TRTX_CACHE_DIR": str(shared_cache)})
-    written = yaml.safe_load((quickstart.folder / "recipes/quickstart.yaml").read_text())
-    variants = {"int4": written["quantization"]["int4"]}
-    write_recipe(project, tmp_path, release, "pytorch", model=written["model"], quantization=variants)
+    project = open_quickstart(quickstart, shared_cache, tmp_path, "1.3.0rc3", "pytorch")
     done = project.json("apply", "recipe.yaml")
     states = {row["stage"]: row["state"] for row in done["status"]}
     assert states == {
@@ -105,7 +113,22 @@ def test_the_pytorch_flow_serves_what_modelopt_quantized(
     quantized = read(folder / "checkpoint/hf_quant_config.json")
     assert quantized["quantization"]["quant_algo"] == "W4A16_AWQ"
     options = yaml.safe_load((folder / "engine/llm_options.yaml").read_text())
-    assert (options["tensor_parallel_size"], options["max_batch_size"]) == (2, 4)
+    assert (options["tensor_parallel_size"], options["max_batch_size"]) == (1, 4)
     assert read(folder / "deployment.json")["serve"][0] == "trtllm-serve"
     assert read(folder / "benchmark/benchmark.json")["results"][0]["time_to_first_token_s"] is not None
     assert project.json("verify", folder)["passed"] is True
+
+
+def test_an_engine_is_built_of_the_checkpoint_that_trtx_writes(
+    quickstart: Project, shared_cache: Path, tmp_path: Path
+) -> None:
+    """From ModelOpt's own export, without any script of TensorRT-LLM; what builds it checks every tensor."""
+    pytest.importorskip("trtx.backends.tensorrt_llm.checkpoint.write")
+    engine = {"converter": "trtx"}
+    project = open_quickstart(quickstart, shared_cache, tmp_path, "0.16.0", "engine", engine=engine, benchmark=None)
+    done = project.json("apply", "recipe.yaml")
+    states = {row["stage"]: row["state"] for row in done["status"]}
+    assert (states["calibrate"], states["convert"], states["build"]) == ("cached", "done", "done")
+    config = read(project.folder / "out/small/h100/int4/engine/config.json")
+    assert config["pretrained_config"]["quantization"]["quant_algo"] == "W4A16_AWQ"
+    assert read(project.folder / "out/small/h100/int4/engine/trtllm.json")["drift"] == []
