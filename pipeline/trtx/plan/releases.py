@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trtx.errors import UsageProblem
 from trtx.files import sha256_file
@@ -46,6 +46,25 @@ def release_name(cell: Cell) -> ReleaseName:
     """What must be loaded once however many cells use it."""
     engine = cell.recipe.engine_for(cell.target)
     return engine.release or "", engine.probe
+
+
+def describe_release(pinned: PinnedRelease, image: str, digest: str | None) -> dict[str, Any]:
+    """What a release brings, for people and tools; None for what no source says."""
+    release = pinned.release
+    return {
+        "release": release.version,
+        "tables": "probe" if pinned.digest else release.confidence,
+        "probe": pinned.digest,
+        "image": image or None,
+        "digest": digest,
+        "triton_image": release.triton_image,
+        "tensorrt": release.tensorrt,
+        "cuda": release.cuda,
+        "modelopt": release.modelopt,
+        "python": release.python,
+        "min_driver": release.compatible_driver,
+        "toolkit_driver": release.min_driver,
+    }
 
 
 def load_releases(loaded: LoadedRecipe, cells: Iterable[Cell]) -> dict[ReleaseName, PinnedRelease]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from trtx.cache.store import Store
 from trtx.errors import EnvironmentProblem, LockOutOfDate, UsageProblem
@@ -17,7 +18,14 @@ from trtx.models.sources.base import Request, Resolved, find_source, is_commit, 
 from trtx.paths import cache_dir
 from trtx.plan.keys import make_factors, make_key
 from trtx.plan.lock import Lock, LockedDataset, LockedModel, dataset_title, draw_title, model_title
-from trtx.plan.releases import PinnedRelease, ReleaseName, is_tensorrt, needs_texts, release_name
+from trtx.plan.releases import (
+    PinnedRelease,
+    ReleaseName,
+    describe_release,
+    is_tensorrt,
+    needs_texts,
+    release_name,
+)
 from trtx.recipe.cells import Cell
 from trtx.recipe.schema import Calibration, Model
 from trtx.stages.params import DatasetParams, DownloadParams
@@ -86,6 +94,16 @@ class PinnedSources:
 
         image = choose_image(cell.recipe.engine_for(cell.target), self.release_of(cell).release)
         return () if not image or image.startswith("/") else (image,)
+
+    def describe_releases(self, cells: Iterable[Cell]) -> list[dict[str, Any]]:
+        """What the releases of these cells bring, each with every image that is used of it once."""
+        rows: dict[tuple[ReleaseName, tuple[str, ...]], dict[str, Any]] = {}
+        for cell in filter(is_tensorrt, cells):
+            images = self.references_of(cell)
+            image = images[0] if images else cell.recipe.engine_for(cell.target).container or ""
+            pinned = self.release_of(cell)
+            rows[release_name(cell), images] = describe_release(pinned, image, self.digest_of(image))
+        return list(rows.values())
 
     def digest_of(self, image: str) -> str | None:
         """The digest of an image of a release, `sha256:…`, where the reference or the lock has it."""

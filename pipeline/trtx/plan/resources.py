@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from trtx.errors import UsageProblem
 from trtx.hardware.gpus import GPUS, find_gpu
 from trtx.hardware.gpus import Gpu as Device
 from trtx.plan.environment import FETCHING_STAGES, MEASURING_STAGES
@@ -188,12 +187,6 @@ def _choose_image(step: Step, runner: Cluster) -> str:
     image, digest = container["image"], container["digest"]
     if image.startswith("/"):
         return str(image)
-    if digest is None and runner.container.image is None:
-        raise UsageProblem(
-            f"the image {image} of {step.id} has no digest",
-            why="a tag can be moved, so the same recipe would run other bytes next month",
-            fix="run `trtx lock RECIPE` with a network, or write engine.container: name:tag@sha256:…",
-        )
     return f"{image}@{digest}" if digest else ""
 
 
