@@ -1,6 +1,7 @@
 """Starts this deployment: checks its files and this container, then becomes `trtllm-serve`.
 
     python3 entrypoint.py [options of trtllm-serve]
+    python3 entrypoint.py --triton     becomes Triton on the model repository in triton/
     python3 entrypoint.py --check      only says whether the engine fits here
 
 TensorRT refuses an engine of another version or another GPU when it is loaded, late and in few words, and TensorRT-LLM
@@ -127,27 +128,31 @@ def read_gpus() -> list[tuple[str, str]]:
 
 def serve_arguments(settings: dict[str, Any], extra: list[str]) -> list[str]:
     """The command line of the server; later options win over earlier ones."""
-    return [*(word.replace("{folder}", str(HERE)) for word in settings["serve"]), *extra]
+    triton = extra[:1] == ["--triton"]
+    words = settings["triton" if triton else "serve"]
+    if not words:
+        missing = "no Triton repository is packaged" if triton else f"TensorRT-LLM {settings['tensorrt_llm']} has none"
+        raise Refusal(EXIT_USAGE, f"there is no such server: {missing}")
+    return [*(word.replace("{folder}", str(HERE)) for word in words), *(extra[1:] if triton else extra)]
 
 
 def main() -> None:
     """Replace this process with the server, or say why not and exit."""
     settings = json.loads((HERE / "deployment.json").read_bytes())
     extra = sys.argv[1:]
+    command: list[str] = []
     try:
         verify_files(os.environ.get("TRTX_VERIFY", "all"))
         check_container(settings)
         check_gpus(settings, strict=os.environ.get("TRTX_STRICT_GPU") == "1")
+        if extra[:1] != ["--check"]:
+            command = serve_arguments(settings, extra)
     except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         sys.exit(refusal.exit_code)
-    if extra[:1] == ["--check"]:
+    if not command:
         print("the engine fits this container and its GPUs")
         return
-    if not settings["serve"]:
-        print(f"error: TensorRT-LLM {settings['tensorrt_llm']} has no trtllm-serve; serve triton/", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
-    command = serve_arguments(settings, extra)
     try:
         os.execvp(command[0], command)  # noqa: S606
     except OSError as error:

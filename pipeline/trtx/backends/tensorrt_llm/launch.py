@@ -40,10 +40,9 @@ def plan_launch(ranks: Ranks, gpus_per_host: int = GPUS_PER_HOST) -> Launch:
     return Launch(world, hosts, world // hosts)
 
 
-def mpirun_words(launch: Launch, *, as_root: bool = True) -> tuple[str, ...]:
+def mpirun_words(launch: Launch) -> tuple[str, ...]:
     """Words before a command on one host. Containers run as root, which Open MPI refuses unless told."""
-    root = ("--allow-run-as-root",) if as_root else ()
-    return ("mpirun", *root, "--oversubscribe", "-n", str(launch.ranks))
+    return ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(launch.ranks))
 
 
 def srun_words(launch: Launch, *, mpi: str = "pmix", container: str | None = None) -> tuple[str, ...]:
@@ -63,3 +62,22 @@ def start_words(launch: Launch, words: tuple[str, ...], *, container: str | None
     if launch.hosts == 1:
         return words
     return (*srun_words(launch, container=container), LAUNCHER, *words)
+
+
+def triton_words(launch: Launch, repository: str, *, engine: bool) -> tuple[str, ...]:
+    """Triton on a model repository, one process a rank of an engine; the LLM API starts its ranks itself.
+
+    Ranks but the first load the engine alone: tools/launch_triton_server.py of tensorrtllm_backend.
+    """
+    if not engine or launch.ranks == 1:
+        return _tritonserver(repository, 0)
+    words: list[str] = ["mpirun", "--allow-run-as-root", "--oversubscribe"]
+    for rank in range(launch.ranks):
+        own = ("--model-control-mode=explicit", "--load-model=tensorrt_llm") if rank else ()
+        words += [*(":",) * (rank > 0), "-n", "1", *_tritonserver(repository, rank), *own]
+    return tuple(words)
+
+
+def _tritonserver(repository: str, rank: int) -> tuple[str, ...]:
+    region = f"--backend-config=python,shm-region-prefix-name=prefix{rank}_"
+    return ("tritonserver", f"--model-repository={repository}", "--disable-auto-complete-config", region)

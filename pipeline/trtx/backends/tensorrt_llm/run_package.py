@@ -3,7 +3,7 @@
     engine/           what the build step made: the engine with its tokenizer, or llm_options.yaml; trtllm.json
     checkpoint/       PyTorch flow: the Hugging Face checkpoint
     benchmark/        what was measured, when it was
-    triton/           Triton's model repository, when it is asked for
+    triton/           models/, Triton's model repository, and its Dockerfile, when they are asked for
     deployment.json   what the entrypoint needs to know, and where everything came from
     Dockerfile  compose.yaml  entrypoint.py  healthcheck.py  README.md  SHA256SUMS
 
@@ -24,7 +24,7 @@ from trtx.backends.package_sums import SUMS_NAME, make_sums, plain_files
 from trtx.backends.tensorrt_llm.argv_serve import TOOL, make_serve_command, takes_options
 from trtx.backends.tensorrt_llm.card import TrtllmCard, load_card
 from trtx.backends.tensorrt_llm.commands import Command
-from trtx.backends.tensorrt_llm.launch import Launch, mpirun_words, plan_launch, start_words
+from trtx.backends.tensorrt_llm.launch import Launch, plan_launch, start_words, triton_words
 from trtx.backends.tensorrt_llm.llm_options import FILE_NAME, make_options
 from trtx.backends.tensorrt_llm.probes import load_release
 from trtx.backends.tensorrt_llm.releases import Release
@@ -38,12 +38,14 @@ from trtx.render import TEMPLATES, quote_shell, render
 from trtx.runtime.folders import DEPLOYMENT_NAME, ENGINE_FOLDER
 
 SCHEMA = "trtx.deployment-trtllm/v1"
-CHECKPOINT_FOLDER, TRITON_FOLDER = "checkpoint", "triton"
+CHECKPOINT_FOLDER, REPOSITORY = "checkpoint", "triton/models"
+# Where the image has the folder.
+INSIDE = "/opt/trtx"
 # What the entrypoint puts its own folder for.
 FOLDER = "{folder}"
 # Inside a container, whose ports its host publishes.
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104
-ENTRYPOINT = ("python3", "/opt/trtx/entrypoint.py")
+ENTRYPOINT = ("python3", f"{INSIDE}/entrypoint.py")
 TRITON_WRITER = "trtx.backends.tensorrt_llm.triton"
 
 
@@ -90,7 +92,7 @@ def package(spec: TrtllmSpec, step: Step, deployment: Deployment) -> dict[str, A
         _write_triton(spec, release, target)
     launch = plan_launch(spec.ranks)
     write_json(target / DEPLOYMENT_NAME, _describe(deployment, card, serve, launch, image, base))
-    _write_templates(spec, step, deployment, card, launch, folders, image, base)
+    _write_templates(spec, step, deployment, card, launch, folders, image, base, release.triton_image)
     write_text(target / SUMS_NAME, make_sums(target))
     sizes = [path.stat().st_size for path in walk_files(target)]
     step.say(f"packaged {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB, as {image}")
@@ -129,13 +131,17 @@ def _serve_command(spec: TrtllmSpec, release: Release, deployment: Deployment, t
 
 
 def _write_triton(spec: TrtllmSpec, release: Release, target: Path) -> None:
+    """The model repository; its folders are those that the image has."""
     pytorch = spec.flow == "pytorch"
-    engine = target / (CHECKPOINT_FOLDER if pytorch else ENGINE_FOLDER)
-    importlib.import_module(TRITON_WRITER).write_repository(
+    engine = CHECKPOINT_FOLDER if pytorch else ENGINE_FOLDER
+    tokenizer = engine if pytorch else f"{engine}/{TOKENIZER_FOLDER}"
+    writer = importlib.import_module(TRITON_WRITER)
+    writer.write_repository(
         spec,
-        target / TRITON_FOLDER,
-        engine=engine,
-        tokenizer=engine if pytorch else engine / TOKENIZER_FOLDER,
+        target / REPOSITORY,
+        engine=target / engine,
+        tokenizer=target / tokenizer,
+        serving=writer.TritonServing(engine_dir=f"{INSIDE}/{engine}", tokenizer_dir=f"{INSIDE}/{tokenizer}"),
         options=make_options(spec, release).values if pytorch else None,
         release=release,
     )
@@ -165,12 +171,19 @@ def _describe(
         "launch": {
             "hosts": launch.hosts,
             "gpus_per_host": launch.gpus_per_host,
-            # trtllm-serve starts its ranks itself on one host; Triton has to be started once a rank.
+            # On one host trtllm-serve starts its ranks itself.
             "serve": list(start_words(launch, ENTRYPOINT)),
-            "triton": list(mpirun_words(launch)),
         },
+        "triton": _triton_words(deployment, card, launch),
         "built_with": {"trtx": trtx.__version__},
     }
+
+
+def _triton_words(deployment: Deployment, card: TrtllmCard, launch: Launch) -> list[str]:
+    """How Triton is started; nothing where it is not asked for."""
+    if "triton" not in deployment.emit:
+        return []
+    return list(triton_words(launch, f"{FOLDER}/{REPOSITORY}", engine=card.flow == "engine"))
 
 
 def _write_templates(
@@ -182,6 +195,7 @@ def _write_templates(
     folders: list[str],
     image: str,
     base: str,
+    triton_base: str | None,
 ) -> None:
     target, report = step.output, None
     if "benchmark" in step.inputs:
@@ -206,10 +220,14 @@ def _write_templates(
         "drift": card.drift,
         "doubts": card.doubts,
         "report": report,
+        "triton": "triton" in deployment.emit,
+        "triton_base": triton_base,
     }
     for name, folder in (("entrypoint.py", "package_trtllm"), ("healthcheck.py", "package")):
         write_text(target / name, (TEMPLATES / folder / name).read_text(encoding="utf-8"))
     write_text(target / "Dockerfile", render("package_trtllm/Dockerfile.j2", **values))
+    if "triton" in deployment.emit and triton_base is not None:
+        write_text(target / "triton/Dockerfile", render("package_trtllm/Dockerfile.triton.j2", **values))
     if "compose" in deployment.emit:
         write_text(target / "compose.yaml", render("package_trtllm/compose.yaml.j2", **values))
     write_text(target / "README.md", render("package_trtllm/README.md.j2", **values))

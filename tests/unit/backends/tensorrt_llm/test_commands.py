@@ -14,7 +14,7 @@ from trtx.backends.tensorrt_llm.argv_convert import find_script, make_convert_co
 from trtx.backends.tensorrt_llm.argv_quantize import Calibration, make_quantize_command
 from trtx.backends.tensorrt_llm.argv_serve import make_serve_command
 from trtx.backends.tensorrt_llm.commands import Command
-from trtx.backends.tensorrt_llm.launch import mpirun_words, plan_launch, srun_words, start_words
+from trtx.backends.tensorrt_llm.launch import mpirun_words, plan_launch, srun_words, start_words, triton_words
 from trtx.backends.tensorrt_llm.probes import PROBE_VARIABLE, load_release
 from trtx.backends.tensorrt_llm.releases import Release
 from trtx.backends.tensorrt_llm.run_tool import settle_doubts
@@ -233,6 +233,14 @@ def test_ranks_over_hosts_are_started_by_srun() -> None:
         srun_words(launch, mpi="none")
     with pytest.raises(UsageProblem, match="9 ranks do not divide over 2 hosts"):
         plan_launch(Ranks(tensor=9), 8)
+
+
+def test_triton_is_started_once_a_rank_of_an_engine() -> None:
+    words = triton_words(plan_launch(Ranks(tensor=2)), "/models", engine=True)
+    assert (words.count("tritonserver"), words.count("--model-repository=/models"), words.count(":")) == (2, 2, 1)
+    assert words.count("--load-model=tensorrt_llm") == 1
+    assert words[-1] == "--load-model=tensorrt_llm"
+    assert triton_words(plan_launch(Ranks(tensor=2)), "/models", engine=False)[0] == "tritonserver"
 
 
 def test_a_probe_is_the_one_that_was_planned_with(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,9 @@ from support.trtllm_specs import make_spec
 from support.trtllm_standins import GPU_NAME, install
 from support.trtllm_workshop import Workshop
 
+from trtx.backends.tensorrt_llm import run_package
 from trtx.backends.tensorrt_llm.card import load_card, make_card, write_card
+from trtx.backends.tensorrt_llm.releases import Release
 from trtx.backends.tensorrt_llm.run_benchmark import Load, benchmark
 from trtx.backends.tensorrt_llm.run_build import build
 from trtx.backends.tensorrt_llm.run_package import Deployment, package
@@ -187,7 +191,7 @@ def test_ranks_over_several_hosts_are_started_by_srun(shop: Workshop) -> None:
     line = "srun --mpi=pmix --nodes=2 --ntasks=16 --ntasks-per-node=8 --gpus-per-node=8 trtllm-llmapi-launch python3 "
     assert line in (folder / "README.md").read_text()
     launch = json.loads((folder / "deployment.json").read_text())["launch"]
-    assert (launch["hosts"], launch["gpus_per_host"], launch["triton"][-2:]) == (2, 8, ["-n", "16"])
+    assert (launch["hosts"], launch["gpus_per_host"]) == (2, 8)
     assert "count: 8" in (folder / "compose.yaml").read_text()
 
 
@@ -251,6 +255,37 @@ def test_a_changed_file_is_found_before_the_server_starts(shop: Workshop) -> Non
         8,
         "error: engine/config.json is not the file that was packaged; copy the folder again\n",
     )
+
+
+def test_a_triton_repository_is_packaged_with_the_image_that_has_the_release(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def write(spec: TrtllmSpec, output: Path, **named: Any) -> None:
+        asked.update(named)
+        (output / "tensorrt_llm").mkdir(parents=True)
+        (output / "tensorrt_llm/config.pbtxt").write_text("name: 'tensorrt_llm'")
+
+    writer = SimpleNamespace(write_repository=write, TritonServing=lambda **folders: folders)
+    monkeypatch.setattr(run_package.importlib, "import_module", lambda name: writer)
+    deployment = replace(SERVED, emit=("compose", "triton"))
+    folder = make_package(shop, pytorch("1.2.1"), deployment)
+    assert asked["serving"] == {"engine_dir": "/opt/trtx/checkpoint", "tokenizer_dir": "/opt/trtx/checkpoint"}
+    assert asked["options"]["max_batch_size"] == 4
+    base = Release.load("1.2.1").triton_image
+    assert f"FROM {base}\n" in (folder / "triton/Dockerfile").read_text()
+    assert str(base) in (folder / "README.md").read_text()
+    words = json.loads((folder / "deployment.json").read_text())["triton"]
+    assert words[:2] == ["tritonserver", "--model-repository={folder}/triton/models"]
+
+
+def test_a_server_that_is_not_packaged_is_no_server(shop: Workshop) -> None:
+    folder = make_package(shop, pytorch())
+    done = subprocess.run(
+        [sys.executable, str(folder / "entrypoint.py"), "--triton"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "no Triton repository is packaged" in done.stderr) == (2, True)
 
 
 def test_releases_without_a_server_are_packaged_for_triton_only(tmp_path: Path, tiny_model: Path) -> None:
