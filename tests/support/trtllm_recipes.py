@@ -15,7 +15,7 @@ from trtx.recipe.load import LoadedRecipe, parse_recipe
 from trtx.recipe.problems import Problem, RecipeInvalid
 
 # Published sizes: config.json of meta-llama/Llama-3.1-8B and -70B, mistralai/Mixtral-8x7B-v0.1, deepseek-ai/DeepSeek-V3
-# and Qwen/Qwen2-7B; one has a vocabulary with an added token.
+# and Qwen/Qwen2-7B; the odd ones have a size that ranks do not share.
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 128256,
@@ -79,7 +79,6 @@ MODELS: dict[str, dict[str, Any]] = {
         "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096},
         "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3"},
     },
-    "odd-llama": {**LLAMA, "vocab_size": 32001},
     "qwen2": {
         **{name: LLAMA[name] for name in LLAMA if name != "rope_scaling"},
         "architectures": ["Qwen2ForCausalLM"],
@@ -90,6 +89,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 28,
         "num_key_value_heads": 4,
     },
+}
+MODELS |= {
+    "odd-llama": {**LLAMA, "vocab_size": 32001},
+    "odd-mixtral": {**MODELS["mixtral"], "intermediate_size": 14340},
 }
 
 

@@ -318,6 +318,29 @@ MORE = (
           target="parallelism: {tensor: 4}"),
 )  # fmt: skip
 
+DOUBTS = (
+    wrong("INT4 with FP8 activations on A100", "w4a8-sm", "no kernel for INT4 weights with FP8 activations", "int4_awq",
+          gpu="a100", variant=quantized("«w4a8_awq")),
+    wrong("groups that ranks cut in two", "groups", "groups of 128", "intermediate_size has 448",
+          variant=quantized("«int4_awq"), target="parallelism: {tensor: 32}"),
+    wrong("a deprecated flag", "deprecated-flag", "gather_generation_logits is deprecated", warns=True,
+          engine="build_options: {«gather_generation_logits: true}"),
+    wrong("a key of an options file that is known of another release", "flag-not-established", "enable_attention_dp",
+          "trtx probe", warns=True, flow="pytorch", engine="llm_options: {«enable_attention_dp: true}"),
+    wrong("a module that may have come later", "flag-not-established", "mlp_gate_up", warns=True,
+          engine="lora: {target_modules: [«mlp_gate_up]}"),
+    wrong("adapters beside guesses", "lora-speculation", "is not documented", warns=True,
+          engine="speculative: {mode: lookahead}\n«lora: {max_rank: 8}"),
+    wrong("adapters on 4-bit weights", "lora-format", "int4_awq weights", warns=True, flow="pytorch",
+          variant=quantized("int4_awq"), engine="«lora: {max_rank: 8}"),
+    wrong("a model that a derived table may have", "architecture-not-established", "MixtralForCausalLM", "trtx probe",
+          warns=True, model="mixtral", release="«1.1.0", flow="pytorch", target="parallelism: {tensor: 4}"),
+    wrong("longer sequences with guesses", "speculative-seq-len", "2048 becomes 2052", warns=True,
+          engine="«speculative: {mode: lookahead}"),
+    wrong("columns of experts that ranks cannot share", "experts", "the 14340 columns", model="odd-mixtral",
+          target="parallelism: {tensor: «8}"),
+)  # fmt: skip
+
 BACKENDS = (
     wrong("a CPU", "", "TensorRT-LLM does not run on cpu", "an NVIDIA GPU", gpu="«cpu"),
     wrong("a fixed size of the cache", "", "engine.kv_cache.size means nothing", "memory_fraction",
@@ -338,5 +361,6 @@ CASES = (
     *LIMITS,
     *OVERRIDES,
     *MORE,
+    *DOUBTS,
     *BACKENDS,
 )

@@ -30,7 +30,11 @@ def write_probe(path: Path, version: str, *, without: str = "") -> Path:
     tools = {key: tool for key, tool in surface["tools"].items() if not without or not key.startswith(without)}
     path.write_text(
         json.dumps(
-            {"schema": "trtx.probe/v1", "surface": {**surface, "version": version, "tools": tools}, "covered": []}
+            {
+                "schema": "trtx.probe/v1",
+                "surface": {**surface, "version": version, "tools": tools},
+                "covered": ["tensorrt_llm"],
+            }
         )
     )
     return path
@@ -120,6 +124,16 @@ def test_a_file_that_is_no_probe_of_the_release_is_refused_where_it_is_named(
     [found] = errors(make_recipe(engine=f"probe: {name}"), tmp_path)
     assert said in found
     assert "recipe.yaml:13:10" in found
+
+
+def test_a_tool_that_the_probed_image_lacks_is_refused_when_a_step_would_run_it(tmp_path: Path) -> None:
+    write_probe(tmp_path / "probe.json", "1.2.1", without="trtllm-bench")
+    load = "benchmark: {workloads: {chat: {input_tokens: 8, output_tokens: 8, concurrency: [1]}}}\n"
+    text = make_recipe(engine="probe: probe.json", target="parallelism: {tensor: 4}", extra=load)
+    [found] = [one for one in errors(text, tmp_path) if one.startswith("error")]
+    assert "TensorRT-LLM 1.2.1 has no trtllm-bench" in found
+    assert "rule command-line of TensorRT-LLM 1.2.1" in found
+    assert not [one for one in errors(text.replace(load, ""), tmp_path) if one.startswith("error")]
 
 
 def test_a_probe_is_a_factor_by_its_digest_and_its_file_is_told_to_the_steps(

@@ -19,13 +19,15 @@ def check_format_on_gpu(subject: Subject) -> Iterator[Refusal]:
     algorithm, release = subject.algorithm, subject.release
     verdict = check_gpu(release, subject.flow, subject.sm, algorithm)
     at = ALGORITHM if algorithm != "none" and subject.variant.algorithm != "none" else ("gpu",)
+    if _is_mixed(subject):
+        return
     if verdict.supported is False:
         yield Refusal(
             "precision-gpu",
             at,
-            f"{algorithm if algorithm != 'none' else 'nothing'} runs on {subject.gpu.name} with {subject.title}"
-            if algorithm == "none"
-            else f"{algorithm} does not run on {subject.gpu.name} with {subject.title}",
+            f"{algorithm} does not run on {subject.gpu.name} with {subject.title}"
+            if algorithm != "none"
+            else f"{subject.title} does not run on {subject.gpu.name}",
             verdict.why,
             "choose another algorithm, GPU or release" if algorithm != "none" else "choose a newer release",
             verdict.source,
@@ -54,8 +56,12 @@ def check_integers_on_blackwell(subject: Subject) -> Iterator[Refusal]:
         yield refuse_by(subject, "sm100-integer-formats", KV_CACHE, what, "use kv_cache: fp8, or auto")
 
 
+def _is_mixed(subject: Subject) -> bool:
+    return subject.algorithm == "w4a8_awq" and 0 < subject.sm < FIRST_FP8
+
+
 def check_mixed_awq(subject: Subject) -> Iterator[Refusal]:
-    if subject.algorithm == "w4a8_awq" and subject.sm < FIRST_FP8:
+    if _is_mixed(subject):
         what = f"{subject.gpu.name} (sm_{subject.sm}) has no kernel for INT4 weights with FP8 activations"
         yield refuse_by(subject, "w4a8-sm", ALGORITHM, what, "use int4_awq")
 

@@ -133,6 +133,21 @@ def check_lora(subject: Subject) -> Iterator[Refusal]:
                 did_you_mean(module, [str(name) for name in known]),
                 f"--lora_target_modules in the table of {subject.release.version}",
             )
+        elif option is not None and option.takes(module) == "unknown":
+            yield Refusal(
+                "flag-not-established",
+                (*LORA, "target_modules", index),
+                f"whether {subject.title} has the module {module} for adapters is not established",
+                option.evidence,
+                "read its image: trtx probe IMAGE --write FILE, and name the file in engine.probe",
+                f"--lora_target_modules in the table of {subject.release.version}",
+                "warning",
+            )
+    yield from _check_company(subject)
+
+
+def _check_company(subject: Subject) -> Iterator[Refusal]:
+    """What the documents do not say of adapters beside other settings."""
     if subject.engine.speculative is not None and subject.flow == "engine":
         yield Refusal(
             "lora-speculation",
