@@ -92,7 +92,7 @@ def package(spec: TrtllmSpec, step: Step, deployment: Deployment) -> dict[str, A
         _write_triton(spec, release, target)
     launch = plan_launch(spec.ranks)
     write_json(target / DEPLOYMENT_NAME, _describe(deployment, card, serve, launch, image, base))
-    _write_templates(spec, step, deployment, card, launch, folders, image, base, release.triton_image)
+    _write_templates(spec, step, deployment, card, launch, folders, image, base, release)
     write_text(target / SUMS_NAME, make_sums(target))
     sizes = [path.stat().st_size for path in walk_files(target)]
     step.say(f"packaged {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB, as {image}")
@@ -195,7 +195,7 @@ def _write_templates(
     folders: list[str],
     image: str,
     base: str,
-    triton_base: str | None,
+    release: Release,
 ) -> None:
     target, report = step.output, None
     if "benchmark" in step.inputs:
@@ -220,13 +220,15 @@ def _write_templates(
         "drift": card.drift,
         "doubts": card.doubts,
         "report": report,
+        "serves": spec.flow == "pytorch" or TOOL in release.tools,
+        "compose": "compose" in deployment.emit,
         "triton": "triton" in deployment.emit,
-        "triton_base": triton_base,
+        "triton_base": release.triton_image,
     }
     for name, folder in (("entrypoint.py", "package_trtllm"), ("healthcheck.py", "package")):
         write_text(target / name, (TEMPLATES / folder / name).read_text(encoding="utf-8"))
     write_text(target / "Dockerfile", render("package_trtllm/Dockerfile.j2", **values))
-    if "triton" in deployment.emit and triton_base is not None:
+    if "triton" in deployment.emit and release.triton_image is not None:
         write_text(target / "triton/Dockerfile", render("package_trtllm/Dockerfile.triton.j2", **values))
     if "compose" in deployment.emit:
         write_text(target / "compose.yaml", render("package_trtllm/compose.yaml.j2", **values))
