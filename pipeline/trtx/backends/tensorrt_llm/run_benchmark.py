@@ -30,7 +30,7 @@ from trtx.backends.tensorrt_llm.machine import (
     tool_environment,
 )
 from trtx.backends.tensorrt_llm.probes import load_release
-from trtx.backends.tensorrt_llm.run_tool import run_tool, settle_doubts
+from trtx.backends.tensorrt_llm.run_tool import apply_help, read_help, run_tool
 from trtx.backends.tensorrt_llm.spec import TrtllmSpec
 from trtx.backends.tensorrt_llm.step import Step
 from trtx.bench.report import (
@@ -77,6 +77,7 @@ class Bench:
         self.program = find_program(self.release, TOOL, step.environ)
         self.doubts: dict[str, None] = {}
         self.holds_concurrency = True
+        self._help: frozenset[str] | None = None
         engine = step.inputs["engine"]
         self.model = step.inputs["checkpoint"] if spec.flow == "pytorch" else engine / TOKENIZER_FOLDER
         self.special = special_tokens(self.model)
@@ -117,10 +118,18 @@ class Bench:
         )
         bounded = BenchLoad(load.requests, load.concurrency, self.warmup)
         command = make_bench_command(self.spec, self.release, files, bounded)
-        command, doubts = settle_doubts(command, self.program, self.environment, self.step.say)
+        command, doubts = self._settle(command)
         if files.options is not None:
             write_text(files.options, make_options(self.spec, self.release, said_in(command)).to_yaml())
         return command, doubts
+
+    def _settle(self, command: Command) -> tuple[Command, tuple[str, ...]]:
+        """What the tool's help says about options that are not established; it is asked once."""
+        if not command.doubts:
+            return command, ()
+        if self._help is None:
+            self._help = read_help(command, self.program, self.environment)
+        return apply_help(command, self._help, self.step.say)
 
 
 def benchmark(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -26,19 +27,26 @@ def settle_doubts(
 
     Returns the command and what is still in doubt. The tool is not started when nothing is.
     """
-    doubted = [part for part in command.parts if part.doubt]
-    if not doubted:
+    if not command.doubts:
         return command, ()
-    help_words = [*program, *command.tool.split(" ")[1:2], "--help"]
-    text = ask(help_words, timeout_s=HELP_TIMEOUT_S, environment=environment)
-    if text is None:
+    return apply_help(command, read_help(command, program, environment), say)
+
+
+def read_help(command: Command, program: tuple[str, ...], environment: Mapping[str, str]) -> frozenset[str]:
+    """Every word of a tool's --help; none when it does not answer. It takes as long as importing the library."""
+    text = ask([*program, *command.tool.split(" ")[1:2], "--help"], timeout_s=HELP_TIMEOUT_S, environment=environment)
+    return frozenset(re.split(r"[\s,\[\]=|/]+", text or "")) - {""}
+
+
+def apply_help(command: Command, words: frozenset[str], say: Say) -> tuple[Command, tuple[str, ...]]:
+    """A command without what the help does not have, and what is still in doubt."""
+    if not words:
         return command, command.doubts
-    words = set(text.replace(",", " ").replace("[", " ").replace("]", " ").replace("=", " ").split())
-    gone = [part.flag for part in doubted if part.droppable and part.flag not in words]
+    doubted = [part for part in command.parts if part.doubt and part.flag not in words]
+    gone = [part.flag for part in doubted if part.droppable]
     for flag in gone:
         say(f"{command.tool} of this installation has no {flag}: it is left out")
-    left = command.without(gone)
-    return left, tuple(part.doubt for part in left.parts if part.doubt and part.flag not in words)
+    return command.without(gone), tuple(part.doubt for part in doubted if part.doubt and not part.droppable)
 
 
 def run_tool(
