@@ -105,11 +105,15 @@ def write_checkpoint(
     (output / "config.json").write_text(json.dumps(config, indent=1))
     for rank in range(ranks.tensor * ranks.pipeline):
         made = dict(rank_tensors(facts, tensors, ranks, rank, quantization["quant_algo"]))
+        if quantization["kv_cache_quant_algo"]:
+            layers = [name.removesuffix("qkv.weight") for name in made if name.endswith("attention.qkv.weight")]
+            made |= {f"{layer}kv_cache_scaling_factor": ONE for layer in layers}
         write_tensors(output / f"rank{rank}.safetensors", made)
 
 
 # A tensor as safetensors has it: the name of its type, and its bits as numbers of that size (bfloat16 as uint16).
 Tensor = tuple[str, np.ndarray]
+ONE: Tensor = ("F32", np.ones(1, np.float32).view(np.uint32))
 BITS = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F8_E4M3": np.uint8}
 
 
@@ -178,4 +182,4 @@ def linear(module: str, weight: Tensor, quant_algo: str | None) -> Iterator[tupl
         return
     yield f"{module}.weight", ("F8_E4M3", np.zeros(weight[1].shape, np.uint8))
     for scale in ("weights_scaling_factor", "activation_scaling_factor"):
-        yield f"{module}.{scale}", ("F32", np.ones(1, np.float32).view(np.uint32))
+        yield f"{module}.{scale}", ONE

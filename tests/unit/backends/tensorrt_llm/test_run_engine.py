@@ -15,6 +15,7 @@ from support.trtllm_workshop import Workshop
 
 from trtx.backends.tensorrt_llm import run_convert
 from trtx.backends.tensorrt_llm.card import load_card
+from trtx.backends.tensorrt_llm.releases import Release, known_releases
 from trtx.backends.tensorrt_llm.run_benchmark import Load, benchmark
 from trtx.backends.tensorrt_llm.run_build import build
 from trtx.backends.tensorrt_llm.run_calibrate import calibrate
@@ -24,6 +25,7 @@ from trtx.bench.report import BenchmarkReport
 from trtx.errors import EnvironmentProblem, StepFailed, UsageProblem, VerificationFailed
 
 Enter = Callable[..., Workshop]
+EXACT = [version for version in known_releases() if Release.load(version).confidence == "exact"]
 LOADS = [Load("chat", 16, 8, concurrency, 6) for concurrency in (1, 4)]
 
 
@@ -79,6 +81,20 @@ def test_the_script_of_the_release_converts_where_it_is_asked_to(shop: Workshop)
     assert (summary["ranks"], summary["quant_algo"]) == (2, None)
     assert any("/examples/llama/convert_checkpoint.py" in line for line in shop.log)
     assert (step.output / "tokenizer/tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("release", EXACT)
+def test_every_release_builds_and_measures_by_its_own_programs(open_workshop: Enter, release: str) -> None:
+    shop = open_workshop(release)
+    spec = make_spec(release, algorithm="fp8", kv_cache="fp8", ranks=Ranks(tensor=2))
+    engine, summary = make_engine(shop, spec)
+    assert summary["drift"] == []
+    assert summary["doubts"] == []
+    step = shop.step(engine=engine)
+    benchmark(spec, step, loads=LOADS[:1], repeats=1, warmup_requests=1, seed=3)
+    report = BenchmarkReport.model_validate_json((step.output / "benchmark.json").read_bytes())
+    assert report.results[0].output_tokens_per_s.mean == 1000.0
+    assert load_card(engine).tensorrt_llm == release
 
 
 def test_the_timing_cache_is_the_steps_own(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
