@@ -15,7 +15,7 @@ class Wrong:
 
     name: str
     marked: str
-    model: str
+    model: str  # Empty: nobody knows it.
     rule: str
     parts: tuple[str, ...]
     severity: Literal["error", "warning"] = "error"
@@ -55,6 +55,8 @@ def make_recipe(
     """A recipe of one variant on one target, each setting on a line of its own."""
     if container is None:
         container = "" if release.lstrip("«") >= "0.20" else "  container: registry.example.com/trtllm:1\n"
+    if release.lstrip("«") < "0.15" and "package:" not in extra:
+        extra += "package: {emit: [triton]}\n"  # They have no server of their own.
     limits = "" if "limits:" in engine else "  limits: {max_batch_size: 8, max_num_tokens: 2048, max_seq_len: 2048}\n"
     lines = "".join(f"  {line}\n" for line in engine.split("\n") if line)
     of_target = "".join(f"    {line}\n" for line in target.split("\n") if line)
@@ -249,10 +251,10 @@ LIMITS = (
     wrong("too few tokens for guesses", "speculative-num-tokens", "(max_draft_len + 1) = 72",
           engine="limits: {max_batch_size: 8, max_num_tokens: «64, max_seq_len: 2048}\n"
           "speculative: {mode: lookahead, max_draft_len: 8}"),
-    wrong("too large a batch for EAGLE", "eagle-limits", "EAGLE takes a max_batch_size of 512",
+    wrong("too large a batch for EAGLE", "eagle-limits", "EAGLE takes a max_batch_size of 512", model="",
           engine="limits: {max_batch_size: «1024, max_num_tokens: 8192, max_seq_len: 2048}\n"
           "speculative: {mode: eagle, max_draft_len: 4, draft: hf://a/b}"),
-    wrong("too long guesses for EAGLE", "eagle-limits", "EAGLE takes a max_draft_len of 256",
+    wrong("too long guesses for EAGLE", "eagle-limits", "EAGLE takes a max_draft_len of 256", model="",
           engine="limits: {max_batch_size: 4, max_num_tokens: 8192, max_seq_len: 2048}\n"
           "speculative: {mode: eagle, max_draft_len: «300, draft: hf://a/b}"),
 )  # fmt: skip
@@ -292,6 +294,12 @@ MORE = (
           release="1.3.0rc3", engine="speculative: {mode: «lookahead}"),
     wrong("EAGLE before releases had it", "speculation-release", "0.14.0", "eagle", release="0.14.0",
           engine="speculative: {mode: «eagle, draft: hf://a/b}"),
+    wrong("heads that no checkpoint here has", "speculation-heads", "medusa needs heads", "eagle3",
+          engine="speculative: {mode: «medusa, draft: hf://a/b}"),
+    wrong("a server before there was one", "server", "0.14.0 has no trtllm-serve", "emit: [triton]", release="0.14.0",
+          extra="package:\n  emit: «[compose]\n"),
+    wrong("a Triton image that nobody knows", "triton-image", "no Triton image with TensorRT-LLM 1.3.0rc3", warns=True,
+          release="1.3.0rc3", extra="package:\n  emit: «[compose, triton]\n"),
     wrong("guesses without a draft", "speculation-draft", "has no draft", "draft: hf://owner/name",
           engine="«speculative: {mode: draft-target}"),
     wrong("a draft that nobody asks", "speculation-draft", "ngram takes no draft", flow="pytorch", release="1.3.0rc3",

@@ -61,6 +61,7 @@ def make_subject(
         variant=recipe.quantization[cell.variant],
         gpu=find_gpu(target.gpu),
         source=recipe.model.source,
+        emit=tuple(recipe.package.emit),
         job=target.job,
         shape=read_shape(config) if config is not None else None,
         driver=facts.driver if facts is not None and here else None,
@@ -185,6 +186,8 @@ def place_of(point: LoadedRecipe, cell: Cell, setting: Path) -> Path:
         return _engine_place(point, cell, rest)
     if head == "quantization":
         return ("quantization", cell.variant, *rest)
+    if head == "package" and setting not in point.tree.places:
+        return _engine_place(point, cell, ("release",))  # What is packaged by default is not the release's to package.
     if head in ("parallelism", "gpu", "job"):
         return ("targets", cell.target, head, *rest)
     return setting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from trtx import __version__
 from trtx.plan.effects import EFFECTS, is_within, settings_of
@@ -90,6 +90,12 @@ TOOLS: Mapping[str, tuple[Kind, str]] = {
     "trtx": ("trtx", "digest of trtx's own files"),
 }
 BASE_IMAGE = ("package", "base")
+# Settings with free names → the factor that has the same names below it.
+MAPPINGS: Mapping[str, Path] = {
+    "engine.plugins": ("params", "spec", "plugins"),
+    "engine.build_options": ("params", "spec", "options"),
+    "engine.llm_options": ("params", "spec", "options"),
+}
 LOCKED = ", with the digest that the lock has"
 MACHINE: Mapping[str, str] = {
     "cpu": "model of the processor",
@@ -178,7 +184,9 @@ def place_of(stage: str, factor: Path, row: str, cell: Cell) -> Path:
     free = _free_names(stage, factor, row)
     names = {"quantization": cell.variant, "targets": cell.target}
     parts = row.split(".")
-    place = tuple(names.get(parts[0]) or next(free) if part == "*" else part for part in parts)
+    place: Path = tuple(names.get(parts[0]) or next(free) if part == "*" else part for part in parts)
+    if row in MAPPINGS and len(factor) > len(MAPPINGS[row]):
+        place = (*place, factor[len(MAPPINGS[row])])
     return stated_place(cell, place)
 
 
@@ -196,9 +204,11 @@ def _free_names(stage: str, factor: Path, row: str) -> Iterator[str]:
     raise KeyError(row)
 
 
-def _is_set(part: Part, path: Path) -> bool:
-    """Whether a partial model says something at a path."""
+def _is_set(part: Part | Mapping[str, Any], path: Path) -> bool:
+    """Whether a partial model says something at a path, down into its mappings."""
     for name in path:
+        if isinstance(part, Mapping):
+            return name in part
         if not isinstance(part, Part) or name not in part.model_fields_set:
             return False
         part = getattr(part, str(name))

@@ -203,3 +203,22 @@ def test_validate_refuses_what_needs_no_model(tmp_path: Path, capsys: pytest.Cap
     path.write_text(make_recipe(engine="plugins: {gemm_plugn: auto}"))
     assert main(["validate", str(path)]) == 2
     assert "has no --gemm_plugn" in capsys.readouterr().err
+
+
+def test_flags_come_from_the_preset_or_from_the_line_that_states_them(
+    plan: Callable[..., Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan(
+        make_recipe(
+            engine="preset: long-context\nplugins: {gemm_plugin: auto}\nbuild_options: {strip_plan: true}",
+            target="engine: {plugins: {nccl_plugin: auto}}",
+        )
+    )
+    assert main(["why", "recipe.yaml", "build/t/v", "-o", "json"]) == 0
+    [step] = json.loads(capsys.readouterr().out)["steps"]
+    settings = {factor["factor"]: factor["origin"]["setting"] for factor in step["factors"]}
+    assert settings["params.spec.plugins.use_paged_context_fmha"] == "engine.preset"
+    assert settings["params.spec.plugins.gemm_plugin"] == "engine.plugins.gemm_plugin"
+    assert settings["params.spec.plugins.nccl_plugin"] == "targets.t.engine.plugins.nccl_plugin"
+    assert settings["params.spec.options.strip_plan"] == "engine.build_options.strip_plan"
+    assert settings["params.spec.release"] == "engine.release"

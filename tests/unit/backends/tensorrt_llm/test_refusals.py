@@ -17,7 +17,7 @@ Note = Callable[[str, object], None]
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_wrong_recipe_is_refused_where_it_is_wrong(case: Wrong, record_property: Note) -> None:
-    _, found = find_all(case.text, case.model)
+    _, found = find_all(case.text, case.model or None)
     errors = [problem for problem in found if problem.severity == "error"]
     shown = "\n\n".join(problem.render() for problem in found)
     if case.severity == "error":

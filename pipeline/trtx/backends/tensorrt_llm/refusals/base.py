@@ -24,7 +24,7 @@ class Subject:
     """One engine. `shape` is None while nobody knows the model; then what depends on it is not looked at.
 
     `driver` is the NVIDIA driver of the machine that runs the steps, `host_bytes` the memory of the machine or job that
-    quantizes (0: not known), both where the plan can know them. `dataset` and `source` are URLs.
+    quantizes (0: not known), both where the plan can know them. `source` is a URL, `emit` what is packaged.
     """
 
     release: Release
@@ -34,6 +34,7 @@ class Subject:
     variant: Quantization
     gpu: Gpu
     source: str
+    emit: tuple[str, ...] = ()
     job: Job = field(default_factory=Job)
     shape: Shape | None = None
     driver: str | None = None
@@ -88,7 +89,7 @@ class Refusal:
     """One thing that does not work, or works otherwise than it is written.
 
     `setting` is the place: ("engine", …), ("parallelism", …), ("quantization", …) of the variant, ("gpu",), ("job",
-    …), ("model", …). `rule` names what refuses, `source` where that stands.
+    …), ("model", …), ("package", …). `rule` names what refuses, `source` where that stands.
     """
 
     rule: str

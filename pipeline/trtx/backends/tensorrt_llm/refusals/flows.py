@@ -177,6 +177,29 @@ def check_converter(subject: Subject) -> Iterator[Refusal]:
         )
 
 
+def check_server(subject: Subject) -> Iterator[Refusal]:
+    release = subject.release
+    if set(subject.emit) - {"triton"} and not any(key.startswith("trtllm-serve") for key in release.tools):
+        yield Refusal(
+            "server",
+            ("package", "emit"),
+            f"{subject.title} has no trtllm-serve to start in a container",
+            "it came with 0.15.0",
+            "write package.emit: [triton], or choose a later release",
+            f"the table of {release.version}",
+        )
+    if "triton" in subject.emit and release.triton_image is None:
+        yield Refusal(
+            "triton-image",
+            ("package", "emit"),
+            f"no Triton image with {subject.title} is known",
+            "the model repository is written, and no Dockerfile for it",
+            "build an image that has both, or choose a release that NVIDIA has one of",
+            "container tables of trtx",
+            "warning",
+        )
+
+
 CHECKS = (
     check_flow,
     check_settings_of_the_other_flow,
@@ -184,4 +207,5 @@ CHECKS = (
     check_image,
     check_driver,
     check_converter,
+    check_server,
 )

@@ -14,6 +14,8 @@ from trtx.errors import did_you_mean
 AT = ("engine", "speculative")
 MODE = (*AT, "mode")
 LORA = ("engine", "lora")
+# Modes whose guesses are made by tensors of the checkpoint itself in the engine flow.
+HEADS = ("medusa", "eagle")
 NEEDS_DRAFT = ("draft-target", "medusa", "eagle", "eagle3")
 # Modes of the PyTorch flow → classes of its options file.
 CLASSES: Mapping[str, str] = MappingProxyType(
@@ -63,6 +65,15 @@ def _check_release(subject: Subject, mode: str) -> Iterator[Refusal]:
                 f"its --speculative_decoding_mode takes {', '.join(str(c) for c in choices if c)}",
                 "choose another mode, or a newer release",
                 f"the table of {release.version}",
+            )
+        elif mode in HEADS and subject.shape is not None:
+            yield Refusal(
+                "speculation-heads",
+                MODE,
+                f"the checkpoint of an engine with {mode} needs heads, and nothing here writes them",
+                "convert_checkpoint.py of medusa and eagle read models of their own, and trtx writes plain ones",
+                "use draft-target or lookahead, or engine.flow: pytorch with eagle3",
+                "examples/medusa and examples/eagle",
             )
         return
     schema = release.schemas.get(CLASSES[mode])
