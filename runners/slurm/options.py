@@ -138,7 +138,7 @@ class Resources:
 
     `ranks` > 1 starts so many processes of a task over `nodes` nodes through srun. `gpu`, `cpus` and `memory_bytes`
     are per node, per rank and per node. `partition` overrides that of the site. `image` is the container image of these
-    tasks, where the site has a container runtime; `mpi` how srun starts ranks that speak MPI.
+    tasks, where the site has a container runtime.
     """
 
     time_s: float | None = None
@@ -151,13 +151,10 @@ class Resources:
     exclusive: bool = False
     exclude: tuple[str, ...] = ()
     image: str = ""
-    mpi: str = ""
 
     def __post_init__(self) -> None:
         check_text("partition", self.partition)
         check_text("image", self.image)
-        if not re.fullmatch(r"[a-z0-9_]*", self.mpi):
-            raise UsageProblem(f"'{self.mpi}' cannot be a plugin of srun --mpi")
         check_text("excluded node", self.exclude)
         if self.ranks < 1 or self.nodes < 1 or self.ranks % self.nodes:
             raise UsageProblem(f"{self.ranks} ranks cannot be spread evenly over {self.nodes} nodes")

@@ -107,13 +107,7 @@ def make_launch(options: SlurmOptions, resources: Resources, root: Path) -> list
     if resources.ranks == 1:
         return []
     nodes, ranks, container = resources.nodes, resources.ranks, choose_container(options.container, resources)
-    words = [
-        "srun",
-        *([f"--mpi={resources.mpi}"] if resources.mpi else []),
-        f"--nodes={nodes}",
-        f"--ntasks={ranks}",
-        f"--ntasks-per-node={ranks // nodes}",
-    ]
+    words = ["srun", f"--nodes={nodes}", f"--ntasks={ranks}", f"--ntasks-per-node={ranks // nodes}"]
     words += ["--kill-on-bad-exit=1", "--label"]
     mounts = [*(f"{m.source}:{m.target}{':ro' if m.read_only else ''}" for m in container.mounts), f"{root}:{root}"]
     if container.runtime == "pyxis":

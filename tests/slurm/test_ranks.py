@@ -181,16 +181,13 @@ def test_ranks_are_spread_evenly_or_not_at_all() -> None:
         Resources(ranks=3, nodes=2)
 
 
-def test_ranks_that_speak_mpi_are_started_in_the_image_that_their_step_brings(tmp_path: Path) -> None:
+def test_ranks_are_started_in_the_image_that_their_step_brings(tmp_path: Path) -> None:
     own = "nvcr.io/nvidia/tensorrt-llm/release:1.2.1@sha256:" + "1" * 64
-    resources = dataclasses.replace(FOUR, image=own, mpi="pmix")
+    resources = dataclasses.replace(FOUR, image=own)
     words = make_launch(SlurmOptions(container=Container("pyxis", IMAGE)), resources, tmp_path)
-    assert words[:2] == ["srun", "--mpi=pmix"]
     assert f"--container-image={own.replace('/', '#', 1)}" in words
     assert IMAGE not in " ".join(words)
     bare = make_launch(SlurmOptions(), resources, tmp_path)
     assert not [word for word in bare if "container" in word]
-    with pytest.raises(UsageProblem, match="cannot be a plugin"):
-        dataclasses.replace(FOUR, mpi="pmix; rm")
     with pytest.raises(UsageProblem, match="control characters"):
         dataclasses.replace(FOUR, image="a\nb")

@@ -62,6 +62,7 @@ def make_subject(
         gpu=find_gpu(target.gpu),
         source=recipe.model.source,
         emit=tuple(recipe.package.emit),
+        measures=recipe.benchmark is not None,
         job=target.job,
         shape=read_shape(config) if config is not None else None,
         driver=facts.driver if facts is not None and here else None,

@@ -27,8 +27,6 @@ SIM = "sim"
 AUTO = "auto"
 # Stages whose jobs need the device that the target names.
 DEVICE_STAGES = ("build", "benchmark")
-# How srun starts ranks of Open MPI, which the images of TensorRT-LLM have.
-MPI = "pmix"
 # Parts of a catalogue name that no gres.conf has: the memory, and how the device is built in.
 _NOT_IN_GRES = re.compile(r"-(\d+gb|sxm|pcie|nvl)(?=-|$)")
 
@@ -141,18 +139,14 @@ def make_resources(step: Step, runner: Cluster, cell: Cell) -> Resources:
         return next((value for value in (getattr(level, name, None) for level in levels) if value is not None), None)
 
     exclusive = first("exclusive")
-    nodes, ranks = _spread(step, cell)
     return Resources(
         time_s=first("time"),
         memory_bytes=first("memory"),
         cpus=first("cpus"),
         gpu=_choose_gpu(runner, cell) if needs_device(step) else None,
-        nodes=nodes,
-        ranks=ranks,
         partition=first("partition"),
         exclusive=step.stage in MEASURING_STAGES if exclusive is None else exclusive,
         image=_choose_image(step, runner),
-        mpi=MPI if ranks > 1 else "",
     )
 
 
@@ -165,16 +159,6 @@ def needs_device(step: Step) -> bool:
         return step.stage in DEVICE_STAGES
     is_engine = step.params["spec"].get("flow") == "engine"
     return step.stage in ("calibrate", "benchmark") or (step.stage == "build" and is_engine)
-
-
-def _spread(step: Step, cell: Cell) -> tuple[int, int]:
-    """Nodes and processes of a step: on one node its tools start their own ranks, over several srun starts them."""
-    ways = cell.recipe.targets[cell.target].parallelism
-    world = ways.tensor * ways.pipeline * ways.context
-    nodes = -(-world // ways.gpus_per_node)
-    if step.params.get("backend") != TENSORRT or step.stage != "benchmark" or nodes == 1:
-        return 1, 1
-    return nodes, world
 
 
 def _choose_image(step: Step, runner: Cluster) -> str:

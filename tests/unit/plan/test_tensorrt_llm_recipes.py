@@ -27,7 +27,7 @@ MODELS = {LLAMA_70B: "llama-70b", AWQ: "llama-8b", DEEPSEEK: "deepseek", MIXTRAL
 
 @pytest.fixture
 def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Plans a recipe of the project with changes; returns the plan, or what is wrong with the recipe."""
+    """Plans a recipe of the project with changes; returns the plan, or what is wrong. `-x` takes the setting x out."""
     monkeypatch.setenv("TRTX_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
@@ -37,12 +37,14 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         name = recipe
         model = write_model(tmp_path / "models", MODELS[name])
         shutil.copy(ROOT / f"recipes/{name}.yaml", tmp_path / f"{name}.yaml")
-        sets = [f"model.source=file://{model}", *changes]
+        sets = [f"model.source=file://{model}", *(change for change in changes if not change.startswith("-"))]
         data = {LLAMA_70B: "fp8", AWQ: "awq"}.get(name)
         if data:
             sets.append(f"quantization.{data}.calibration.dataset=file://{tmp_path}/texts.txt")
         words = [word for change in sets for word in ("--set", change)]
-        unset = ["--unset", "model.revision"] if name == AWQ else []
+        gone = [change.removeprefix("-") for change in changes if change.startswith("-")]
+        gone += ["model.revision"] if name == AWQ else []
+        unset = [word for setting in gone for word in ("--unset", setting)]
         code = main(["plan", f"{name}.yaml:{cells}", *words, *unset, "-o", "json"])
         out, err = capsys.readouterr()
         assert (code != 0) == refused, err
@@ -149,11 +151,11 @@ def test_an_engine_is_keyed_by_release_tensorrt_capability_and_ranks_and_strictl
     assert len({plain, *others}) == 1 + len(others)
 
 
-def test_more_ranks_than_a_node_has_are_started_by_srun_over_nodes(planned: Any) -> None:
-    plan = planned(LLAMA_70B, "targets.h100.parallelism.tensor=8", "targets.h100.parallelism.pipeline=2")
-    measured = plan.step("benchmark/h100/fp8").resources
-    assert measured is not None
-    assert (measured["nodes"], measured["ranks"], measured["gpu"]["count"], measured["mpi"]) == (2, 16, 8, "pmix")
+def test_more_ranks_than_a_node_has_are_built_on_one_and_not_measured(planned: Any) -> None:
+    ranks = ("targets.h100.parallelism.tensor=8", "targets.h100.parallelism.pipeline=2")
+    assert "a benchmark over 2 nodes" in planned(LLAMA_70B, *ranks, refused=True)
+    plan = planned(LLAMA_70B, *ranks, "-benchmark")
+    assert plan.step("package/h100/fp8").params["spec"]["ranks"]["pipeline"] == 2
     built = plan.step("build/h100/fp8").resources
     assert built is not None
-    assert (built["nodes"], built["ranks"]) == (1, 1)
+    assert (built["nodes"], built["ranks"], built["gpu"]["count"]) == (1, 1, 8)

@@ -24,7 +24,8 @@ class Subject:
     """One engine. `shape` is None while nobody knows the model; then what depends on it is not looked at.
 
     `driver` is the NVIDIA driver of the machine that runs the steps, `host_bytes` the memory of the machine or job that
-    quantizes (0: not known), both where the plan can know them. `source` is a URL, `emit` what is packaged.
+    quantizes (0: not known), both where the plan can know them. `source` is a URL, `emit` what is packaged,
+    `measures` whether there is a benchmark.
     """
 
     release: Release
@@ -35,6 +36,7 @@ class Subject:
     gpu: Gpu
     source: str
     emit: tuple[str, ...] = ()
+    measures: bool = False
     job: Job = field(default_factory=Job)
     shape: Shape | None = None
     driver: str | None = None

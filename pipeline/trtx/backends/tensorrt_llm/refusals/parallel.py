@@ -126,6 +126,20 @@ def check_nodes(subject: Subject) -> Iterator[Refusal]:
         )
 
 
+def check_measurement(subject: Subject) -> Iterator[Refusal]:
+    """An engine over several nodes is packaged with how to start it; trtllm-bench is run on one node."""
+    nodes = -(-subject.world_size // subject.parallelism.gpus_per_node)
+    if subject.measures and nodes > 1:
+        yield Refusal(
+            "benchmark-nodes",
+            TENSOR,
+            f"a benchmark over {nodes} nodes is not run by this version",
+            f"{subject.world_size} ranks are more than the {subject.parallelism.gpus_per_node} GPUs of a node",
+            "leave the benchmark out and measure what is packaged, or use fewer ranks",
+            "trtx",
+        )
+
+
 def check_gpus_of_job(subject: Subject) -> Iterator[Refusal]:
     asked = subject.job.gpus
     if asked is None:
@@ -172,6 +186,7 @@ CHECKS = (
     check_layers,
     check_context_ranks,
     check_nodes,
+    check_measurement,
     check_gpus_of_job,
     check_groups,
 )
