@@ -20,6 +20,8 @@ from trtx.errors import VerificationFailed
 from trtx.files import read_json
 
 CONFIG_NAME = "config.json"
+# What convert_checkpoint.py makes of --smoothquant --per_channel --per_token, where quantize.py has one name.
+CONVERTED = {"int8_sq": "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"}
 KV_ALGORITHMS = {"auto": None, "fp8": "FP8", "int8": "INT8"}
 
 
@@ -112,7 +114,7 @@ def _model(spec: TrtllmSpec, config: EngineConfig) -> Iterator[Triple]:
         if mapping.get(name, value) != value:
             yield f"pretrained_config.mapping.{name}", value, mapping[name]
     algorithm = FORMATS[spec.quantization.algorithm].quant_algo
-    if quantization.get("quant_algo") != algorithm:
+    if quantization.get("quant_algo") not in (algorithm, CONVERTED.get(spec.quantization.algorithm, algorithm)):
         yield "pretrained_config.quantization.quant_algo", algorithm, quantization.get("quant_algo")
     kv_cache = KV_ALGORITHMS[spec.quantization.kv_cache]
     if quantization.get("kv_cache_quant_algo") != kv_cache:

@@ -31,6 +31,7 @@ from trtx.backends.tensorrt_llm.machine import (
 )
 from trtx.backends.tensorrt_llm.probes import load_release
 from trtx.backends.tensorrt_llm.run_tool import apply_help, read_help, run_tool
+from trtx.backends.tensorrt_llm.served_checkpoint import check_served
 from trtx.backends.tensorrt_llm.spec import TrtllmSpec
 from trtx.backends.tensorrt_llm.step import Step
 from trtx.bench.report import (
@@ -143,6 +144,8 @@ def benchmark(
     bench = Bench(spec, step, warmup_requests, seed)
     check_container(bench.release, installed, spec.container.image)
     check_gpus(installed, spec.device.sm, spec.ranks.world_size)
+    if spec.flow == "pytorch":
+        check_served(spec, bench.model)
     results: list[LevelResult] = []
     gpus: dict[str, None] = {gpu.name: None for gpu in installed.gpus}
     for index, load in enumerate(loads):

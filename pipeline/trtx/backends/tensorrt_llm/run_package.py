@@ -28,6 +28,7 @@ from trtx.backends.tensorrt_llm.launch import Launch, plan_launch, start_words, 
 from trtx.backends.tensorrt_llm.llm_options import FILE_NAME, make_options
 from trtx.backends.tensorrt_llm.probes import load_release
 from trtx.backends.tensorrt_llm.releases import Release
+from trtx.backends.tensorrt_llm.served_checkpoint import check_served
 from trtx.backends.tensorrt_llm.spec import TrtllmSpec
 from trtx.backends.tensorrt_llm.step import Step
 from trtx.bench.report import REPORT_NAME, TABLE_NAME, BenchmarkReport
@@ -82,6 +83,7 @@ def package(spec: TrtllmSpec, step: Step, deployment: Deployment) -> dict[str, A
     _link_tree(step.inputs["engine"], target / ENGINE_FOLDER)
     folders = [ENGINE_FOLDER]
     if spec.flow == "pytorch":
+        check_served(spec, step.inputs["checkpoint"])
         _link_tree(step.inputs["checkpoint"], target / CHECKPOINT_FOLDER)
         folders.insert(0, CHECKPOINT_FOLDER)
     if "benchmark" in step.inputs:

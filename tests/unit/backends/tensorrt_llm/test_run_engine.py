@@ -83,6 +83,14 @@ def test_the_script_of_the_release_converts_where_it_is_asked_to(shop: Workshop)
     assert (step.output / "tokenizer/tokenizer.json").is_file()
 
 
+@pytest.mark.parametrize(("algorithm", "kv_cache"), [("int8_sq", "int8"), ("int8_wo", "auto"), ("int4_wo", "auto")])
+def test_an_engine_is_built_of_what_the_script_converts(shop: Workshop, algorithm: str, kv_cache: str) -> None:
+    spec = make_spec(algorithm=algorithm, kv_cache=kv_cache)
+    converted = shop.step(checkpoint=shop.model, data=shop.rows("a"))
+    convert(spec.checkpoint, converted)
+    assert build(spec, shop.step(checkpoint=converted.output))["drift"] == []
+
+
 @pytest.mark.parametrize("release", EXACT)
 def test_every_release_builds_and_measures_by_its_own_programs(open_workshop: Enter, release: str) -> None:
     shop = open_workshop(release)

@@ -30,9 +30,10 @@ from trtx.backends.tensorrt_llm.run_benchmark import Load, benchmark
 from trtx.backends.tensorrt_llm.run_build import build
 from trtx.backends.tensorrt_llm.run_package import Deployment, package
 from trtx.backends.tensorrt_llm.serve_metrics import read_iterations, read_prometheus
+from trtx.backends.tensorrt_llm.served_checkpoint import check_served
 from trtx.backends.tensorrt_llm.spec import Ranks, TrtllmSpec
 from trtx.bench.report import BenchmarkReport
-from trtx.errors import UsageProblem
+from trtx.errors import UsageProblem, VerificationFailed
 
 Enter = Callable[..., Workshop]
 RELEASE = "1.3.0rc3"
@@ -193,6 +194,39 @@ def test_ranks_over_several_hosts_are_started_by_srun(shop: Workshop) -> None:
     launch = json.loads((folder / "deployment.json").read_text())["launch"]
     assert (launch["hosts"], launch["gpus_per_host"]) == (2, 8)
     assert "count: 8" in (folder / "compose.yaml").read_text()
+
+
+def test_a_checkpoint_that_is_not_in_the_format_is_not_served_as_it_is(shop: Workshop) -> None:
+    spec = pytorch(algorithm="fp8")
+    with pytest.raises(VerificationFailed, match="not quantized by fp8"):
+        make_package(shop, spec)
+    step = shop.step(engine=build_options(shop, spec), checkpoint=shop.model)
+    with pytest.raises(VerificationFailed, match="not quantized by fp8"):
+        benchmark(spec, step, loads=LOADS, repeats=1, warmup_requests=1, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("quant_config", "config", "algorithm", "complaint"),
+    [
+        ({"quantization": {"quant_algo": "FP8"}}, {}, "fp8", None),
+        ({"quantization": {"quant_algo": "NVFP4"}}, {}, "fp8", "has quant_algo NVFP4, and FP8 is asked for"),
+        (None, {"quantization_config": {"quant_method": "fp8"}}, "fp8", None),
+        (None, {}, "none", None),
+        (None, {"architectures": ["Qwen2ForCausalLM"]}, "none", "architectures ['Qwen2ForCausalLM']"),
+    ],
+)
+def test_what_is_served_is_what_the_recipe_says(
+    tmp_path: Path, quant_config: Any, config: dict[str, Any], algorithm: str, complaint: str | None
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **config}))
+    if quant_config is not None:
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps(quant_config))
+    if complaint is None:
+        check_served(pytorch(algorithm=algorithm), tmp_path)
+        return
+    with pytest.raises(VerificationFailed) as refused:
+        check_served(pytorch(algorithm=algorithm), tmp_path)
+    assert complaint in refused.value.why
 
 
 def test_an_image_that_is_not_pinned_is_refused(shop: Workshop) -> None:
