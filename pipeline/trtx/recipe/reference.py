@@ -13,7 +13,7 @@ from trtx.recipe.parts import ANY_LINE_PATTERN, LINE_PATTERN, NAME_PATTERN, Url
 from trtx.recipe.problems import Path
 from trtx.recipe.runners import GPUS_PATTERN, GRES_PATTERN, IMAGE_FILE_PATTERN, MOUNT_PATTERN, SSH_PATTERN
 from trtx.recipe.schema import BASE_PATTERN, CONTAINER_PATTERN, IMAGE_PATTERN
-from trtx.recipe.tensorrt_llm import ALIASES
+from trtx.recipe.tensorrt_llm import ALIASES, COMPOSED
 from trtx.recipe.unavailable import RULES
 from trtx.recipe.units import DURATIONS, SIZES, ByteSize, Duration, Percent, TimeLimit
 
@@ -218,7 +218,13 @@ def make_reference(
         chapters={key: page.chapter(key) for key in page.schema["properties"]},
         devices=list(devices),
         presets=list(presets),
-        aliases=", ".join(f"`{name}` is `{own}`" for name, own in ALIASES.items()),
+        aliases=", ".join(
+            f"`{name}` is `{own}`"
+            for name, own in (
+                *ALIASES.items(),
+                *((name, f"{one}, kv_cache: {kv}") for name, (one, kv) in COMPOSED.items()),
+            )
+        ),
         units={"sizes": list(SIZES), "durations": list(DURATIONS)},
         exit_codes=_exit_codes(),
     )

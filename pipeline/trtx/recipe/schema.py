@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import ConfigDict, Field, create_model
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from trtx.recipe.parts import Many, Name, Part, Positive, Text, Url, section
 from trtx.recipe.runners import Job, Runner
@@ -20,6 +20,7 @@ from trtx.recipe.tensorrt_llm import (
     PluginValue,
     Preset,
     Speculative,
+    take_composed,
     with_aliases,
 )
 from trtx.recipe.units import ByteSize, Duration, Percent
@@ -98,9 +99,11 @@ class Calibration(Part):
 class Quantization(Part):
     """One variant: how weights, activations and the KV cache are stored."""
 
+    _composed = model_validator(mode="before")(take_composed)
+
     algorithm: AnyAlgorithm = Field(
         description="none keeps the checkpoint's numbers; _wo: weights only; _sq: SmoothQuant; _awq: activation-aware. "
-        "ModelOpt's own names are taken too: fp8_pb_wo is fp8_block_wo, fp8_pc_pt is fp8_dynamic, and so on."
+        "ModelOpt's own names are taken too: fp8_pb_wo is fp8_block_wo, fp8_default-kv_fp8 is fp8 with such a KV cache."
     )
     kv_cache: Literal["auto", "fp8", "int8"] = Field(
         default="auto", description="Number format of the KV cache; auto is the engine's dtype."
