@@ -91,6 +91,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 MODELS |= {
+    "phi3": {**LLAMA, "architectures": ["Phi3ForCausalLM"]},
     "odd-llama": {**LLAMA, "vocab_size": 32001},
     "odd-mixtral": {**MODELS["mixtral"], "intermediate_size": 14340},
 }

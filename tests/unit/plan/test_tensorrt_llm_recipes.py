@@ -123,7 +123,7 @@ def test_deepseek_is_refused_by_releases_before_the_pytorch_flow(planned: Any, r
 @pytest.mark.parametrize("release", ("0.16.0", *NEW))
 def test_mixtral_s_experts_are_converted_by_the_release(planned: Any, release: str) -> None:
     container = [f"engine.container={IMAGE}"] if release == "0.16.0" else []
-    plan = planned(MIXTRAL, f"engine.release={release}", *container, cells="engines/*")
+    plan = planned(MIXTRAL, f"engine.release={release}", "engine.converter=release", *container, cells="engines/*")
     convert = plan.step("convert/engines/bf16")
     assert convert.params["spec"]["converter"] == "release"
     assert convert.params["spec"]["ranks"]["expert"] == 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,9 @@ from trtx.errors import UsageProblem
 if TYPE_CHECKING:
     from trtx.backends.tensorrt_llm.refusals.base import Subject
 
-# What trtx's writer knows.
+# trtx's writer of checkpoints, which says itself what it refuses.
+WRITER = "trtx.backends.tensorrt_llm.checkpoint"
+# What it knows at least.
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "MixtralForCausalLM")
 FORMATS = ("none", "int8_wo", "int4_wo", "fp8", "int4_awq")
 KV_FORMATS = ("auto", "fp8")
@@ -25,10 +29,22 @@ ANYWHERE = Path("/nowhere")
 
 def trtx_problem(subject: Subject) -> str:
     """Why trtx cannot write the checkpoint of an engine; empty when it can, or while the model is not known."""
+    if subject.shape is None:
+        return ""
+    if find_spec(WRITER) is None:
+        return _guess_problem(subject)
+    try:
+        import_module(f"{WRITER}.plan").plan_checkpoint(make_checkpoint_spec(subject, "trtx"))
+    except UsageProblem as error:
+        return f"{error.what} ({error.why.rstrip('.')})" if error.why else error.what
+    return ""
+
+
+def _guess_problem(subject: Subject) -> str:
+    """The same where the writer itself is not there to be asked."""
     shape, ways = subject.shape, subject.parallelism
     algorithm, kv_cache = subject.variant.algorithm, subject.variant.kv_cache
-    if shape is None:
-        return ""
+    assert shape is not None  # noqa: S101  trtx_problem sees to it
     stored = algorithm if algorithm not in FORMATS else shape.stored_as
     reasons = (
         (
@@ -38,10 +54,7 @@ def trtx_problem(subject: Subject) -> str:
         (stored not in FORMATS, f"trtx writes {', '.join(FORMATS)}, and not {stored}"),
         (kv_cache not in KV_FORMATS, f"trtx writes no scales of an {kv_cache} KV cache"),
         (shape.num_experts > 0 and algorithm != "none", f"trtx does not write experts in {algorithm}"),
-        (
-            ways.context > 1 or ways.expert > 1,
-            "trtx divides a checkpoint over tensor and pipeline ranks only",
-        ),
+        (ways.context > 1 or ways.expert > 1, "trtx divides a checkpoint over tensor and pipeline ranks only"),
     )
     return next((reason for holds, reason in reasons if holds), "")
 
