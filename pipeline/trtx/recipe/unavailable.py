@@ -59,7 +59,7 @@ RULES: tuple[Unavailable, ...] = (
 
 # Refused by trtx.recipe.checks, which knows the kind of a target's device.
 GPU_ENGINE = "this version compiles CPU engines only"
-GPU_ENGINE_FIX = "use gpu: cpu or cpu-avx512"
+GPU_ENGINE_FIX = "write engine.backend: tensorrt-llm, which builds for GPUs, or use gpu: cpu or cpu-avx512"
 
 
 def find_unavailable(data: Mapping[str, Any]) -> Iterator[tuple[Path, Any, str]]:

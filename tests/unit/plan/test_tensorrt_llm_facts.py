@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.plans import make_facts
+from support.registry import digest_of, make_index, serve_registry
 from support.trtllm_recipes import find_all, write_model
 from support.trtllm_refusals import make_recipe, quantized
 
@@ -166,6 +167,18 @@ def test_a_lock_has_the_image_with_its_digest_and_the_probe(tmp_path: Path, plan
     assert lock.containers == {RELEASE_IMAGE: LockedContainer(digest=DIGEST)}
     assert lock.probes == {"probe.json": sha256_file(probe)}
     assert lock.datasets == {}
+
+
+def test_lock_asks_the_registry_of_a_named_container_for_its_digest(plan: Callable[..., Plan]) -> None:
+    manifest = make_index("trtllm")
+    with serve_registry() as registry:
+        registry.manifests["trtllm:1"] = manifest
+        image = f"{registry.address}/trtllm:1"
+        text = make_recipe(container=f"  container: {image}\n")
+        assert plan(text).step("build/t/v").params["spec"]["container"] == {"image": image, "digest": None}
+        assert main(["lock", "recipe.yaml"]) == 0
+    locked = plan(text).step("build/t/v").params["spec"]["container"]
+    assert locked == {"image": image, "digest": digest_of(manifest)}
 
 
 SITE = """\
