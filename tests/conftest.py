@@ -8,9 +8,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from support import slurm_table, triton_table, trtllm_table
 from support.project import ROOT, Project, make_project
-from support.slurm_table import print_table
-from support.triton_table import print_triton_table
 
 # Read when torch starts its threads: those that spin while they wait starve what else runs here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -53,5 +52,6 @@ def project_on_shared_cache(quickstart: Project, shared_cache: Path, tmp_path: P
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    print_table(terminalreporter)
-    print_triton_table(terminalreporter)
+    slurm_table.print_table(terminalreporter)
+    trtllm_table.print_table(terminalreporter)
+    triton_table.print_triton_table(terminalreporter)

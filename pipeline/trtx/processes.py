@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from trtx.files import disk_errors
 
 # prctl(2)
 PR_SET_PDEATHSIG = 1
+# How long a process has to end after SIGTERM.
+LEAVE_S = 10.0
 
 
 def ask(argv: Sequence[str], *, timeout_s: float, environment: Mapping[str, str] | None = None) -> str | None:
@@ -65,6 +67,42 @@ def start_process(
             )
         except FileNotFoundError as error:
             raise EnvironmentProblem(f"cannot start {argv[0]}", why="there is no such program") from error
+
+
+def stream_process(
+    argv: Sequence[str], *, folder: Path, environment: Mapping[str, str], on_line: Callable[[str], None]
+) -> int:
+    """Run a process to its end and hand over each line of its stdout and stderr; returns the exit status.
+
+    It shares this process's group, so that signals to a step reach it. Whatever ends this function ends it, too:
+    SIGTERM first, SIGKILL after a while. Raises EnvironmentProblem when the program is not there.
+    """
+    try:
+        process = subprocess.Popen(
+            list(argv),
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    except (FileNotFoundError, PermissionError) as error:
+        raise EnvironmentProblem(f"cannot start {argv[0]}", why=error.strerror or "") from error
+    try:
+        with process.stdout or contextlib.nullcontext() as lines:
+            for line in lines or ():
+                on_line(line.rstrip("\n"))
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(LEAVE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def die_with_parent(number: signal.Signals) -> None:

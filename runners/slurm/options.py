@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from trtx.errors import UsageProblem
@@ -137,7 +137,8 @@ class Resources:
     """What each task of a group gets. `time_s` is rounded up to minutes, the unit of Slurm's limits.
 
     `ranks` > 1 starts so many processes of a task over `nodes` nodes through srun. `gpu`, `cpus` and `memory_bytes`
-    are per node, per rank and per node. `partition` overrides that of the site.
+    are per node, per rank and per node. `partition` overrides that of the site. `image` is the container image of these
+    tasks, where the site has a container runtime.
     """
 
     time_s: float | None = None
@@ -149,9 +150,11 @@ class Resources:
     partition: str | None = None
     exclusive: bool = False
     exclude: tuple[str, ...] = ()
+    image: str = ""
 
     def __post_init__(self) -> None:
         check_text("partition", self.partition)
+        check_text("image", self.image)
         check_text("excluded node", self.exclude)
         if self.ranks < 1 or self.nodes < 1 or self.ranks % self.nodes:
             raise UsageProblem(f"{self.ranks} ranks cannot be spread evenly over {self.nodes} nodes")
@@ -163,6 +166,13 @@ class Resources:
     @property
     def mebibytes(self) -> int | None:
         return None if self.memory_bytes is None else max(1, -(-self.memory_bytes // MIB))
+
+
+def choose_container(container: Container, resources: Resources) -> Container:
+    """The container of tasks that bring their own image: the site's with that image, where it has a runtime."""
+    if not resources.image or container.runtime == "none":
+        return container
+    return replace(container, image=resources.image)
 
 
 @dataclass(frozen=True)

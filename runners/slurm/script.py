@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trtx.errors import UsageProblem
 from trtx.runners.slurm.groups import Group, format_indices
-from trtx.runners.slurm.options import Container, GpuDialect, Resources, SlurmOptions
+from trtx.runners.slurm.options import Container, GpuDialect, Resources, SlurmOptions, choose_container
 
 SCRIPT_NAME = "job.sh"
 TASKS_NAME = "tasks.json"
@@ -38,7 +38,7 @@ def make_script(
             fix="use the container runtime pyxis or apptainer",
         )
     # With several ranks the containers are around each rank, see `make_launch`.
-    container = options.container if resources.ranks == 1 else Container()
+    container = choose_container(options.container, resources) if resources.ranks == 1 else Container()
     jinja = environment()
     jinja.filters.setdefault("sbatch", quote_sbatch)
     inherit = {name for task in group.tasks for name in task.inherit}
@@ -106,7 +106,7 @@ def make_launch(options: SlurmOptions, resources: Resources, root: Path) -> list
     """The words before a step's own argv that start it once per rank; empty for a task of one process."""
     if resources.ranks == 1:
         return []
-    nodes, ranks, container = resources.nodes, resources.ranks, options.container
+    nodes, ranks, container = resources.nodes, resources.ranks, choose_container(options.container, resources)
     words = ["srun", f"--nodes={nodes}", f"--ntasks={ranks}", f"--ntasks-per-node={ranks // nodes}"]
     words += ["--kill-on-bad-exit=1", "--label"]
     mounts = [*(f"{m.source}:{m.target}{':ro' if m.read_only else ''}" for m in container.mounts), f"{root}:{root}"]

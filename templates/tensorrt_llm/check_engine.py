@@ -1,6 +1,6 @@
 """Whether a TensorRT-LLM engine fits the container that is to run it. Needs the standard library only, Python 3.8 on.
 
-    python check_engine.py record ENGINE    where it was built: writes ENGINE/trtx_build.json
+    python check_engine.py record ENGINE    where it was built: writes ENGINE/trtllm.json
     python check_engine.py check ENGINE     where it is to run: exit code 0, or 6 and one sentence on stderr
 
 TensorRT refuses a plan of another TensorRT version or another compute capability when it is loaded, and TensorRT-LLM
@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-RECORD_NAME = "trtx_build.json"
+RECORD_NAME = "trtllm.json"
 EXIT_USAGE, EXIT_ENVIRONMENT = 2, 6
 # Components of a version of TensorRT that its plans depend on; the fourth counts builds of one release.
 TENSORRT_COMPONENTS = 3

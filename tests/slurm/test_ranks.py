@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -178,3 +179,15 @@ def test_docker_cannot_hold_ranks(run: Run) -> None:
 def test_ranks_are_spread_evenly_or_not_at_all() -> None:
     with pytest.raises(UsageProblem, match="3 ranks cannot be spread evenly over 2 nodes"):
         Resources(ranks=3, nodes=2)
+
+
+def test_ranks_are_started_in_the_image_that_their_step_brings(tmp_path: Path) -> None:
+    own = "nvcr.io/nvidia/tensorrt-llm/release:1.2.1@sha256:" + "1" * 64
+    resources = dataclasses.replace(FOUR, image=own)
+    words = make_launch(SlurmOptions(container=Container("pyxis", IMAGE)), resources, tmp_path)
+    assert f"--container-image={own.replace('/', '#', 1)}" in words
+    assert IMAGE not in " ".join(words)
+    bare = make_launch(SlurmOptions(), resources, tmp_path)
+    assert not [word for word in bare if "container" in word]
+    with pytest.raises(UsageProblem, match="control characters"):
+        dataclasses.replace(FOUR, image="a\nb")

@@ -184,3 +184,16 @@ def test_secrets_reach_the_step_by_name_and_stand_in_no_file(cluster: Cluster, r
     files = [path for path in run.folder.rglob("*") if path.is_file()]
     assert len(files) > 8
     assert not [path for path in files if b"hf_secret" in path.read_bytes()]
+
+
+def test_a_task_that_brings_an_image_runs_in_it_where_the_site_has_containers() -> None:
+    own = "registry.example.com/trtllm@sha256:" + "1" * 64
+    resources = dataclasses.replace(group().resources, image=own)
+    options = dataclasses.replace(FULL, container=Container("apptainer", IMAGE))
+    script = make_script(options, group(), resources, [0], "../..")
+    assert f"docker://{own}" in script
+    assert IMAGE not in script
+    assert own not in make_script(FULL, group(), resources, [0], "../..")
+    loose = dataclasses.replace(resources, image="registry.example.com/trtllm:latest")
+    with pytest.raises(UsageProblem, match="not pinned"):
+        make_script(options, group(), loose, [0], "../..")

@@ -222,12 +222,11 @@ SCHEMA_CASES = (
 )
 
 UNAVAILABLE_CASES = (
-    case("TensorRT-LLM", engine("  backend: «tensorrt-llm"), ("not available in this version", "inductor")),
-    case("TensorRT-LLM for one target", target(", engine: {backend: «tensorrt-llm}"), ("not available", "targets.cpu")),
     case("float16", engine("  dtype: «float16"), ("float16", "bfloat16")),
     case("tensor parallelism", target(", parallelism: {tensor: «2}"), ("tensor: 2", "not available")),
     case("pipeline parallelism", target(", parallelism: {pipeline: «2}"), ("pipeline: 2", "not available")),
     case("gates", recipe(gates="«gates: {accuracy: {baseline: fp32, max_rise: 2%}}\n"), ("gates", "not available")),
+    case("a Triton repository", recipe(package="package: {emit: [«triton]}\n"), ("emit[0]: triton", "compose")),
     case("Kubernetes", recipe(package="package: {emit: [compose, «kubernetes]}\n"), ("emit[1]: kubernetes", "compose")),
 )
 

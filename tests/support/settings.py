@@ -18,10 +18,37 @@ from trtx.recipe.schema import Recipe
 ENGINE: dict[str, Any] = {
     "backend": "inductor",
     "dtype": "auto",
-    "limits": {"max_batch_size": 4, "max_num_tokens": 256, "max_seq_len": 256},
-    "kv_cache": {"tokens_per_block": 16, "memory_fraction": 0.5, "size": "1GiB", "reuse": False},
+    "limits": {
+        "max_batch_size": 4,
+        "max_num_tokens": 256,
+        "max_seq_len": 256,
+        "max_input_len": 128,
+        "max_beam_width": 1,
+    },
+    "kv_cache": {
+        "tokens_per_block": 16,
+        "memory_fraction": 0.5,
+        "size": "1GiB",
+        "reuse": False,
+        "host_size": "1GiB",
+    },
     "scheduler": {"policy": "guaranteed-no-evict", "chunked_prefill": False},
+    "release": "1.3.0rc3",
+    "flow": "auto",
+    "probe": "one.json",
+    "container": "registry.example.com/trtllm:1",
+    "converter": "release",
+    # Its flags depend on nothing else of the recipe.
+    "preset": "long-context",
+    "profiles": False,
+    "plugins": {"gemm_plugin": "auto"},
+    "build_options": {"strip_plan": True},
+    "llm_options": {"stream_interval": 2},
+    "speculative": {"mode": "lookahead", "max_draft_len": 2, "draft": "hf://owner/draft"},
+    "lora": {"max_rank": 8, "target_modules": ["attn_q"], "max_adapters": 2},
+    "strict_gpu": True,
 }
+TENSORRT = {"backend": "tensorrt-llm"}
 CALIBRATION: dict[str, Any] = {
     "dataset": "demo://docs",
     "revision": "main",
@@ -36,7 +63,8 @@ CALIBRATION: dict[str, Any] = {
 NEEDS: dict[str, Any] = {"partition": "b", "time": "1h", "memory": "1GiB", "cpus": 2}
 JOBS = ("calibrate", "convert", "build", "benchmark", "package")
 LOAD: dict[str, Any] = {"input_tokens": 8, "output_tokens": 8, "concurrency": [1, 16]}
-# `fast` states its whole engine, `cpu` takes the recipe's; `chat` states its requests, `burst` does not.
+# `fast` states its whole engine, `cpu` takes the recipe's; `hopper` and `served` are the same of TensorRT-LLM's
+# two flows; `chat` states its requests, `burst` does not.
 FULL: dict[str, Any] = {
     "schema": "trtx/v1",
     "name": "full",
@@ -49,19 +77,27 @@ FULL: dict[str, Any] = {
             "exclude": ["lm_head"],
             "calibration": {**CALIBRATION, "dataset": f"hf://owner/{name}"},
         }
-        for name, algorithm in (("plain", "none"), ("small", "int8_wo"))
+        for name, algorithm in (("plain", "none"), ("small", "fp8"))
     },
     "engine": ENGINE,
     "targets": {
         name: {
-            "gpu": "cpu",
-            "parallelism": {"tensor": 1, "pipeline": 1},
-            "quantization": ["plain", "small"],
+            "gpu": gpu,
+            "parallelism": {"tensor": 1, "pipeline": 1, "context": 1, "expert": 1, "gpus_per_node": 8},
+            "quantization": ["small"] if name in ("own-hopper", "own-served") else ["plain", "small"],
             "engine": engine,
             "runner": runner,
             "job": {"partition": "b", "time": "1h", "memory": "1GiB", "cpus": 2, "gpus": "h100:1"},
         }
-        for name, engine, runner in (("cpu", {}, "there"), ("fast", ENGINE, "pretended"))
+        for name, engine, runner, gpu in (
+            ("cpu", {}, "there", "cpu"),
+            ("fast", ENGINE, "pretended", "cpu"),
+            ("hopper", {"backend": "tensorrt-llm", "flow": "engine"}, "there", "h100"),
+            ("served", {"backend": "tensorrt-llm"}, "there", "h100"),
+            ("own-hopper", {**ENGINE, **TENSORRT, "flow": "engine", "converter": "trtx"}, "there", "h100"),
+            ("own-scripts", {**ENGINE, **TENSORRT, "flow": "engine"}, "there", "h100"),
+            ("own-served", {**ENGINE, **TENSORRT}, "there", "h100"),
+        )
     },
     "benchmark": {
         "workloads": {"chat": {**LOAD, "requests": 16}, "burst": LOAD},
@@ -121,7 +157,9 @@ FULL = json.loads(json.dumps(FULL))  # Nothing in it is shared, so that each pla
 
 # Settings that name something, and other things that there are.
 REFERENCES: dict[str, tuple[Any, ...]] = {
-    "targets.*.gpu": ("cpu-avx512", "h100-sxm-80gb"),
+    "targets.*.gpu": ("cpu-avx512", "l40s-48gb"),
+    "engine.release": ("1.2.1",),
+    "targets.*.engine.release": ("1.2.1",),
     "targets.*.quantization": (["small"], ["small", "plain"]),
     "targets.*.runner": ("local", "here", "pretended"),
 }
@@ -187,7 +225,8 @@ def flips(path: Path, data: dict[str, Any] = FULL) -> list[Recipe]:
     spot = find_spot(path, data)
     assert spot is not None, path
     recipes = []
-    setting = ".".join("*" if index == 1 else str(part) for index, part in enumerate(path))
+    is_target = path[0] == "targets"
+    setting = ".".join("*" if index == 1 and is_target else str(part) for index, part in enumerate(path))
     for value in REFERENCES.get(setting, _candidates(old, spot.annotation)):
         changed = copy.deepcopy(data)
         holder = value_at(path[:-1], changed)

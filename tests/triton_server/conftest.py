@@ -54,7 +54,7 @@ def engine_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tr
     folder = tmp_path_factory.mktemp("engine-flow")
     write_tokenizer_folder(folder / "tokenizer")
     engine = write_engine_folder(folder / "engine", RELEASE)
-    (engine / "trtx_build.json").write_text(json.dumps({"tensorrt": "10.10.0.31"}))
+    (engine / "trtllm.json").write_text(json.dumps({"tensorrt": "10.10.0.31"}))
     write_distribution(folder / "site", "tensorrt_llm", RELEASE)
     write_distribution(folder / "site", "tensorrt", "10.10.0")
     serving = TritonServing(engine_dir=str(engine), tokenizer_dir=str(folder / "tokenizer"))

@@ -196,7 +196,7 @@ REFUSALS: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "no tokenizer": (_remove_tokenizer, "there is no tokenizer in"),
     "another release": (_use_engine(_set_version), "was built by TensorRT-LLM 0.19.0 and this container has 0.20.0"),
     "another TensorRT": (
-        _use_engine(lambda engine: (engine / "trtx_build.json").write_text('{"tensorrt": "10.9.0.34"}')),  # type: ignore[arg-type, return-value]
+        _use_engine(lambda engine: (engine / "trtllm.json").write_text('{"tensorrt": "10.9.0.34"}')),  # type: ignore[arg-type, return-value]
         "was built with TensorRT 10.9.0.34 and this container has 10.10.0",
     ),
     "a rank is missing": (_use_engine(lambda engine: (engine / "rank1.engine").unlink()), "has no rank1.engine"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -25,14 +26,20 @@ class _Part(BaseModel):
 
 
 class MachineFacts(_Part):
-    """Where it was measured. `num_threads` are torch's threads for one operation."""
+    """Where it was measured. `num_threads` are torch's threads for one operation, None where it does not compute.
+
+    `software` are versions of what measured and was measured, by distribution.
+    """
 
     cpu_model: str
     num_cpus: int
     memory_bytes: int
     isa: str | None
-    num_threads: int
-    torch: str
+    num_threads: int | None
+    torch: str | None
+    gpus: tuple[str, ...] = ()
+    driver: str | None = None
+    software: dict[str, str] = {}
 
     @classmethod
     def of(cls, host: Host, *, num_threads: int, torch: str) -> MachineFacts:
@@ -47,13 +54,17 @@ class MachineFacts(_Part):
 
 
 class EngineFacts(_Part):
-    """What was measured, from the engine card. `kv_blocks` are the blocks that requests could use."""
+    """What was measured, from the engine card.
 
+    `kv_blocks` are the blocks that requests could use, None where the runtime does not say.
+    """
+
+    backend: str = "inductor"
     quantization: QuantFormat
     dtype: DType
     limits: Limits
     compiled_for: CompiledFor
-    kv_blocks: int
+    kv_blocks: int | None
 
     @classmethod
     def of(cls, card: EngineCard, *, kv_blocks: int) -> EngineFacts:
@@ -70,7 +81,7 @@ class LevelResult(_Part):
     """One workload at one concurrency. Rates are per second of a repeat; latencies are in seconds.
 
     `requests` and `failed` count over all repeats. `peak_rss_bytes` is the most memory the process held in them, with
-    Python, torch, weights and KV cache.
+    Python, torch, weights and KV cache. None stands for what the tool that measured does not say.
     """
 
     workload: str
@@ -81,9 +92,9 @@ class LevelResult(_Part):
     failed: int
     output_tokens_per_s: Spread
     requests_per_s: Spread
-    time_to_first_token_s: Percentiles
+    time_to_first_token_s: Percentiles | None
     inter_token_latency_s: Percentiles | None
-    peak_rss_bytes: int
+    peak_rss_bytes: int | None
 
 
 class BenchmarkReport(_Part):
@@ -98,6 +109,22 @@ class BenchmarkReport(_Part):
     warmup_requests: int
     seed: int
     results: tuple[LevelResult, ...]
+
+
+def describe(result: LevelResult) -> str:
+    """One line about a level for a log."""
+    first, between = result.time_to_first_token_s, result.inter_token_latency_s
+    return (
+        f"{result.workload} at {result.concurrency}: {result.output_tokens_per_s.mean:.0f} tokens/s"
+        f" (stdev {result.output_tokens_per_s.stdev:.0f})"
+        + (f", first token p50 {first.p50.mean * 1e3:.1f} ms" if first else "")
+        + (f", next p50 {between.p50.mean * 1e3:.2f} ms" if between else "")
+    )
+
+
+def summarize(report: BenchmarkReport) -> Mapping[str, float]:
+    """Mean output tokens per second of every level, by `workload@concurrency`."""
+    return {f"{r.workload}@{r.concurrency}": round(r.output_tokens_per_s.mean, 2) for r in report.results}
 
 
 def write_report(folder: Path, report: BenchmarkReport) -> None:
@@ -136,4 +163,4 @@ def _make_row(result: LevelResult) -> dict[str, str | int]:
     for name, spread in latencies.items():
         for level in ("p50", "p95", "p99"):
             row[f"{name}_{level}_s"] = seconds(getattr(spread, level).mean) if spread else ""
-    return row | {"peak_rss_bytes": result.peak_rss_bytes}
+    return row | {"peak_rss_bytes": "" if result.peak_rss_bytes is None else result.peak_rss_bytes}

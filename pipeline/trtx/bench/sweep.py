@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -10,7 +10,7 @@ import torch
 
 from trtx.bench.load import LoadResult, make_prompts, run_load
 from trtx.bench.memory import peak_rss_bytes, reset_peak
-from trtx.bench.report import BenchmarkReport, EngineFacts, LevelResult, MachineFacts
+from trtx.bench.report import BenchmarkReport, EngineFacts, LevelResult, MachineFacts, describe
 from trtx.bench.stats import Percentiles, Spread
 from trtx.errors import StepFailed
 from trtx.hardware.host import read_host
@@ -92,22 +92,6 @@ def make_notes(card: EngineCard) -> tuple[str, ...]:
     if ALGORITHMS[algorithm].dequantized:
         notes.append(DEQUANTIZED.format(algorithm=algorithm, dtype=card.dtype))
     return tuple(notes)
-
-
-def describe(result: LevelResult) -> str:
-    """One line about a level for a log."""
-    between = result.inter_token_latency_s
-    return (
-        f"{result.workload} at {result.concurrency}: {result.output_tokens_per_s.mean:.0f} tokens/s"
-        f" (stdev {result.output_tokens_per_s.stdev:.0f}),"
-        f" first token p50 {result.time_to_first_token_s.p50.mean * 1e3:.1f} ms"
-        + (f", next p50 {between.p50.mean * 1e3:.2f} ms" if between else "")
-    )
-
-
-def summarize(report: BenchmarkReport) -> Mapping[str, float]:
-    """Mean output tokens per second of every level, by `workload@concurrency`."""
-    return {f"{r.workload}@{r.concurrency}": round(r.output_tokens_per_s.mean, 2) for r in report.results}
 
 
 def _measure(engine: Engine, level: Level, method: Method, on_end: Callable[[], None]) -> LevelResult:

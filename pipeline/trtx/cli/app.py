@@ -29,6 +29,7 @@ VERBS = (
     "cancel",
     "why",
     "diff",
+    "verify",
     "serve",
     "migrate",
     "schema",

@@ -15,6 +15,7 @@ from trtx.console import Console
 from trtx.errors import EXIT_PLAN_HAS_CHANGES, TrtxError, UsageProblem
 
 if TYPE_CHECKING:
+    from trtx.plan.diff_commands import CommandChange
     from trtx.plan.record import RunRecord
 
 Kind = Literal["recipe", "lock", "run"]
@@ -77,6 +78,7 @@ def _compare_recipes(console: Console, a: str, b: str) -> Compared:
     from trtx.cli.prepare import Request, prepare
     from trtx.hardware import support
     from trtx.plan.diff import compare_plans, compare_recipes
+    from trtx.plan.diff_commands import compare_commands
     from trtx.plan.site import site_runners
     from trtx.plan.steps import split_selection
     from trtx.recipe.cells import select_cells
@@ -89,14 +91,25 @@ def _compare_recipes(console: Console, a: str, b: str) -> Compared:
         sides.append((loaded, select_cells(loaded.cells(), glob)))
     diff = compare_recipes(sides[0][0], sides[1][0], sides[0][1], sides[1][1])
     steps, unknown = None, ""
+    commands: tuple[CommandChange, ...] = ()
+    releases: list[list[dict[str, Any]]] = [[], []]
     try:
         quiet = replace(console, verbosity=-1)
-        plans = [prepare(quiet, Request(side, offline=True)).plan for side in (a, b)]
-        steps = compare_plans(plans[0], plans[1])
+        first, second = (prepare(quiet, Request(side, offline=True)) for side in (a, b))
+        steps = compare_plans(first.plan, second.plan)
+        commands = compare_commands((first.cells, first.sources), (second.cells, second.sources))
+        releases = [side.sources.describe_releases(side.cells) for side in (first, second)]
     except TrtxError as error:
         unknown = error.what
-    body = differences.recipe_json(diff, steps, unknown)
-    return Compared(diff.equal, body, lambda out: differences.print_recipes(out, diff, steps, unknown))
+    body = differences.recipe_json(diff, steps, unknown, commands)
+    body["releases"] = {"old": releases[0], "new": releases[1]}
+
+    def show(out: Console) -> None:
+        differences.print_recipes(out, diff, steps, unknown)
+        differences.print_releases(out, *releases)
+        differences.print_commands(out, commands, len(diff.cells))
+
+    return Compared(diff.equal, body, show)
 
 
 def _compare_locks(console: Console, a: str, b: str) -> Compared:

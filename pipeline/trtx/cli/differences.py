@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from trtx.cli.display import format_duration
 from trtx.console import Console
 from trtx.plan.diff import PlanDiff, RecipeDiff, SettingChange, StepChange, changes_json
+from trtx.plan.diff_commands import CommandChange
 from trtx.plan.diff_runs import Figure, Outcome, RunDiff
 from trtx.plan.keys import shorten
 from trtx.plan.lock_changes import LockChange
@@ -16,7 +18,9 @@ from trtx.plan.lock_changes import LockChange
 MAX_NAMES = 4
 
 
-def recipe_json(diff: RecipeDiff, steps: PlanDiff | None, unknown: str) -> dict[str, Any]:
+def recipe_json(
+    diff: RecipeDiff, steps: PlanDiff | None, unknown: str, commands: Sequence[CommandChange]
+) -> dict[str, Any]:
     """`steps` is null when the recipes could not be planned without a network; `steps_unknown` says why."""
     return {
         "cells": {"both": list(diff.cells), "added": list(diff.added), "removed": list(diff.removed)},
@@ -33,6 +37,7 @@ def recipe_json(diff: RecipeDiff, steps: PlanDiff | None, unknown: str) -> dict[
         ],
         "steps": plan_json(steps) if steps else None,
         "steps_unknown": unknown,
+        "commands": [asdict(change) for change in commands],
     }
 
 
@@ -84,6 +89,37 @@ def print_recipes(console: Console, diff: RecipeDiff, steps: PlanDiff | None, un
         _print_steps(console, steps)
     else:
         console.say(f"no key moves: {_count(len(steps.same))} the same", style="note")
+
+
+def print_releases(console: Console, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> None:
+    """What two releases of TensorRT-LLM bring otherwise, where each side has one."""
+    if len(old) != 1 or len(new) != 1 or old == new:
+        return
+    rows = [
+        (name.replace("_", " "), str(old[0][name] or "not known"), str(new[0][name] or "not known"))
+        for name in old[0]
+        if old[0][name] != new[0][name]
+    ]
+    console.table(("TensorRT-LLM", "old", "new"), rows)
+
+
+def print_commands(console: Console, commands: Sequence[CommandChange], num_cells: int) -> None:
+    """One row for every option that one side says otherwise, or not at all."""
+    if not commands:
+        return
+    rows = []
+    for change in commands:
+        cells = "all" if len(change.cells) == num_cells else _some(change.cells)
+        for old, new in _pair(change.old, change.new):
+            rows.append((change.stage, change.tool, old or "(none)", new or "(none)", cells))
+    console.table(("stage", "tool", "old", "new", "cells"), rows)
+
+
+def _pair(old: Sequence[str], new: Sequence[str]) -> list[tuple[str, str]]:
+    """Options of both sides with one flag stand together."""
+    names = {option.partition(" ")[0].rstrip(":"): option for option in new}
+    pairs = [(option, names.pop(option.partition(" ")[0].rstrip(":"), "")) for option in old]
+    return [*pairs, *(("", option) for option in names.values())]
 
 
 def _setting_row(change: SettingChange, num_cells: int) -> tuple[str, ...]:

@@ -238,7 +238,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     if outcome.detached:
         console.say("next: trtx status --watch, trtx logs -f STEP, trtx attach, trtx cancel")
     if outcome.delivered:
-        console.say(f"next: trtx serve {outcome.delivered[0].engine}")
+        console.say(f"next: {outcome.delivered[0].start}")
 
 
 def publish_outcome(console: Console, outcome: Outcome, *, printed: bool) -> None:

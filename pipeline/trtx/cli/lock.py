@@ -75,12 +75,12 @@ def command(
 
 
 def _pin_images(console: Console, prepared: Prepared) -> tuple[Prepared, list[str]]:
-    """Ask the registries of base images that are not pinned; one that does not answer is a warning."""
+    """Ask the registries of images that are not pinned; one that does not answer is a warning."""
     from trtx.models.sources.base import is_offline
     from trtx.plan.registry import ask_digest
 
     sources, found, warnings = prepared.sources, {}, []
-    for reference in sorted({image for cell in prepared.cells for image in cell.recipe.package.images}):
+    for reference in sorted({name for cell in prepared.cells for name in sources.references_of(cell)}):
         if "@" in reference or reference in sources.images or is_offline(prepared.environ):
             continue
         try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -85,6 +86,7 @@ def command(
     if as_json:
         remotes = prepared.remotes.to_json() if prepared.remotes else []
         body = {**seal(prepared.plan.to_json()), "status": status_rows(prepared.statuses), "remotes": remotes}
+        body["releases"] = prepared.sources.describe_releases(prepared.cells)
         if scripts:
             from trtx.cli.scripts import describe_scripts
 
@@ -97,6 +99,8 @@ def command(
         publish_summary(console, make_summary(title, prepared.statuses, outcome), printed=not as_json)
     elif not as_json:
         print_table(console, prepared.statuses)
+        for row in prepared.sources.describe_releases(prepared.cells):
+            console.say(_describe_release(row))
         console.say(_describe(prepared, len(to_do)))
         if to_do:
             there = f" --runner {shlex.quote(runner)}" if runner and not to_file else ""
@@ -119,3 +123,18 @@ def _describe(prepared: Prepared, num_to_do: int) -> str:
     remote = sum(status.state is State.REMOTE for status in prepared.statuses)
     outcome = f"{num_to_do - remote} of {len(prepared.statuses)} steps to run, {cached} cached"
     return outcome + (f", {remote} to take from remotes" if remote else "")
+
+
+def _describe_release(row: Mapping[str, Any]) -> str:
+    """One release in one line; what no source says is left out."""
+    tables = {"exact": "exact tables", "derived": "derived tables", "probe": "probed"}[row["tables"]]
+    image = row["image"] or "no image"
+    pinned = f"@{row['digest'][:19]}…" if row["digest"] and "@" not in image else ""
+    facts = [
+        f"{title} {row[name]}"
+        for name, title in (("tensorrt", "TensorRT"), ("cuda", "CUDA"), ("modelopt", "ModelOpt"), ("python", "Python"))
+        if row[name]
+    ]
+    driver = [f"driver {row['min_driver']} or newer"] if row["min_driver"] else []
+    unpinned = "" if row["digest"] or not row["image"] else " (no digest yet: trtx lock)"
+    return f"TensorRT-LLM {row['release']} ({tables}): {', '.join([*facts, *driver])}; {image}{pinned}{unpinned}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from trtx.plan.lock_make import without
 from trtx.plan.make import Options, make_plan
 from trtx.plan.preflight import check_fit
 from trtx.plan.record import latest_plan
+from trtx.plan.releases import is_tensorrt, load_releases
 from trtx.plan.remotes import Remotes, open_remotes
 from trtx.plan.resolve import PinnedSources, resolve_sources
 from trtx.plan.resources import Placement
@@ -100,12 +101,15 @@ def prepare(console: Console, request: Request) -> Prepared:
     cells = select_cells(loaded.cells(), glob)
     lock = read_lock(lock_path(path))
     pins = without(lock or Lock(), request.upgrade)
-    sources = resolve_sources(cells, environ, pins if lock else None)
+    releases = load_releases(loaded, cells)
+    sources = replace(resolve_sources(cells, environ, pins if lock else None), releases=releases)
     for warning in check_formats(loaded, cells, sources, support):
         console.say(warning.render(), style="warning")
     check_models(loaded, cells, sources)
     facts = gather_facts(environ, sources.generators(), cuda=any(map(compiles_for_gpu, cells)))
-    check_fit(loaded, cells, sources, facts, Placement(site, request.runner))
+    placement = Placement(site, request.runner)
+    check_fit(loaded, cells, sources, facts, placement)
+    check_tensorrt_llm(console, loaded, cells, sources, facts, placement)
     plan = make_plan(cells, path, sources, facts, _options(request, loaded, site))
     store = Store(facts.cache_dir)
     previous = latest_plan(Path.cwd())
@@ -155,10 +159,37 @@ def check_models(loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSou
 
     Raises RecipeInvalid with all problems.
     """
-    points = {id(cell.recipe): (loaded.point_of(cell), sources.model_of(cell).shape) for cell in cells}
+    points = {
+        id(cell.recipe): (loaded.point_of(cell), sources.model_of(cell).shape)
+        for cell in cells
+        if not is_tensorrt(cell)
+    }
     found = [problem for point, shape in points.values() for problem in find_misfits(point, shape)]
     if found:
         raise RecipeInvalid(list(dict.fromkeys(found)))
+
+
+def check_tensorrt_llm(
+    console: Console,
+    loaded: LoadedRecipe,
+    cells: Iterable[Cell],
+    sources: PinnedSources,
+    facts: Facts,
+    placement: Placement,
+) -> None:
+    """Check the cells of TensorRT-LLM against their releases, and say its warnings.
+
+    Raises RecipeInvalid with all problems.
+    """
+    if not sources.releases:
+        return
+    from trtx.plan.check_tensorrt_llm import find_problems
+
+    found = find_problems(loaded, cells, sources.releases, sources.configs(), facts, placement)
+    if any(problem.severity == "error" for problem in found):
+        raise RecipeInvalid(found)
+    for warning in found:
+        console.say(warning.render(), style="warning")
 
 
 def _options(request: Request, loaded: LoadedRecipe, site: Mapping[str, Runner]) -> Options:

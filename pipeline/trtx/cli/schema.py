@@ -41,11 +41,12 @@ def command(
 
         console.json(make_json_schema(GPUS))
         return
+    from trtx.backends.tensorrt_llm.presets import describe_presets
     from trtx.plan.effects import reason_of, stages_of
     from trtx.recipe.reference import make_reference
 
     devices = dict.fromkeys(device.name for device in GPUS.values())
-    page = make_reference(devices, lambda path: (stages_of(path), reason_of(path)))
+    page = make_reference(devices, lambda path: (stages_of(path), reason_of(path)), describe_presets())
     if output is SchemaFormat.JSON:
         console.json({"schema": SCHEMA, "markdown": page})
     else:

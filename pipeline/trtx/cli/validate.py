@@ -23,6 +23,7 @@ from trtx.console import Console
 
 if TYPE_CHECKING:
     from trtx.recipe.load import LoadedRecipe
+    from trtx.recipe.problems import Problem
 
 SCHEMA = "trtx.validate/v1"
 # Sources whose config.json is at hand.
@@ -58,7 +59,7 @@ def command(
         with annotated(console, text_format):
             loaded = read_recipe(path, support, overrides, os.environ, site_runners(os.environ))
             cells = [cell.name for cell in select_cells(loaded.cells(), glob)]
-            _check_local_models(loaded, os.environ)
+            warnings = [*loaded.warnings, *_check_models(loaded, os.environ)]
     except RecipeInvalid as error:
         if not as_json:
             raise
@@ -66,10 +67,10 @@ def command(
         console.json(answer | {"valid": False, "cells": [], "problems": problems})
         raise typer.Exit(error.exit_code) from None
     if as_json:
-        problems = [problem.to_json() for problem in loaded.warnings]
+        problems = [problem.to_json() for problem in warnings]
         console.json(answer | {"valid": True, "cells": cells, "problems": problems})
         return
-    for warning in loaded.warnings:
+    for warning in warnings:
         console.warn(warning.render())
         if text_format is TextFormat.GITHUB:
             console.command(annotate_problem(warning))
@@ -79,20 +80,33 @@ def command(
     console.say(f"next: trtx plan {spell(recipe, overrides)}")
 
 
-def _check_local_models(loaded: LoadedRecipe, environ: Mapping[str, str]) -> None:
-    """Check every point against the shape of its model where that is at hand. Raises RecipeInvalid."""
-    from trtx.recipe.check_model import find_misfits
-    from trtx.recipe.problems import Problem, RecipeInvalid
+def _check_models(loaded: LoadedRecipe, environ: Mapping[str, str]) -> list[Problem]:
+    """Check every point against the shape of its model where that is at hand, and against its release.
 
+    Returns warnings. Raises RecipeInvalid.
+    """
+    from trtx.plan.check_tensorrt_llm import find_problems
+    from trtx.plan.releases import is_tensorrt, load_releases
+    from trtx.plan.resolve import PinnedModel, model_name, resolve_model
+    from trtx.recipe.check_model import find_misfits
+    from trtx.recipe.problems import RecipeInvalid
+
+    cells = loaded.cells()
+    compiled = {model_name(cell.recipe.model) for cell in cells if not is_tensorrt(cell)}
     found: list[Problem] = []
-    shapes: dict[Any, Any] = {}
+    models: dict[Any, PinnedModel] = {}
     for point in loaded.points:
         model = point.recipe.model
+        name = model_name(model)
         if model.source.startswith(LOCAL_SCHEMES):
-            from trtx.plan.resolve import model_name, resolve_model
-
-            if model_name(model) not in shapes:
-                shapes[model_name(model)] = resolve_model(model, environ).shape
-            found += find_misfits(point, shapes[model_name(model)])
-    if found:
-        raise RecipeInvalid(list(dict.fromkeys(found)))
+            if name not in models:
+                models[name] = resolve_model(model, environ, compiled=name in compiled)
+            found += find_misfits(point, models[name].shape) if name in compiled else ()
+    releases = load_releases(loaded, cells)
+    if releases:
+        configs = {name[0]: pinned.source.config for name, pinned in models.items()}
+        found += find_problems(loaded, cells, releases, configs)
+    found = list(dict.fromkeys(found))
+    if any(problem.severity == "error" for problem in found):
+        raise RecipeInvalid(found)
+    return found

@@ -21,6 +21,7 @@ from trtx.plan.resources import slurm_options
 from trtx.plan.steps import Plan
 from trtx.plan.survey import OPEN, StepStatus
 from trtx.runners.slurm.interpreter import ask_interpreter
+from trtx.stages.toolchain import OF_IMAGE
 
 PATIENCE_S = 60.0
 # Factors that an interpreter is not asked for; a node's compiler may be another than the login node's.
@@ -47,7 +48,7 @@ def find_mismatches(plan: Plan, statuses: Iterable[StepStatus], environ: Mapping
         wanted.setdefault(name, {}).update(status.step.factors["toolchain"])
         inherited.setdefault(name, set()).update(filter(inherited_variables(plan, name), status.step.inherit))
     for name, versions in wanted.items():
-        asked = {name: version for name, version in versions.items() if name not in NOT_ASKED}
+        asked = {name: version for name, version in versions.items() if name not in NOT_ASKED and OF_IMAGE not in name}
         memory = _memory(plan, name, asked, environ)
         if memory.exists():
             continue

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from trtx.backends.tensorrt_llm.names import CARD_NAME
 from trtx.cache.store import Store, remove_tree
 from trtx.errors import EnvironmentProblem
 from trtx.files import disk_errors, link_or_copy, walk_files, write_text
@@ -21,7 +22,7 @@ LINK_FROM_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Delivered:
-    """A deployment folder in place; `engine` is what `trtx serve` takes."""
+    """A deployment folder in place; `engine` is what `trtx serve` takes, `start` the command that serves it."""
 
     cell: str
     folder: Path
@@ -29,6 +30,13 @@ class Delivered:
     @property
     def engine(self) -> Path:
         return self.folder / "engine"
+
+    @property
+    def start(self) -> str:
+        # trtllm-serve runs in the release's container, whose image the folder builds.
+        if (self.engine / CARD_NAME).is_file():
+            return f"docker compose --project-directory {self.folder} up --build"
+        return f"trtx serve {self.engine}"
 
 
 def deliver(plan: Plan, store: Store, root: Path, remade: Collection[str] = ()) -> list[Delivered]:

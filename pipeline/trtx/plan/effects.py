@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from trtx.plan.effects_tensorrt_llm import ALL, WHOLE, spec_paths
 from trtx.recipe.problems import Path
 
 # In the order of a plan.
 STAGES = ("download", "dataset", "calibrate", "convert", "build", "benchmark", "package")
 
-NOT_YET = "refused in this version"
 ONE_VALUE = "has only one value"
 RUNNER = "runner settings move no key"
 REPORT = "for readers only"
@@ -26,10 +26,14 @@ READING = "gone once the file is read: what it changes counts as the setting tha
 
 @dataclass(frozen=True)
 class Effect:
-    """Factors by stage (paths inside a step's own factors), or the reason for none."""
+    """Factors by stage (paths inside a step's own factors), or the reason for none.
+
+    `whole` are stages whose steps the setting makes others altogether, or none.
+    """
 
     factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reason: str = ""
+    whole: tuple[str, ...] = ()
 
 
 def _becomes(**factors: str) -> Effect:
@@ -44,7 +48,7 @@ def _none(reason: str) -> Effect:
 # A measurement belongs to this machine, or on a cluster to the target, which is one kind of machine.
 MEASURED = Effect({"benchmark": ("machine.cpu", "machine.cpus", "machine.target")})
 
-EFFECTS: Mapping[str, Effect] = {
+OWN_EFFECTS: Mapping[str, Effect] = {
     "schema": _none(ONE_VALUE),
     "name": _becomes(package="name"),
     "description": _none(REPORT),
@@ -63,12 +67,12 @@ EFFECTS: Mapping[str, Effect] = {
     "quantization.*.calibration.revision": _becomes(dataset="identity"),
     "quantization.*.calibration.split": _becomes(dataset="split identity"),
     "quantization.*.calibration.column": _becomes(dataset="column"),
-    "quantization.*.calibration.samples": _becomes(dataset="samples"),
+    "quantization.*.calibration.samples": _becomes(dataset="samples", calibrate="samples"),
     "quantization.*.calibration.heldout": _becomes(dataset="heldout"),
     "quantization.*.calibration.max_length": _becomes(calibrate="max_length"),
     "quantization.*.calibration.batch_size": _becomes(calibrate="batch_size"),
     "quantization.*.calibration.seed": _becomes(dataset="seed", calibrate="seed"),
-    "engine.backend": _none(NOT_YET),
+    "engine.backend": Effect(whole=ALL),
     "engine.dtype": _becomes(convert="dtype", build="dtype"),
     "engine.limits.max_batch_size": _becomes(build="limits.max_batch_size"),
     "engine.limits.max_num_tokens": _becomes(build="limits.max_num_tokens"),
@@ -77,6 +81,15 @@ EFFECTS: Mapping[str, Effect] = {
     "engine.kv_cache.memory_fraction": _becomes(benchmark="memory_fraction", package="memory_fraction"),
     "engine.kv_cache.size": _becomes(benchmark="kv_cache_bytes", package="kv_cache_bytes"),
     "engine.kv_cache.reuse": _becomes(benchmark="scheduler.prefix_reuse", package="scheduler.prefix_reuse"),
+    **{
+        f"engine.{name}": Effect()
+        for name in (
+            *("limits.max_input_len", "limits.max_beam_width", "kv_cache.host_size", "release", "flow", "probe"),
+            *("container", "converter", "preset", "profiles", "plugins", "build_options", "llm_options"),
+            *("speculative.mode", "speculative.max_draft_len", "speculative.draft", "lora.max_rank"),
+            *("lora.target_modules", "lora.max_adapters", "strict_gpu"),
+        )
+    },
     "engine.scheduler.policy": _becomes(benchmark="scheduler.policy", package="scheduler.policy"),
     "engine.scheduler.chunked_prefill": _becomes(
         benchmark="scheduler.chunked_prefill", package="scheduler.chunked_prefill"
@@ -88,6 +101,9 @@ EFFECTS: Mapping[str, Effect] = {
     ),
     "targets.*.parallelism.tensor": _becomes(convert="tensor"),
     "targets.*.parallelism.pipeline": _becomes(convert="pipeline"),
+    "targets.*.parallelism.context": Effect(),
+    "targets.*.parallelism.expert": Effect(),
+    "targets.*.parallelism.gpus_per_node": _none(RUNNER),
     "targets.*.quantization": _none(CELLS),
     "targets.*.runner": MEASURED,
     "targets.*.job.partition": _none(RUNNER),
@@ -158,13 +174,30 @@ EFFECTS: Mapping[str, Effect] = {
 }
 
 
+def _complete(row: str, effect: Effect) -> Effect:
+    """An effect with what the setting becomes in steps of TensorRT-LLM."""
+    factors = {stage: list(paths) for stage, paths in effect.factors.items()}
+    for stage, paths in spec_paths(row).items():
+        factors.setdefault(stage, []).extend(paths)
+    ordered = {stage: tuple(factors[stage]) for stage in STAGES if stage in factors}
+    return Effect(ordered, effect.reason, ALL if row in WHOLE else effect.whole)
+
+
+EFFECTS: Mapping[str, Effect] = {row: _complete(row, effect) for row, effect in OWN_EFFECTS.items()}
+
+
 def stages_of(path: str | Path) -> tuple[str, ...]:
     """The stages whose own factors a setting changes, or any setting below a section; in the order of a plan.
 
     `path` is a place of a recipe, or a dotted pattern such as `quantization.*.exclude`.
     """
-    found = {stage for _, effect in rows_of(path) for stage in effect.factors}
+    found = {stage for row, effect in rows_of(path) for stage in _first_stages(row, effect)}
     return tuple(stage for stage in STAGES if stage in found)
+
+
+def _first_stages(row: str, effect: Effect) -> tuple[str, ...]:
+    """A spec is a factor of all stages that are given it, which would follow the first one anyway."""
+    return tuple(OWN_EFFECTS[row].factors) or tuple(effect.factors)[:1] or effect.whole
 
 
 def reason_of(path: str | Path) -> str:

@@ -16,6 +16,7 @@ ALWAYS = (
     "SSL_CERT_DIR",
     "SSL_CERT_FILE",
     "TMPDIR",
+    "TRTX_TRTLLM_ROOT",
     "TZ",
     "VIRTUAL_ENV",
     "XDG_CACHE_HOME",

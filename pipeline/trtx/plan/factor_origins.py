@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from trtx import __version__
 from trtx.plan.effects import EFFECTS, is_within, settings_of
+from trtx.plan.effects_tensorrt_llm import ALL, SERVED
 from trtx.plan.keys import flatten
 from trtx.plan.steps import Plan, Step
 from trtx.recipe.cells import Cell
@@ -16,8 +17,9 @@ from trtx.recipe.parts import Part
 from trtx.recipe.problems import Path
 from trtx.recipe.schema import AS_STORED
 from trtx.recipe.tree import dotted
+from trtx.stages.toolchain import OF_IMAGE
 
-Kind = Literal["recipe", "source", "model", "installed", "machine", "input", "trtx"]
+Kind = Literal["recipe", "source", "model", "installed", "machine", "input", "trtx", "release"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,32 @@ DERIVED: Mapping[str, Derived] = {
         for stage in ("calibrate", "build")
         for name in ("group_size", "zero_points", "reordered", "packing")
     },
+    **{
+        f"{stage}.params.spec.{name}": derived
+        for stage in ALL
+        for name, derived in {
+            "shape": Derived("model", "config.json"),
+            "dtype": Derived("model", "config.json"),
+            "container": Derived("release", "its image, with the digest that the lock has"),
+            "converter": Derived("recipe", "auto is trtx where it can write the checkpoint"),
+            **{
+                f"quantization.{name}": Derived("trtx", "how ModelOpt packs the algorithm")
+                for name in ("group_size", "zero_points", "reordered", "packing")
+            },
+        }.items()
+    },
+    **{f"{stage}.params.backend": Derived("recipe", "engine.backend") for stage in ALL},
+    **{
+        f"{stage}.params.spec.{name}": derived
+        for stage in SERVED
+        for name, derived in {
+            "flow": Derived("release", "auto is what the release does by default"),
+            "pool.tokens_per_block": Derived("release", "the release's own where the recipe says nothing"),
+            "device": Derived("recipe", "what the catalogue has of this device"),
+            "speculation": Derived("recipe", "engine.speculative"),
+            "lora": Derived("recipe", "engine.lora"),
+        }.items()
+    },
 }
 TOOLS: Mapping[str, tuple[Kind, str]] = {
     "c++": ("machine", "compiler on PATH"),
@@ -65,6 +93,12 @@ TOOLS: Mapping[str, tuple[Kind, str]] = {
 }
 QUANTIZATION = ("params", "quantization")
 IMAGES: tuple[tuple[str, str], ...] = (("package", "base"), ("package", "triton_base"))
+# Settings with free names → the factor that has the same names below it.
+MAPPINGS: Mapping[str, Path] = {
+    "engine.plugins": ("params", "spec", "plugins"),
+    "engine.build_options": ("params", "spec", "options"),
+    "engine.llm_options": ("params", "spec", "options"),
+}
 LOCKED = ", with the digest that the lock has"
 MACHINE: Mapping[str, str] = {
     "cpu": "model of the processor",
@@ -87,7 +121,7 @@ class Origins:
         if head == "inputs":
             return FactorOrigin("input", step.inputs[name].step)
         if head == "toolchain":
-            return FactorOrigin(*TOOLS.get(name, ("installed", "installed distribution")))
+            return _of_tool(name)
         if head == "machine":
             return FactorOrigin("machine", MACHINE[name])
         if head == "code":
@@ -142,6 +176,12 @@ class RecipeOrigins(Origins):
         return FactorOrigin(derived.kind, f"{point.origin(place)}; {derived.note}", dotted(place))
 
 
+def _of_tool(name: str) -> FactorOrigin:
+    if name.startswith(OF_IMAGE):
+        return FactorOrigin("release", "what the release's image has, by the tables")
+    return FactorOrigin(*TOOLS.get(name, ("installed", "installed distribution")))
+
+
 def find_derived(stage: str, path: Path) -> Derived | None:
     """The row of DERIVED for a parameter of a stage."""
     return next((row for name, row in DERIVED.items() if is_within((stage, *path), name)), None)
@@ -152,7 +192,9 @@ def place_of(stage: str, factor: Path, row: str, cell: Cell) -> Path:
     free = _free_names(stage, factor, row)
     names = {"quantization": cell.variant, "targets": cell.target}
     parts = row.split(".")
-    place = tuple(names.get(parts[0]) or next(free) if part == "*" else part for part in parts)
+    place: Path = tuple(names.get(parts[0]) or next(free) if part == "*" else part for part in parts)
+    if row in MAPPINGS and len(factor) > len(MAPPINGS[row]):
+        place = (*place, factor[len(MAPPINGS[row])])
     return stated_place(cell, place)
 
 
@@ -170,9 +212,11 @@ def _free_names(stage: str, factor: Path, row: str) -> Iterator[str]:
     raise KeyError(row)
 
 
-def _is_set(part: Part, path: Path) -> bool:
-    """Whether a partial model says something at a path."""
+def _is_set(part: Part | Mapping[str, Any], path: Path) -> bool:
+    """Whether a partial model says something at a path, down into its mappings."""
     for name in path:
+        if isinstance(part, Mapping):
+            return name in part
         if not isinstance(part, Part) or name not in part.model_fields_set:
             return False
         part = getattr(part, str(name))

@@ -110,7 +110,7 @@ class LockedClient(_Part):
 
 class Lock(_Part):
     """Content of a lock. `models` by `<url>@<revision>`, `datasets` by `<url>@<revision>#<split>`, `containers` by
-    the reference in the recipe, `entries` (cache keys) and `builds` by step id."""
+    the reference in the recipe, `probes` by the file's name there, `entries` (cache keys) and `builds` by step id."""
 
     model_config = ConfigDict(defer_build=False, populate_by_name=True)
 
@@ -121,6 +121,7 @@ class Lock(_Part):
     datasets: dict[str, LockedDataset] = {}
     entries: dict[str, Sha256] = {}
     models: dict[str, LockedModel] = {}
+    probes: dict[str, Sha256] = {}
     runners: dict[str, LockedTools] = {}
     stages: dict[str, int] = {}
 

@@ -13,6 +13,7 @@ WORDS = {
     "models": "model",
     "datasets": "dataset",
     "containers": "container",
+    "probes": "probe",
     "runners": "tools",
     "stages": "stage",
     "benchmark": "benchmark client",
@@ -20,7 +21,7 @@ WORDS = {
     "entries": "step",
 }
 # What a bare value of a section is.
-VALUES = {"stages": "code", "entries": "key"}
+VALUES = {"stages": "code", "entries": "key", "probes": "sha256"}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from trtx.plan.lock import (
     draw_title,
     model_title,
 )
+from trtx.plan.releases import needs_texts
 from trtx.plan.resolve import PinnedSources
 from trtx.plan.steps import Plan, Step
 from trtx.recipe.cells import Cell
@@ -66,6 +67,7 @@ def make_lock(
         containers=_merge(before.containers, _make_containers(before, cells, sources), keep),
         datasets=_merge(before.datasets, _make_datasets(before, cells, sources, plan, known, whole=whole), keep),
         entries=_make_entries(before, plan, whole=whole),
+        probes=_merge(before.probes, _make_probes(sources), keep),
         models=_merge(before.models, _make_models(before, cells, sources, plan, known), keep),
         runners={"local": _make_tools(before.runners.get("local"), facts, whole=whole)},
         stages={stage: params.code_version for stage, params in PARAMS.items()},
@@ -105,7 +107,7 @@ def _make_datasets(
 ) -> dict[str, LockedDataset]:
     found: dict[str, LockedDataset] = {}
     code_is_same = old.stages.get("dataset") == PARAMS["dataset"].code_version
-    for cell in cells:
+    for cell in filter(needs_texts, cells):
         data, pinned = cell.recipe.quantization[cell.variant].calibration, sources.dataset_of(cell)
         title, draw = dataset_title(data), draw_title(data)
         before = old.datasets.get(title)
@@ -151,6 +153,8 @@ def _make_builds(old: Lock, plan: Plan, known: Mapping[str, Manifest], *, whole:
     for step in plan.steps:
         name = names.get(step.key, step.id)
         before = old.builds.get(name)
+        if "backend" in step.params:  # What it chose while it built stands in its own folder.
+            continue
         if step.stage == "build" and step.key in known:
             choices = known[step.key].summary["choices"]
             found[name] = LockedBuild(arch=step.params["arch"], key=step.key, choices=choices)
@@ -160,12 +164,17 @@ def _make_builds(old: Lock, plan: Plan, known: Mapping[str, Manifest], *, whole:
 
 
 def _make_containers(old: Lock, cells: Iterable[Cell], sources: PinnedSources) -> dict[str, LockedContainer]:
-    """Base images; one that the recipe names by digest needs nobody's answer."""
+    """Base images, and images of releases; one that the recipe names by digest needs nobody's answer."""
     found = {}
-    for reference in dict.fromkeys(image for cell in cells for image in cell.recipe.package.images):
-        known = sources.image_of(reference).partition("@")[2]
+    for reference in dict.fromkeys(name for cell in cells for name in sources.references_of(cell)):
+        known = sources.digest_of(reference)
         found[reference] = LockedContainer(digest=known) if known else old.containers.get(reference, LockedContainer())
     return found
+
+
+def _make_probes(sources: PinnedSources) -> dict[str, str]:
+    """Files of `trtx probe`, as the recipe names them."""
+    return {name[1]: pinned.digest for name, pinned in sources.releases.items() if name[1] and pinned.digest}
 
 
 def _make_tools(old: LockedTools | None, facts: Facts, *, whole: bool) -> LockedTools:

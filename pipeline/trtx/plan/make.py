@@ -13,6 +13,7 @@ from trtx.plan.environment import MEASURING_STAGES, make_environment
 from trtx.plan.facts import TOOLCHAIN, Facts
 from trtx.plan.formats import make_format
 from trtx.plan.keys import make_factors, make_key
+from trtx.plan.releases import is_tensorrt
 from trtx.plan.resolve import PinnedSources
 from trtx.plan.resources import LOCAL, Placement, place_steps
 from trtx.plan.steps import Plan, Step
@@ -54,7 +55,7 @@ class Options:
 def make_plan(cells: Sequence[Cell], path: Path, sources: PinnedSources, facts: Facts, options: Options) -> Plan:
     """Expand cells, of which there is at least one, into steps; `path` is the recipe they are from."""
     placement = Placement(options.site_runners, options.runner)
-    planner = _Planner(sources, facts, _threads(facts, options, len(cells)), placement)
+    planner = Planner(sources, facts, _threads(facts, options, len(cells)), placement)
     for cell in cells:
         planner.add_cell(cell, options.until)
     made = tuple(replace(step, also=tuple(planner.also.get(step.id, ()))) for step in planner.steps.values())
@@ -116,7 +117,7 @@ def _short_name(url: str) -> str:
 
 
 @dataclass
-class _Planner:
+class Planner:
     """Adds steps in order; a step whose key exists already is not added twice.
 
     `users` are the cells of each step, `also` what it would be called for the others of them; both by its id.
@@ -133,13 +134,18 @@ class _Planner:
 
     def add_cell(self, cell: Cell, until: str | None) -> None:
         """All steps of one target × variant, up to the stage `until`."""
+        if is_tensorrt(cell):
+            from trtx.plan.make_tensorrt_llm import add_tensorrt_llm
+
+            add_tensorrt_llm(self, cell, until)
+            return
         engine = cell.recipe.engine_for(cell.target)
         gpu = find_gpu(cell.recipe.targets[cell.target].gpu)
         made: dict[str, Step] = {}
         for stage, add in (
-            ("download", self._add_download),
-            ("dataset", self._add_dataset),
-            ("calibrate", self._add_calibrate),
+            ("download", lambda cell, engine, gpu, made: self.add_download(cell)),
+            ("dataset", lambda cell, engine, gpu, made: self.add_dataset(cell)),
+            ("calibrate", lambda cell, engine, gpu, made: self.add_calibrate(cell, made)),
             ("convert", self._add_convert),
             ("build", self._add_build),
             ("benchmark", self._add_benchmark),
@@ -151,11 +157,12 @@ class _Planner:
             if stage == until:
                 return
 
-    def _add_download(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
+    def add_download(self, cell: Cell) -> Step:
+        """The step that fetches the model."""
         pinned = self.sources.model_of(cell)
         model = pinned.source
         params = DownloadParams(url=model.url, identity=model.identity, allow_pickle=cell.recipe.model.allow_pickle)
-        return self._add(
+        return self.add(
             _join("download/model", cell.part_of_point(["model"])),
             params,
             {},
@@ -163,7 +170,8 @@ class _Planner:
             expected=pinned.files,
         )
 
-    def _add_dataset(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
+    def add_dataset(self, cell: Cell) -> Step:
+        """The step that fetches texts and draws rows."""
         data = cell.recipe.quantization[cell.variant].calibration
         resolved = self.sources.dataset_of(cell)
         params = DatasetParams(
@@ -177,9 +185,10 @@ class _Planner:
         )
         name = _join(f"download/{_short_name(data.dataset)}", cell.part_of_point(["quantization"]))
         toolchain = self._toolchain(resolved.toolchain)
-        return self._add(name, params, {}, toolchain=toolchain, expected=self.sources.rows_of(cell))
+        return self.add(name, params, {}, toolchain=toolchain, expected=self.sources.rows_of(cell))
 
-    def _add_calibrate(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
+    def add_calibrate(self, cell: Cell, made: Mapping[str, Step]) -> Step:
+        """The step that quantizes with ModelOpt; `made` has the steps `download` and `dataset`."""
         data = cell.recipe.quantization[cell.variant].calibration
         params = CalibrateParams(
             quantization=make_format(cell.recipe.quantization[cell.variant], self.sources.model_of(cell)),
@@ -189,7 +198,7 @@ class _Planner:
         )
         inputs = {"model": made["download"], "data": made["dataset"]}
         name = _join(f"calibrate/{cell.variant}", cell.part_of_point(["model", "quantization"]))
-        return self._add(name, params, inputs)
+        return self.add(name, params, inputs)
 
     def _add_convert(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
         parallelism = cell.recipe.targets[cell.target].parallelism
@@ -198,7 +207,7 @@ class _Planner:
             tensor=parallelism.tensor,
             pipeline=parallelism.pipeline,
         )
-        return self._add(f"convert/{cell.name}", params, {"checkpoint": made["calibrate"]}, cell=cell)
+        return self.add(f"convert/{cell.name}", params, {"checkpoint": made["calibrate"]}, cell=cell)
 
     def _add_build(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
         limits = engine.limits
@@ -211,11 +220,11 @@ class _Planner:
                 max_num_tokens=limits.max_num_tokens,
                 max_seq_len=limits.max_seq_len,
             ),
-            tokens_per_block=engine.kv_cache.tokens_per_block,
+            tokens_per_block=engine.kv_cache.block_tokens,
             rank=Rank(),
             arch=gpu.arch,
         )
-        return self._add(
+        return self.add(
             f"build/{cell.name}",
             params,
             {},
@@ -244,7 +253,7 @@ class _Planner:
             scheduler=_scheduling(engine),
             seed=benchmark.seed,
         )
-        return self._add(
+        return self.add(
             f"benchmark/{cell.name}",
             params,
             {"engine": made["build"], "weights": made["convert"]},
@@ -272,7 +281,7 @@ class _Planner:
             inputs["benchmark"] = made["benchmark"]
         # A package ships trtx's own code, so that is a factor as well.
         toolchain = {**self.facts.pins, "trtx": self.facts.own_code}
-        return self._add(
+        return self.add(
             f"package/{cell.name}",
             params,
             inputs,
@@ -281,7 +290,7 @@ class _Planner:
             cell=cell,
         )
 
-    def _add(
+    def add(
         self,
         name: str,
         params: Params,
@@ -291,8 +300,10 @@ class _Planner:
         toolchain: dict[str, str] | None = None,
         machine: dict[str, str] | None = None,
         expected: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
         cell: Cell | None = None,
     ) -> Step:
+        """Add a step, or find the one of the same key; `environment` is set beside what its stage needs."""
         factors = make_factors(
             params,
             inputs={role: step.key for role, step in inputs.items()},
@@ -307,7 +318,7 @@ class _Planner:
             return known
         exclusive = params.stage in MEASURING_STAGES  # They have the machine to themselves.
         alone = exclusive or params.stage in ("download", "dataset")
-        environment, inherit = make_environment(params.stage, self.facts.host.num_cpus if alone else self.threads)
+        variables, inherit = make_environment(params.stage, self.facts.host.num_cpus if alone else self.threads)
         step = Step(
             id=self._free_name(name),
             stage=params.stage,
@@ -317,7 +328,7 @@ class _Planner:
             inputs={role: Input(step=step.id, key=step.key) for role, step in inputs.items()}
             | {role: Input(step=step.id, key=step.key, witness=True) for role, step in (witnesses or {}).items()},
             argv=(self.facts.python, "-m", "trtx.stages.worker", JOB_NAME),
-            environment=environment,
+            environment={**variables, **(environment or {})},
             inherit=inherit,
             runner=LOCAL,
             exclusive=exclusive,

@@ -18,6 +18,7 @@ from trtx.models.layout import make_layout
 from trtx.plan.facts import ABSENT, Facts
 from trtx.plan.formats import make_format
 from trtx.plan.make import resolve_dtype
+from trtx.plan.releases import is_tensorrt
 from trtx.plan.resolve import PinnedSources
 from trtx.plan.resources import HERE, Placement
 from trtx.plan.steps import Plan
@@ -47,7 +48,9 @@ def check_machine(
     What jobs of a cluster need is there, and not looked for.
     """
     to_run = [status.step for status in statuses if status.state in (State.TO_RUN, State.WAITING)]
-    stages = {step.stage for step in to_run if step.resources is None}
+    # Steps of another backend look at their container themselves.
+    own = [step for step in plan.steps if step.resources is None and "backend" not in step.params]
+    stages = {step.stage for step in to_run if step in own}
     if not stages:
         return
     for name, users in NEEDED.items():
@@ -59,7 +62,7 @@ def check_machine(
             )
     if stages & {"build", "benchmark"}:
         # What is measured here is built here.
-        here = {step.params["arch"] for step in plan.steps if step.stage == "build" and step.resources is None}
+        here = {step.params["arch"] for step in own if step.stage == "build"}
         for device in map(find_gpu, plan.gpus):
             if device.arch in here:
                 check_can_build(facts.host, device)
@@ -111,6 +114,8 @@ def check_fit(
     RecipeInvalid with the place in the recipe that says so.
     """
     for cell in cells:
+        if is_tensorrt(cell):
+            continue  # trtx.plan.check_tensorrt_llm has the rules of its releases.
         recipe, shape, point = cell.recipe, sources.model_of(cell).shape, loaded.point_of(cell)
         engine, target = recipe.engine_for(cell.target), recipe.targets[cell.target]
         gpu, variant = find_gpu(target.gpu), recipe.quantization[cell.variant]
@@ -135,7 +140,7 @@ def check_fit(
             max_batch_size=engine.limits.max_batch_size,
             max_num_tokens=engine.limits.max_num_tokens,
             max_seq_len=engine.limits.max_seq_len,
-            tokens_per_block=engine.kv_cache.tokens_per_block,
+            tokens_per_block=engine.kv_cache.block_tokens,
             kv_size_bytes=engine.kv_cache.size,
             tensor=target.parallelism.tensor,
             pipeline=target.parallelism.pipeline,

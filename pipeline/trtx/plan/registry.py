@@ -143,7 +143,7 @@ def _refuse(answer: httpx.Response, reference: str) -> None:
         raise UsageProblem(
             f"the registry has no image {reference}",
             why=f"{answer.request.url.host} answered 404",
-            fix="correct package.base in the recipe",
+            fix="correct package.base or engine.container in the recipe",
         )
     if answer.status_code in (UNAUTHORIZED, FORBIDDEN):
         raise _needs_login(reference, f"{answer.request.url.host} answered {answer.status_code}")
@@ -155,5 +155,5 @@ def _needs_login(reference: str, why: str) -> TrtxError:
     return EnvironmentProblem(
         f"the registry shows {reference} only to those who log in",
         why=why,
-        fix="write the digest into package.base: name:tag@sha256:…",
+        fix="write the digest into package.base or engine.container: name:tag@sha256:…",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from trtx.cache.store import Store
 from trtx.errors import EnvironmentProblem, LockOutOfDate, UsageProblem
@@ -20,6 +21,14 @@ from trtx.models.sources.quantized import read_folder
 from trtx.paths import cache_dir
 from trtx.plan.keys import make_factors, make_key
 from trtx.plan.lock import Lock, LockedDataset, LockedModel, dataset_title, draw_title, model_title
+from trtx.plan.releases import (
+    PinnedRelease,
+    ReleaseName,
+    describe_release,
+    is_tensorrt,
+    needs_texts,
+    release_name,
+)
 from trtx.quant.read_format import decide_format, says_quantized
 from trtx.recipe.cells import Cell
 from trtx.recipe.schema import Calibration, Model
@@ -31,11 +40,19 @@ DatasetName = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class PinnedModel:
-    """A model and its shape; `files` are the SHA-256 digests that a lock demands by path, empty when none does."""
+    """A model and its shape; `files` are the SHA-256 digests that a lock demands by path, empty when none does.
+
+    `compiled` is None for an architecture that only another backend knows.
+    """
 
     source: Resolved
-    shape: ModelConfig
+    compiled: ModelConfig | None
     files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> ModelConfig:
+        """What trtx compiles. Raises UsageProblem for an architecture that it does not."""
+        return self.compiled or read_model_config(self.source.config)
 
     @cached_property
     def stored(self) -> QuantFormat | None:
@@ -60,13 +77,15 @@ class PinnedSources:
     """Models by URL, revision and whether pickles are let in; datasets by URL, revision and split.
 
     `images` are base images with their digest, by the reference in the recipe; `draws` the SHA-256 digests that a lock
-    demands of the files with the rows of a dataset, by the dataset and what chooses the rows.
+    demands of the files with the rows of a dataset, by the dataset and what chooses the rows. `releases` are those of
+    TensorRT-LLM, by version and probe.
     """
 
     models: dict[ModelName, PinnedModel]
     datasets: dict[DatasetName, Resolved]
     images: Mapping[str, str] = field(default_factory=dict)
     draws: Mapping[tuple[DatasetName, str], Mapping[str, str]] = field(default_factory=dict)
+    releases: Mapping[ReleaseName, PinnedRelease] = field(default_factory=dict)
 
     def model_of(self, cell: Cell) -> PinnedModel:
         return self.models[model_name(cell.recipe.model)]
@@ -83,6 +102,37 @@ class PinnedSources:
         """An image that a package is built on, with its digest where that is known."""
         return self.images.get(reference, reference)
 
+    def release_of(self, cell: Cell) -> PinnedRelease:
+        """The TensorRT-LLM release of a cell that has that backend."""
+        return self.releases[release_name(cell)]
+
+    def references_of(self, cell: Cell) -> tuple[str, ...]:
+        """The images that a cell needs, as the recipe or its release names them; none that is a file."""
+        if not is_tensorrt(cell):
+            return cell.recipe.package.images
+        from trtx.backends.tensorrt_llm.from_recipe import choose_image
+
+        image = choose_image(cell.recipe.engine_for(cell.target), self.release_of(cell).release)
+        return () if not image or image.startswith("/") else (image,)
+
+    def describe_releases(self, cells: Iterable[Cell]) -> list[dict[str, Any]]:
+        """What the releases of these cells bring, each with every image that is used of it once."""
+        rows: dict[tuple[ReleaseName, tuple[str, ...]], dict[str, Any]] = {}
+        for cell in filter(is_tensorrt, cells):
+            images = self.references_of(cell)
+            image = images[0] if images else cell.recipe.engine_for(cell.target).container or ""
+            pinned = self.release_of(cell)
+            rows[release_name(cell), images] = describe_release(pinned, image, self.digest_of(image))
+        return list(rows.values())
+
+    def digest_of(self, image: str) -> str | None:
+        """The digest of an image of a release, `sha256:…`, where the reference or the lock has it."""
+        return self.images.get(image, image).partition("@")[2] or None
+
+    def configs(self) -> dict[str, Mapping[str, object]]:
+        """The models' config.json, by their source."""
+        return {name[0]: model.source.config for name, model in self.models.items()}
+
     def generators(self) -> set[str]:
         """Distributions that generated sources depend on."""
         pinned = (*(model.source for model in self.models.values()), *self.datasets.values())
@@ -97,10 +147,15 @@ def resolve_sources(cells: Iterable[Cell], environ: Mapping[str, str], lock: Loc
     models: dict[ModelName, PinnedModel] = {}
     datasets: dict[DatasetName, Resolved] = {}
     draws: dict[tuple[DatasetName, str], Mapping[str, str]] = {}
+    cells = list(cells)
+    compiled = {model_name(cell.recipe.model) for cell in cells if not is_tensorrt(cell)}
     for cell in cells:
         model = cell.recipe.model
         if model_name(model) not in models:
-            models[model_name(model)] = resolve_model(model, environ, lock)
+            is_compiled = model_name(model) in compiled
+            models[model_name(model)] = resolve_model(model, environ, lock, compiled=is_compiled)
+        if not needs_texts(cell):
+            continue
         data = cell.recipe.quantization[cell.variant].calibration
         name = dataset_name(data)
         if name not in datasets:
@@ -110,8 +165,10 @@ def resolve_sources(cells: Iterable[Cell], environ: Mapping[str, str], lock: Loc
     return PinnedSources(models, datasets, _pin_images(lock), draws)
 
 
-def resolve_model(model: Model, environ: Mapping[str, str], lock: Lock | None = None) -> PinnedModel:
-    """Pin the model and read its shape.
+def resolve_model(
+    model: Model, environ: Mapping[str, str], lock: Lock | None = None, *, compiled: bool = True
+) -> PinnedModel:
+    """Pin the model and read its shape, where it is `compiled` by trtx itself.
 
     Raises UsageProblem for a source that names nothing or a model trtx cannot compile, EnvironmentProblem for one
     that cannot be reached, LockOutOfDate for one that no longer is what the lock says.
@@ -124,7 +181,7 @@ def resolve_model(model: Model, environ: Mapping[str, str], lock: Lock | None = 
         # What is generated may come out differently on another processor; what is fetched may not.
         known = not resolved.toolchain and lock.stages.get("download") == DownloadParams.code_version
         files = {path: file.sha256 for path, file in locked.files.items()} if known else {}
-    return PinnedModel(resolved, read_model_config(resolved.config), files)
+    return PinnedModel(resolved, read_model_config(resolved.config) if compiled else None, files)
 
 
 def resolve_dataset(data: Calibration, environ: Mapping[str, str], lock: Lock | None = None) -> Resolved:

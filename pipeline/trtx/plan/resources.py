@@ -16,6 +16,7 @@ from trtx.hardware.gpus import Gpu as Device
 from trtx.plan.environment import FETCHING_STAGES, MEASURING_STAGES
 from trtx.plan.steps import Step
 from trtx.recipe.cells import Cell
+from trtx.recipe.check_backend import TENSORRT
 from trtx.recipe.runners import ALWAYS, LocalRunner, Needs, Runner, SimRunner, SlurmRunner, find_runner
 
 if TYPE_CHECKING:
@@ -142,10 +143,35 @@ def make_resources(step: Step, runner: Cluster, cell: Cell) -> Resources:
         time_s=first("time"),
         memory_bytes=first("memory"),
         cpus=first("cpus"),
-        gpu=_choose_gpu(runner, cell) if step.stage in DEVICE_STAGES else None,
+        gpu=_choose_gpu(runner, cell) if needs_device(step) else None,
         partition=first("partition"),
         exclusive=step.stage in MEASURING_STAGES if exclusive is None else exclusive,
+        image=_choose_image(step, runner),
     )
+
+
+def needs_device(step: Step) -> bool:
+    """Whether a step's job needs the device that its target names.
+
+    Of TensorRT-LLM, quantize.py needs it as well, and an options file does not.
+    """
+    if step.params.get("backend") != TENSORRT:
+        return step.stage in DEVICE_STAGES
+    is_engine = step.params["spec"].get("flow") == "engine"
+    return step.stage in ("calibrate", "benchmark") or (step.stage == "build" and is_engine)
+
+
+def _choose_image(step: Step, runner: Cluster) -> str:
+    """The image of a step that has one of its own, with its digest; the runner's own where no registry has said it."""
+    if step.params.get("backend") != TENSORRT or not isinstance(runner, SlurmRunner):
+        return ""
+    container = step.params["spec"].get("container")
+    if container is None or runner.container.runtime == "none":
+        return ""
+    image, digest = container["image"], container["digest"]
+    if image.startswith("/"):
+        return str(image)
+    return f"{image}@{digest}" if digest else ""
 
 
 def _choose_gpu(runner: Cluster, cell: Cell) -> Gpu | None:
@@ -159,8 +185,10 @@ def _choose_gpu(runner: Cluster, cell: Cell) -> Gpu | None:
     device = find_gpu(target.gpu)
     if device.kind == "cpu":
         return None
-    ranks = target.parallelism.tensor * target.parallelism.pipeline
-    return Gpu(ranks, gres_type(runner, device.name), common_product(device))
+    ways = target.parallelism
+    world = ways.tensor * ways.pipeline * ways.context
+    nodes = -(-world // ways.gpus_per_node)
+    return Gpu(-(-world // nodes), gres_type(runner, device.name), common_product(device))
 
 
 def gres_type(runner: Runner, kind: str) -> str:

@@ -16,7 +16,8 @@ from trtx.models.sources.base import Kind, Request, find_source
 from trtx.plan.environment import FETCHING_STAGES
 from trtx.plan.facts import Facts
 from trtx.plan.steps import SCHEMA, Plan, Step, load_plan
-from trtx.stages.params import PARAMS
+from trtx.stages.find_params import find_params
+from trtx.stages.toolchain import OF_IMAGE
 
 SUFFIX = ".json"
 # What stands beside the content of a plan: `trtx plan -o json` adds how things stand.
@@ -107,12 +108,13 @@ def _moved_files(plan: Plan) -> Iterator[str]:
 
 
 def _moved_tools(step: Step, facts: Facts) -> Iterator[str]:
-    code = PARAMS[step.stage].code_version
+    code = find_params(step.stage, step.params).code_version
     if step.factors["code"] != code:
         yield f"the code of stage {step.stage}: version {step.factors['code']} → {code}"
     now, machine = facts.toolchain(), facts.machine()
     for name, version in step.factors["toolchain"].items():
-        if now.get(name) != version:
+        # What an image has is decided by its digest, which is in the params.
+        if not name.startswith(OF_IMAGE) and now.get(name) != version:
             yield f"{name}: {_short(version)} → {_short(now.get(name, 'absent'))}"
     for name, value in step.factors["machine"].items():
         # A measurement on a cluster is not of this machine.

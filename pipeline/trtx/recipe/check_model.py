@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from trtx.recipe.check_backend import TENSORRT
 from trtx.recipe.checks import origin
 from trtx.recipe.load import LoadedRecipe
 from trtx.recipe.problems import Path, Problem
@@ -44,9 +45,14 @@ class ModelShape(Protocol):
 
 
 def find_misfits(loaded: LoadedRecipe, model: ModelShape) -> list[Problem]:
-    """What the model of a recipe, or of one point of it, cannot do: lengths, shards, group sizes; each problem once."""
+    """What the model of a recipe, or of one point of it, cannot do: lengths, shards, group sizes; each problem once.
+
+    Targets of TensorRT-LLM have the rules of its releases: trtx.plan.check_tensorrt_llm.
+    """
     found = list(_check_calibration(loaded, model))
     for target in loaded.built:
+        if loaded.recipe.engine_for(target).backend == TENSORRT:
+            continue
         found += [
             *_check_length(loaded, target, model),
             *_check_shards(loaded, target, model),

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from trtx.errors import did_you_mean
 from trtx.recipe import problems
+from trtx.recipe.check_backend import TENSORRT, check_backends
 from trtx.recipe.check_runners import check_points, check_runners
 from trtx.recipe.load import LoadedRecipe, load_recipe
 from trtx.recipe.overrides import NO_OVERRIDES, Overrides
@@ -89,6 +90,7 @@ def check_recipe(loaded: LoadedRecipe, hardware: Hardware, site: Mapping[str, Ru
             *_check_references(point),
             *_check_devices(point, hardware),
             *_check_package(point),
+            *check_backends(point),
             *check_runners(point, hardware.GPUS, site),
         ]
         for target in point.built:
@@ -190,8 +192,15 @@ def _check_devices(loaded: LoadedRecipe, hardware: Hardware) -> Iterator[Problem
             fix = did_you_mean(target.gpu, hardware.GPUS)
             yield loaded.problem(path, f"there is no device '{target.gpu}' in the catalogue", fix=fix)
             continue
-        if device.kind == "gpu" and recipe.engine_for(name).backend == "inductor":
+        is_tensorrt = recipe.engine_for(name).backend == TENSORRT
+        if device.kind == "gpu" and not is_tensorrt:
             yield from _check_gpu_engine(loaded, name, device, hardware)
+        if is_tensorrt:
+            if device.kind != "gpu":
+                what = f"TensorRT-LLM does not run on {device.name}"
+                yield loaded.problem(path, what, why="it needs an NVIDIA GPU", fix="name a GPU, such as h100-sxm-80gb")
+            # Which numbers a GPU computes in depends on the release: trtx.plan.check_tensorrt_llm.
+            continue
         for variant in variants:
             # What a checkpoint has is known when the model is: see trtx.plan.formats.
             if (settings := recipe.quantization.get(variant)) is None or settings.algorithm == AS_STORED:
@@ -236,7 +245,9 @@ def _check_limits(loaded: LoadedRecipe, target: str) -> Iterator[Problem]:
         why = "every sequence of a batch decodes one token in each step"
         path = _stated(loaded, target, ("limits", "max_num_tokens"), ("limits", "max_batch_size"))
         yield loaded.problem(path, what, why=why, fix="raise max_num_tokens or lower max_batch_size")
-    tokens_per_block = engine.kv_cache.tokens_per_block
+    if engine.backend == TENSORRT and engine.kv_cache.tokens_per_block is None:
+        return
+    tokens_per_block = engine.kv_cache.block_tokens
     if tokens_per_block > limits.max_seq_len:
         what = f"tokens_per_block {tokens_per_block} is more than max_seq_len {limits.max_seq_len}"
         path = _stated(loaded, target, ("kv_cache", "tokens_per_block"), ("limits", "max_seq_len"))
@@ -246,6 +257,8 @@ def _check_limits(loaded: LoadedRecipe, target: str) -> Iterator[Problem]:
 def _check_windows(loaded: LoadedRecipe, target: str) -> Iterator[Problem]:
     """An engine is checked on the windows that its variant's perplexity was measured on; they must fit."""
     recipe = loaded.recipe
+    if recipe.engine_for(target).backend == TENSORRT:
+        return
     limit = recipe.engine_for(target).limits.max_seq_len
     lengths = {
         name: min(recipe.quantization[name].calibration.max_length, MAX_WINDOW)

@@ -16,7 +16,8 @@ from trtx.recipe.lookup import fields_of, find_key, find_model, find_spot, value
 from trtx.recipe.parts import ANY_LINE_PATTERN, LINE_PATTERN, NAME_PATTERN, Url
 from trtx.recipe.problems import Path
 from trtx.recipe.runners import GPUS_PATTERN, GRES_PATTERN, MOUNT_PATTERN, SSH_PATTERN
-from trtx.recipe.schema import BASE_PATTERN, IMAGE_PATTERN, OLDER, SCHEMA
+from trtx.recipe.schema import BASE_PATTERN, CONTAINER_PATTERN, IMAGE_PATTERN, OLDER, SCHEMA
+from trtx.recipe.tensorrt_llm import OPTION_PATTERN
 from trtx.recipe.tree import dotted
 
 URL_PATTERN = get_args(Url)[1].metadata[0].pattern
@@ -85,6 +86,8 @@ def explain(error: ErrorDetails, data: Any, hidden: Mapping[Path, str] = NOTHING
     finding = Finding(error["type"], path, value, error.get("ctx", {}), data, help_text, error["msg"])
     if is_key and finding.kind == "rule":
         return _rule(finding, at_key=True)
+    if is_key and finding.context.get("pattern") == OPTION_PATTERN:
+        return Message(path, f"'{path[-1]}' cannot be an option", *RULES_OF[OPTION_PATTERN], at_key=True)
     if is_key:
         return Message(path, f"'{path[-1]}' cannot be a name", *name_rule(str(path[-1])), at_key=True)
     return WORDING.get(finding.kind, _other)(finding)
@@ -236,9 +239,9 @@ def _pattern_rule(pattern: str, text: str, help_text: str) -> tuple[str, str]:
         return name_rule(text)
     if pattern in RULES_OF:
         return RULES_OF[pattern]
-    if pattern in (IMAGE_PATTERN, BASE_PATTERN):
+    if pattern in (IMAGE_PATTERN, BASE_PATTERN, CONTAINER_PATTERN):
         fix = "write registry.example.com/folder/name in lower case" + (
-            "" if pattern == BASE_PATTERN else ", without a tag"
+            ", without a tag" if pattern == IMAGE_PATTERN else ""
         )
         return "it is not the name of a container image", fix
     return _url_rule(text) if pattern == URL_PATTERN else (help_text, f"it must match {pattern}")
@@ -260,6 +263,7 @@ RULES_OF = {
     MOUNT_PATTERN: ("it is not two absolute paths", "write /folder/of/the/node:/folder/inside, with :ro to only read"),
     GPUS_PATTERN: ("it is not a type and a number of GPUs", 'write h100:1, or "1" for any GPU'),
     GRES_PATTERN: ("gres.conf names types with letters, digits, '.', '_' and '-'", ""),
+    OPTION_PATTERN: ("it is not the name of an option", "write it without dashes, as gemm_plugin"),
     SSH_PATTERN: ("it names no login node", "write ssh://host or ssh://user@host:port; ~/.ssh/config knows the rest"),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -12,7 +12,8 @@ from trtx.recipe.describe import make_plain_schema
 from trtx.recipe.parts import ANY_LINE_PATTERN, LINE_PATTERN, NAME_PATTERN, Url
 from trtx.recipe.problems import Path
 from trtx.recipe.runners import GPUS_PATTERN, GRES_PATTERN, IMAGE_FILE_PATTERN, MOUNT_PATTERN, SSH_PATTERN
-from trtx.recipe.schema import BASE_PATTERN, IMAGE_PATTERN
+from trtx.recipe.schema import BASE_PATTERN, CONTAINER_PATTERN, IMAGE_PATTERN
+from trtx.recipe.tensorrt_llm import ALIASES, COMPOSED
 from trtx.recipe.unavailable import RULES
 from trtx.recipe.units import DURATIONS, SIZES, ByteSize, Duration, Percent, TimeLimit
 
@@ -20,17 +21,19 @@ from trtx.recipe.units import DURATIONS, SIZES, ByteSize, Duration, Percent, Tim
 Effects = Callable[[str], tuple[tuple[str, ...], str]]
 
 NOT_YET = "†"
+OTHER_BACKEND = "‡"
 ANYTHING = "any values"
 # Keys without a table of their own that the page has a chapter for.
 EXPLAINED = ("extends", "vars")
 REFUSED = "Part of the language, and refused by this version."
+ELSEWHERE = "Only with `engine.backend: tensorrt-llm`."
 # Reasons of an effect that a reader of the page gains nothing from.
 QUIET = (
-    "refused in this version",
     "has only one value",
     "gates judge results and change none",
     "gone once the file is read: what it changes counts as the setting that it changes",
 )
+MARKS = {NOT_YET: REFUSED, OTHER_BACKEND: ELSEWHERE}
 # Stands for a free name in headings and keys.
 FREE = "NAME"
 
@@ -44,6 +47,7 @@ PATTERNS = {
     get_args(Url)[1].metadata[0].pattern: "URL",
     IMAGE_PATTERN: "image name",
     BASE_PATTERN: "image name with tag or digest",
+    CONTAINER_PATTERN: "image name with tag or digest, or path",
     _pattern(ByteSize): "[size](#units)",
     _pattern(Duration): "[duration](#units)",
     _pattern(TimeLimit): "[duration](#units)",
@@ -144,7 +148,7 @@ class _Page:
             for key, node in keys.items()
         ]
         body = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
-        notes = [f"{NOT_YET} {REFUSED}"] if NOT_YET in body else []
+        notes = [f"{mark} {text}" for mark, text in MARKS.items() if mark in body]
         if shared and shared not in QUIET:
             which = "else here" if "*Redoes " in body else "here"
             notes.append(f"A change of anything {which} redoes nothing: {shared}.")
@@ -165,7 +169,8 @@ class _Page:
         if not section.path and (inner or key in EXPLAINED):
             anchor = key
         name = f"[`{key}`](#{anchor})" if anchor else f"`{key}`"
-        refused = f" {NOT_YET}" if _refuses(path, None) else ""
+        mark = _mark(path, None)
+        refused = f" {mark}" if mark else ""
         is_required = key in section.node.get("required", ())
         default = "**required**" if is_required else _default(node)
         help_text = _escape(node.get("description") or self.resolve(node).get("description", ""))
@@ -200,8 +205,10 @@ class _Page:
         return f"*Redoes nothing: {reason}.*" if reason and not is_section and reason not in QUIET else ""
 
 
-def make_reference(devices: Iterable[str] = (), effects: Effects | None = None) -> str:
-    """The reference page in Markdown. `devices` are the values of `gpu`."""
+def make_reference(
+    devices: Iterable[str] = (), effects: Effects | None = None, presets: Iterable[Mapping[str, str]] = ()
+) -> str:
+    """The reference page in Markdown. `devices` are the values of `gpu`, `presets` rows of name, engine and pytorch."""
     from trtx.render import render
 
     page = _Page(make_plain_schema(), effects)
@@ -210,6 +217,14 @@ def make_reference(devices: Iterable[str] = (), effects: Effects | None = None) 
         overview=page.overview(),
         chapters={key: page.chapter(key) for key in page.schema["properties"]},
         devices=list(devices),
+        presets=list(presets),
+        aliases=", ".join(
+            f"`{name}` is `{own}`"
+            for name, own in (
+                *ALIASES.items(),
+                *((name, f"{one}, kv_cache: {kv}") for name, (one, kv) in COMPOSED.items()),
+            )
+        ),
         units={"sizes": list(SIZES), "durations": list(DURATIONS)},
         exit_codes=_exit_codes(),
     )
@@ -225,9 +240,12 @@ def _shown_key(key: str, node: dict[str, Any]) -> str:
     return FREE if _is_uniform(node) else key
 
 
-def _refuses(path: Path, choice: Any) -> bool:
-    """Whether this version refuses a choice at a path, or the key itself where `choice` is None."""
-    return any(rule.path == path and rule.refuses(object() if choice is None else choice) for rule in RULES)
+def _mark(path: Path, choice: Any) -> str:
+    """The mark of a choice that is refused at a path, or of the key itself where `choice` is None; "" for all else."""
+    for rule in RULES:
+        if rule.path == path and rule.refuses(object() if choice is None else choice):
+            return OTHER_BACKEND if rule.backend else NOT_YET
+    return ""
 
 
 def _escape(text: str) -> str:
@@ -246,17 +264,17 @@ def _default(node: dict[str, Any]) -> str:
 
 def _scalar(path: Path, node: dict[str, Any]) -> str:
     if choices := node.get("enum") or [node[key] for key in ("const",) if key in node]:
-        return ", ".join(f"`{choice}`{NOT_YET if _refuses(path, choice) else ''}" for choice in choices)
+        return ", ".join(f"`{choice}`{_mark(path, choice)}" for choice in choices)
     if "pattern" in node:
         return PATTERNS[node["pattern"]]
     kind = node.get("type")
     if kind is None:
         return ANYTHING
     if kind == "boolean":
-        return "`false`, `true`" + (NOT_YET if _refuses(path, True) else "")
+        return "`false`, `true`" + _mark(path, True)
     bounds = [words.format(node[key]) for key, words in BOUNDS.items() if key in node]
-    if _refuses(path, 2):
-        bounds.append(f"more than 1{NOT_YET}")
+    if mark := _mark(path, 2):
+        bounds.append(f"more than 1{mark}")
     return ", ".join([TYPES[kind], *bounds])
 
 

@@ -6,12 +6,23 @@ language has and this version cannot do is in trtx.recipe.unavailable.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import ConfigDict, Field, create_model
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from trtx.recipe.parts import Many, Name, Part, Positive, Text, Url, section
 from trtx.recipe.runners import Job, Runner
+from trtx.recipe.tensorrt_llm import (
+    IMAGE_FILE,
+    FlagValue,
+    Lora,
+    OptionName,
+    PluginValue,
+    Preset,
+    Speculative,
+    take_composed,
+    with_aliases,
+)
 from trtx.recipe.units import ByteSize, Duration, Percent
 
 SCHEMA = "trtx/v1"
@@ -19,6 +30,8 @@ SCHEMA = "trtx/v1"
 OLDER = ("trtx/v0",)
 DEMO = "demo://"
 RANDOM = "random://"
+# Tokens in one block of the embedded backend's KV cache when a recipe does not say.
+BLOCK_TOKENS = 16
 DEMO_DATASET = "demo://docs"
 
 # The algorithm that keeps the numbers of the checkpoint, whatever they are.
@@ -48,6 +61,11 @@ _DOMAIN = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?"
 _IMAGE = rf"({_DOMAIN}/)?{_COMPONENT}(/{_COMPONENT})*"
 IMAGE_PATTERN = rf"^{_IMAGE}$"
 BASE_PATTERN = rf"^{_IMAGE}(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?$"
+CONTAINER_PATTERN = f"{BASE_PATTERN}|{IMAGE_FILE}"
+if TYPE_CHECKING:
+    AnyAlgorithm = Algorithm
+else:
+    AnyAlgorithm = with_aliases(Algorithm, get_args(Algorithm))
 
 
 class Model(Part):
@@ -87,10 +105,13 @@ class Calibration(Part):
 class Quantization(Part):
     """One variant: how weights, activations and the KV cache are stored."""
 
-    algorithm: Algorithm = Field(
+    _composed = model_validator(mode="before")(take_composed)
+
+    algorithm: AnyAlgorithm = Field(
         description="none: not quantized; checkpoint: as the model's files are, which may be quantized already by "
         "ModelOpt, AutoAWQ, GPTQ or compressed-tensors (found by config.json); _wo: weights only; _sq: SmoothQuant; "
-        "_awq: activation-aware."
+        "_awq: activation-aware. ModelOpt's own names are taken too: fp8_pb_wo is fp8_block_wo, fp8_default-kv_fp8 is "
+        "fp8 with such a KV cache."
     )
     kv_cache: Literal["auto", "fp8", "int8"] = Field(
         default="auto",
@@ -110,12 +131,18 @@ class Limits(Part):
     max_seq_len: Annotated[int, Field(ge=2)] = Field(
         default=2048, description="Tokens of one sequence, prompt and answer together."
     )
+    max_input_len: Positive | None = Field(
+        default=None, description="Tokens of one prompt; the release's default, at most max_seq_len, when left out."
+    )
+    max_beam_width: Positive = Field(default=1, description="Beams of beam search; 1 is none.")
 
 
 class KvCache(Part):
     """The paged KV cache."""
 
-    tokens_per_block: Literal[8, 16, 32, 64, 128] = Field(default=16, description="Tokens in one block.")
+    tokens_per_block: Literal[8, 16, 32, 64, 128] | None = Field(
+        default=None, description="Tokens in one block; 16 when left out, or with tensorrt-llm the release's own."
+    )
     memory_fraction: Annotated[float, Field(gt=0, le=0.95)] = Field(
         default=0.9, description="Share of the memory that is free after loading. Not together with `size`."
     )
@@ -123,6 +150,14 @@ class KvCache(Part):
     reuse: bool = Field(
         default=True, description="Keep full blocks of ended requests for later ones that begin with the same tokens."
     )
+    host_size: ByteSize | None = Field(
+        default=None, description="Host memory for blocks that the GPU has no room for, with unit; none when left out."
+    )
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens in one block of the embedded backend."""
+        return BLOCK_TOKENS if self.tokens_per_block is None else self.tokens_per_block
 
 
 class Scheduler(Part):
@@ -150,6 +185,52 @@ class Engine(Part):
     limits: Limits = section("What the engine is compiled for.")
     kv_cache: KvCache = section("The paged KV cache.")
     scheduler: Scheduler = section("How requests are put into batches.")
+    release: Text | None = Field(
+        default=None, description="Release of TensorRT-LLM, such as 1.2.1: it decides flags, image, CUDA and driver."
+    )
+    flow: Literal["auto", "engine", "pytorch"] = Field(
+        default="auto",
+        description="engine: trtllm-build makes TensorRT engines; pytorch: a checkpoint and an options file, since "
+        "1.0; auto is what the release does by default.",
+    )
+    probe: Text | None = Field(
+        default=None,
+        description="File of `trtx probe IMAGE --write FILE`, relative to the recipe: what the release really accepts, "
+        "in place of the shipped tables.",
+    )
+    container: Annotated[str, Field(pattern=CONTAINER_PATTERN)] | None = Field(
+        default=None,
+        description="Image that has the release's tools, in place of NVIDIA's; or the path of a .sif or .sqsh.",
+    )
+    converter: Literal["auto", "trtx", "release"] = Field(
+        default="auto",
+        description="Who quantizes and writes the checkpoint that trtllm-build reads: trtx itself, without a GPU, or "
+        "the release's own scripts in its container. auto is trtx where it can.",
+    )
+    preset: Preset | None = Field(
+        default=None, description="A documented set of the release's flags; what is set beside it goes before it."
+    )
+    profiles: bool | None = Field(
+        default=None,
+        description="Several optimization profiles: slower builds, better kernels at mixed batch sizes. The preset "
+        "decides when left out; without one there is one profile.",
+    )
+    plugins: dict[OptionName, PluginValue] = Field(
+        default={}, description="Plugins of trtllm-build by name: {gemm_plugin: auto, reduce_fusion: enable}."
+    )
+    build_options: dict[OptionName, FlagValue] = Field(
+        default={}, description="Further flags of the release's trtllm-build by name, without dashes."
+    )
+    llm_options: dict[OptionName, Any] = Field(
+        default={}, description="Further keys of the release's LLM options file, in the pytorch flow."
+    )
+    speculative: Speculative | None = Field(default=None, description="Speculative decoding; none when left out.")
+    lora: Lora | None = Field(default=None, description="Adapters served beside the model; none when left out.")
+    strict_gpu: bool = Field(
+        default=False,
+        description="Build for this very GPU, and not for all of its compute capability: TensorRT tunes on the one it "
+        "runs on.",
+    )
 
 
 def make_partial(cls: type[Part]) -> type[Part]:
@@ -176,6 +257,11 @@ class Parallelism(Part):
 
     tensor: Positive = Field(default=1, description="Ranks that share each layer.")
     pipeline: Positive = Field(default=1, description="Groups of layers.")
+    context: Positive = Field(default=1, description="Ranks that share each long prompt.")
+    expert: Positive = Field(
+        default=1, description="Groups of the tensor ranks that hold different experts; a divisor of `tensor`."
+    )
+    gpus_per_node: Positive = Field(default=8, description="GPUs of one node, which more ranks are spread over.")
 
 
 class Target(Part):
@@ -321,9 +407,13 @@ Config = TypeVar("Config", bound=Part)
 
 
 def merge(base: Config, override: Part) -> Config:
-    """`base` with the set fields of a partial model put over it; nested models merge, everything else replaces."""
+    """`base` with the set fields of a partial model over it; nested models and mappings merge, the rest replaces."""
     changes: dict[str, Any] = {}
     for name in override.model_fields_set:
         value, old = getattr(override, name), getattr(base, name)
-        changes[name] = merge(old, value) if isinstance(old, Part) else value
+        if isinstance(old, Part) and isinstance(value, Part):
+            value = merge(old, value)
+        elif isinstance(old, dict) and isinstance(value, dict):
+            value = {**old, **value}
+        changes[name] = value
     return base.model_copy(update=changes)

@@ -14,11 +14,15 @@ from trtx.recipe.problems import Path
 
 @dataclass(frozen=True)
 class Unavailable:
-    """A path, with `*` for a free name or a list index, and which of its values are refused."""
+    """A path, with `*` for a free name or a list index, and which of its values are refused.
+
+    `backend` limits it to recipes, or targets, with that backend.
+    """
 
     path: Path
     refuses: Callable[[Any], bool]
     fix: str
+    backend: str | None = None
 
 
 def _among(*values: str) -> Callable[[Any], bool]:
@@ -33,20 +37,21 @@ def _any(value: Any) -> bool:
     return True
 
 
-def _rule(path: str, refuses: Callable[[Any], bool], fix: str) -> Unavailable:
-    return Unavailable(tuple(path.split(".")), refuses, fix)
+def _rule(path: str, refuses: Callable[[Any], bool], fix: str, backend: str | None = None) -> Unavailable:
+    return Unavailable(tuple(path.split(".")), refuses, fix, backend)
 
 
-ENGINE_RULES = (
-    _rule("engine.backend", _among("tensorrt-llm"), "use inductor"),
-    _rule("engine.dtype", _among("float16"), "use bfloat16, which is faster, or float32"),
-)
+EMBEDDED = "inductor"
 
 RULES: tuple[Unavailable, ...] = (
-    *ENGINE_RULES,
-    *(Unavailable(("targets", "*", *rule.path), rule.refuses, rule.fix) for rule in ENGINE_RULES),
-    _rule("targets.*.parallelism.tensor", _more_than_one, "use 1: an engine runs in one process"),
-    _rule("targets.*.parallelism.pipeline", _more_than_one, "use 1: an engine runs in one process"),
+    *(
+        _rule(path, _among("float16"), "use bfloat16, which is faster on CPUs, or float32", EMBEDDED)
+        for path in ("engine.dtype", "targets.*.engine.dtype")
+    ),
+    *(
+        _rule(f"targets.*.parallelism.{way}", _more_than_one, "use 1: an engine runs in one process", EMBEDDED)
+        for way in ("tensor", "pipeline")
+    ),
     _rule("gates", _any, "leave the gates out and read benchmark.json"),
     _rule("package.emit.*", _among("kubernetes"), "use compose or triton"),
 )
@@ -56,8 +61,24 @@ def find_unavailable(data: Mapping[str, Any]) -> Iterator[tuple[Path, Any, str]]
     """Every refused value that a recipe's plain data holds: its path, the value, the fix."""
     for rule in RULES:
         for path, value in _matches(data, rule.path):
-            if rule.refuses(value):
+            if rule.refuses(value) and (rule.backend is None or rule.backend in backends_at(data, path)):
                 yield path, value, rule.fix
+
+
+def backends_at(data: Mapping[str, Any], path: Path) -> set[str]:
+    """The backends that a setting is about: its target's, or for one of the recipe those of all targets."""
+    targets = data.get("targets")
+    if not isinstance(targets, dict):
+        return {EMBEDDED}
+    names = [path[1]] if path[0] == "targets" and len(path) > 1 else list(targets)
+    return {_backend(targets[name]) or _backend(data) or EMBEDDED for name in names}
+
+
+def _backend(data: Any) -> str | None:
+    """The backend that a recipe or a target states in its engine."""
+    engine = data.get("engine") if isinstance(data, dict) else None
+    stated = engine.get("backend") if isinstance(engine, dict) else None
+    return stated if isinstance(stated, str) else None
 
 
 def _matches(data: Any, pattern: Path, path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -22,7 +22,7 @@ from trtx.errors import EnvironmentProblem, TrtxError
 from trtx.runtime.driver import EngineDriver
 from trtx.runtime.engine import Engine
 from trtx.runtime.generation import Generation, GenerationFailed
-from trtx.runtime.loop import EngineFailed
+from trtx.runtime.owner import EngineFailed
 from trtx.runtime.params import RequestRefused
 from trtx.runtime.results import RequestOutput
 from trtx.runtime.scheduler import SchedulerSettings

@@ -22,6 +22,15 @@ STAGES = {
     "package": "trtx.stages.package",
 }
 
+# The same of other backends, by backend/stage; these modules import nothing that TensorRT-LLM's containers lack.
+BACKEND_STAGES = {
+    "tensorrt-llm/calibrate": "trtx.stages.trtllm_calibrate",
+    "tensorrt-llm/convert": "trtx.stages.trtllm_convert",
+    "tensorrt-llm/build": "trtx.stages.trtllm_build",
+    "tensorrt-llm/benchmark": "trtx.stages.trtllm_benchmark",
+    "tensorrt-llm/package": "trtx.stages.trtllm_package",
+}
+
 # Progress is a file, written at most this often, so that the driver and `trtx status` can read it from any host.
 PROGRESS_INTERVAL_S = 0.5
 
@@ -69,5 +78,5 @@ class Stage(Protocol):
 
 
 def load_stage(name: str) -> Stage:
-    """Import a stage's module."""
-    return cast(Stage, importlib.import_module(STAGES[name]))
+    """Import a stage's module, by its name or by backend/name."""
+    return cast(Stage, importlib.import_module((STAGES | BACKEND_STAGES)[name]))

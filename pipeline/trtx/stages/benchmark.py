@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from trtx.backends.inductor.evidence import CHECK_NAME, ensure_checked
-from trtx.bench.report import write_report
-from trtx.bench.sweep import Level, Method, run_sweep, summarize
+from trtx.bench.report import summarize, write_report
+from trtx.bench.sweep import Level, Method, run_sweep
 from trtx.runtime.engine import Engine
 from trtx.runtime.scheduler import SchedulerSettings
 from trtx.stages.base import StepContext

@@ -57,6 +57,7 @@ SAFE_VARIABLES = frozenset(
         "TOKENIZERS_PARALLELISM",
         "TRANSFORMERS_OFFLINE",
         "TRTX_OFFLINE",
+        "TRTX_TRTLLM_ROOT",
         "TZ",
         "VIRTUAL_ENV",
         "XDG_CACHE_HOME",

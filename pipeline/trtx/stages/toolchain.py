@@ -17,11 +17,16 @@ from trtx.errors import EnvironmentProblem
 from trtx.hardware.software import read_compiler, read_nvcc
 from trtx.hardware.versions import installed_version
 from trtx.kernels.sources import sources_digest
+from trtx.stages.find_params import find_params
 from trtx.stages.params import PARAMS
 
 ABSENT = "absent"
 # Factors that are no distributions: trtx's own files are compared by the stages' code versions.
 NOT_HERE = frozenset({"trtx", "engine"})
+# Versions that a container is planned to have; the step itself compares them with what it finds there.
+OF_IMAGE = "image-"
+# Facts of a release's image: what is installed in it is compared by trtx.backends.tensorrt_llm.machine.
+OF_IMAGE = "image-"
 
 
 def check_toolchain(step: str, factors: Mapping[str, Any]) -> None:
@@ -30,9 +35,10 @@ def check_toolchain(step: str, factors: Mapping[str, Any]) -> None:
     wrong = [
         f"{name} {version}, here is {here}"
         for name, version in planned.items()
-        if name not in NOT_HERE and (here := find_version(name)) != version
+        if name not in NOT_HERE and not name.startswith(OF_IMAGE) and (here := find_version(name)) != version
     ]
-    code = PARAMS[factors["stage"]].code_version if factors.get("stage") in PARAMS else None
+    stage = factors.get("stage")
+    code = find_params(stage, factors.get("params", {})).code_version if stage in PARAMS else None
     if code is not None and factors.get("code", code) != code:
         wrong.append(f"version {factors['code']} of the stage {factors['stage']}, here is version {code}")
     if wrong:

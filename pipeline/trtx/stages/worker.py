@@ -31,6 +31,7 @@ from trtx.processes import die_with_parent
 from trtx.stages.base import StepContext, load_stage
 from trtx.stages.evidence import Evidence
 from trtx.stages.expected import check_expected
+from trtx.stages.find_params import read_params
 from trtx.stages.job import (
     ATTEMPT_VARIABLE,
     PARENT_VARIABLE,
@@ -43,7 +44,6 @@ from trtx.stages.job import (
     attempt_folder,
     dump_file,
 )
-from trtx.stages.params import PARAMS
 from trtx.stages.ranks import OtherRanks, Rank, read_rank, tell_end, wait_for_stage
 from trtx.stages.toolchain import check_toolchain
 
@@ -243,9 +243,10 @@ def _make_context(store: Store, job: Job, staged: Path, progress_file: Path, ran
 
 
 def _run_stage(job: Job, context: StepContext) -> dict[str, Any]:
-    params = PARAMS[job.stage].model_validate(job.params)
+    params = read_params(job.stage, job.params)
+    backend = job.params.get("backend")
     with disk_errors(context.output):
-        return load_stage(job.stage).run(params, context)
+        return load_stage(f"{backend}/{job.stage}" if backend else job.stage).run(params, context)
 
 
 def _tell_waiting(folder: Path, text: str) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support.engines import FakePrograms, make_card, make_engine, make_tokenizer
 
-from trtx.bench.report import BenchmarkReport, write_report
-from trtx.bench.sweep import Level, Method, make_notes, run_sweep, summarize
+from trtx.bench.report import BenchmarkReport, summarize, write_report
+from trtx.bench.sweep import Level, Method, make_notes, run_sweep
 from trtx.errors import StepFailed
 from trtx.models.formats import QuantFormat
 from trtx.runtime.engine import Engine

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pytest
 import yaml
 
-from trtx.backends.inductor.package import make_sums
+from trtx.backends.package_sums import make_sums
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.files import sha256_file
 from trtx.runtime.scheduler import SchedulerSettings

@@ -18,7 +18,7 @@ from trtx.plan.make import Options, make_plan
 from trtx.plan.steps import Plan, Step
 from trtx.recipe.cells import Cell
 from trtx.recipe.load import parse_recipe
-from trtx.stages.params import PARAMS
+from trtx.stages.find_params import all_params
 
 
 def parameters(model: type[BaseModel], path: tuple[str, ...] = ("params",)) -> Iterator[tuple[str, ...]]:
@@ -33,7 +33,7 @@ def parameters(model: type[BaseModel], path: tuple[str, ...] = ("params",)) -> I
             yield (*path, name)
 
 
-PARAMETERS = [(stage, path) for stage, model in PARAMS.items() for path in parameters(model)]
+PARAMETERS = list(dict.fromkeys((model.stage, path) for model in all_params() for path in parameters(model)))
 
 
 @pytest.mark.parametrize(("stage", "path"), PARAMETERS, ids=[".".join((stage, *path)) for stage, path in PARAMETERS])

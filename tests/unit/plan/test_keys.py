@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from support.plans import CONFIG, make_facts, plan_of
 from support.settings import FULL, flips, leaves, places
 
+from trtx.backends.tensorrt_llm.releases import Release
 from trtx.cache.store import Store
 from trtx.files import canonical_json, sha256_bytes
 from trtx.hardware.host import Host
@@ -22,6 +23,7 @@ from trtx.plan.effects import EFFECTS, ONE_VALUE, STAGES, Effect, is_within, rea
 from trtx.plan.facts import Facts
 from trtx.plan.keys import EXCLUDED, FACTORS, find_changes, flatten, make_factors, make_key
 from trtx.plan.make import Options, make_plan
+from trtx.plan.releases import PinnedRelease, release_name
 from trtx.plan.resolve import PinnedModel, PinnedSources, dataset_name, model_name
 from trtx.plan.steps import Plan, Step
 from trtx.recipe import problems
@@ -36,7 +38,8 @@ SETTINGS = list(dict.fromkeys(leaves()))
 # Settings that the language gives one value.
 FIXED = [setting for setting in SETTINGS if not any(flips(path) for path in places(setting))]
 # The device decides about `dtype: auto` of a float16 checkpoint.
-SHAPE = read_model_config({**CONFIG, "torch_dtype": "float16"})
+HALF = {**CONFIG, "torch_dtype": "float16"}
+SHAPE = read_model_config(HALF)
 
 Cells = Mapping[str, Mapping[str, Step]]
 
@@ -44,11 +47,18 @@ Cells = Mapping[str, Mapping[str, Step]]
 def pin(recipe: Recipe) -> PinnedSources:
     """Sources whose identity says everything that was asked for."""
     data = [variant.calibration for variant in recipe.quantization.values()]
-    model = Resolved(recipe.model.source, f"{recipe.model.source}@{recipe.model.revision}", {})
+    model = Resolved(recipe.model.source, f"{recipe.model.source}@{recipe.model.revision}", HALF)
     return PinnedSources(
         {model_name(recipe.model): PinnedModel(model, SHAPE)},
         {dataset_name(one): Resolved(one.dataset, f"{one.dataset}@{one.revision}/{one.split}", {}) for one in data},
+        releases={release_name(cell): pin_release(*release_name(cell)) for cell in make_cells(recipe)},
     )
+
+
+def pin_release(version: str, probe: str | None) -> PinnedRelease:
+    """A release whose probe is as its name says."""
+    digest = sha256_bytes(probe.encode()) if probe else None
+    return PinnedRelease(Release.load(version), Path(probe) if probe else None, digest)
 
 
 def expand(recipe: Recipe, facts: Facts) -> Cells:
@@ -70,7 +80,7 @@ def follows(steps: Mapping[str, Step], moved: set[str]) -> set[str]:
     for stage in STAGES:
         inputs = steps[stage].inputs.values() if stage in steps else ()
         keys = {entry.key for entry in inputs if not entry.witness}
-        if keys & {steps[name].key for name in found}:
+        if keys & {steps[name].key for name in found if name in steps}:
             found.add(stage)
     return found
 
@@ -89,6 +99,8 @@ def concerns(path: problems.Path, cell: str) -> bool:
     """Whether a place of the full recipe is about a cell: its target, its variant, or all of them."""
     target, variant = cell.split("/")
     if path[0] == "engine":
+        if isinstance(value_at(path, FULL), dict):
+            return True  # Mappings merge.
         return value_at(("targets", target, *path), FULL) is None
     return {"targets": path[1:2] == (target,), "quantization": path[1:2] == (variant,)}.get(str(path[0]), True)
 
@@ -106,7 +118,7 @@ def test_every_setting_of_a_recipe_file_has_a_declared_effect_and_no_row_is_stal
 
 def test_a_row_has_either_factors_or_a_reason() -> None:
     for row, effect in EFFECTS.items():
-        assert bool(effect.factors) != bool(effect.reason), row
+        assert bool(effect.factors or effect.whole) != bool(effect.reason), row
 
 
 def test_the_recipe_that_is_changed_has_a_value_for_every_setting() -> None:
@@ -131,17 +143,20 @@ def test_a_setting_moves_exactly_the_factors_it_declares(setting: str, facts: Fa
                 rows = _declared_rows(effect, before, after)
                 assert concerns(path, cell) or not rows, f"{path} changed {cell}, which it is not about"
                 seen |= rows
-                _check_keys(before, after, {stage for stage, _ in rows})
+                if not effect.whole:
+                    _check_keys(before, after, {stage for stage, _ in rows})
     assert seen == {(stage, row) for stage, rows in effect.factors.items() for row in rows}
 
 
 def _declared_rows(effect: Effect, before: Mapping[str, Step], after: Mapping[str, Step]) -> set[tuple[str, str]]:
     """The declared factors that moved; any other factor that moved is a failure."""
     found = set()
-    for stage in before:
+    # A setting may make a stage's step another one altogether, or none.
+    assert before.keys() ^ after.keys() <= {*effect.whole, *(("dataset",) if effect.whole else ())}
+    for stage in before.keys() & after.keys():
         for change in find_changes(own_factors(before[stage]), own_factors(after[stage])):
             rows = [row for row in effect.factors.get(stage, ()) if is_within(change.path, row)]
-            assert rows, f"{stage}: {change} is not declared"
+            assert rows or stage in effect.whole, f"{stage}: {change} is not declared"
             found |= {(stage, row) for row in rows}
     return found
 

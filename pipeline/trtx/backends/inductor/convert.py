@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-from trtx.files import link_or_copy, write_json
+from trtx.backends.tokenizer_files import copy_tokenizer
+from trtx.files import write_json
 from trtx.models.checkpoint import Checkpoint, load_model_config
 from trtx.models.config import DType, ModelConfig
 from trtx.models.formats import QuantFormat
-from trtx.models.json_files import read_json_file
 from trtx.models.layout import Layout, make_layout, make_shard
 from trtx.models.weights_config import (
     TOKENIZER_FOLDER,
@@ -22,20 +21,6 @@ from trtx.models.weights_config import (
 from trtx.models.weights_file import WeightsWriter
 from trtx.quant.pack import pack_rank
 from trtx.quant.read_format import read_quant_format
-
-# What a server needs to turn text into tokens and back, and to know when a model stops.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 
 Progress = Callable[[int, int, str], None]
 
@@ -88,23 +73,3 @@ def make_weights_config(
     return WeightsConfig(
         model=model, quantization=quantization, dtype=dtype, tensor=tensor, pipeline=pipeline, ranks=ranks
     )
-
-
-def copy_tokenizer(checkpoint: Path, output: Path) -> None:
-    """Copy the tokenizer's files; those that are there.
-
-    transformers 5 names its fast tokenizers "TokenizersBackend", which transformers 4 cannot load; both load
-    "PreTrainedTokenizerFast".
-    """
-    output.mkdir(parents=True)
-    for name in TOKENIZER_FILES:
-        source = checkpoint / name
-        if not source.is_file():
-            continue
-        if name == "tokenizer_config.json":
-            facts = read_json_file(source)
-            if facts.get("tokenizer_class") == "TokenizersBackend":
-                facts["tokenizer_class"] = "PreTrainedTokenizerFast"
-            (output / name).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-        else:
-            link_or_copy(source, output / name)

@@ -23,15 +23,13 @@ import trtx
 from trtx.backends.images import check_base, make_image
 from trtx.backends.inductor.evidence import Evidence
 from trtx.backends.inductor.triton import make_model, model_name, write_repository
+from trtx.backends.package_sums import SUMS_NAME, make_sums, plain_files
 from trtx.backends.shipping import pinned_requirements, requirements_text, wheel_name, write_wheel
 from trtx.bench.report import REPORT_NAME, TABLE_NAME, BenchmarkReport
-from trtx.errors import VerificationFailed
 from trtx.files import (
     canonical_json,
     link_or_copy,
     sha256_bytes,
-    sha256_file,
-    walk_files,
     write_json,
     write_text,
 )
@@ -41,7 +39,6 @@ from trtx.runtime.card import CARD_NAME, EngineCard, load_card
 from trtx.runtime.folders import DEPLOYMENT_NAME, ENGINE_FOLDER, WEIGHTS_FOLDER
 from trtx.runtime.scheduler import SchedulerSettings
 
-SUMS_NAME = "SHA256SUMS"
 SCHEMA = "trtx.deployment/v1"
 # Not `triton`: Python would take a folder of that name beside a script for the compiler's package.
 TRITON_FOLDER = "triton-server"
@@ -127,7 +124,7 @@ def join_engine(engine: Path, weights: Path, target: Path) -> EngineCard:
     card = load_card(engine)
     link_or_copy(engine / CARD_NAME, target / CARD_NAME)
     _link_tree(engine / "programs", target / "programs")
-    for path in _plain_files(weights):
+    for path in plain_files(weights):
         relative = path.relative_to(weights)
         folder = target if relative.parts[0] == TOKENIZER_FOLDER else target / WEIGHTS_FOLDER
         link_or_copy(path, folder / relative)
@@ -203,12 +200,6 @@ def describe(deployment: Deployment, card: EngineCard) -> dict[str, Any]:
     }
 
 
-def make_sums(root: Path) -> str:
-    """Every file below `root` in the format of sha256sum(1), sorted by path; SHA256SUMS itself is left out."""
-    names = sorted(path.relative_to(root).as_posix() for path in _plain_files(root))
-    return "".join(f"{sha256_file(root / name)}  {name}\n" for name in names if name != SUMS_NAME)
-
-
 def _template_values(target: Path, deployment: Deployment, card: EngineCard) -> dict[str, Any]:
     weights_bytes = sum(path.stat().st_size for path in (target / ENGINE_FOLDER / WEIGHTS_FOLDER).iterdir())
     compiled_for = card.compiled_for
@@ -237,19 +228,5 @@ def _template_values(target: Path, deployment: Deployment, card: EngineCard) -> 
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    for path in _plain_files(source):
+    for path in plain_files(source):
         link_or_copy(path, target / path.relative_to(source))
-
-
-def _plain_files(root: Path) -> list[Path]:
-    """Files below a folder. Raises VerificationFailed for links and for names that SHA256SUMS cannot hold."""
-    found = list(walk_files(root))
-    for path in found:
-        name = path.relative_to(root).as_posix()
-        if path.is_symlink() or not path.is_file():
-            raise VerificationFailed(f"{name} is not a plain file", why=f"it lies in {root}")
-        if not name.isprintable() or "\\" in name:
-            raise VerificationFailed(
-                f"{name!r} cannot be packaged", why="control characters or a backslash in its name"
-            )
-    return found

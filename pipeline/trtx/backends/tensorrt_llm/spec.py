@@ -26,7 +26,10 @@ class Shape(Frozen):
     """What refusals and commands need of a model: the sizes of config.json by Hugging Face's meaning.
 
     `architecture` is its `architectures` entry. `num_experts` is 0 for a dense model; `max_position_embeddings`
-    includes no RoPE factor, `rope_factor` is that factor (1 where there is none).
+    includes no RoPE factor, `rope_factor` is that factor (1 where there is none). `expert_size` is the experts'
+    intermediate size, `latent_channels` what one token keeps in one layer's KV cache with multi-head latent attention
+    (0 for plain heads), `draft_layers` its layers for multi-token prediction, `stored_as` the algorithm that the
+    checkpoint is already quantized by ("none": it is not).
     """
 
     architecture: str
@@ -42,6 +45,10 @@ class Shape(Frozen):
     num_experts: int = 0
     experts_per_token: int = 0
     num_parameters: int = 0
+    expert_size: int = 0
+    latent_channels: int = 0
+    draft_layers: int = 0
+    stored_as: str = "none"
 
 
 class Ranks(Frozen):
@@ -120,29 +127,45 @@ class Lora(Frozen):
     max_adapters: int
 
 
-class TrtllmSpec(Frozen):
-    """One engine of TensorRT-LLM, or one set of options of its PyTorch backend.
+class CheckpointSpec(Frozen):
+    """What a checkpoint of TensorRT-LLM depends on: nothing of the GPU and of limits, so that engines share it.
 
-    `probe` is the SHA-256 of the probe file that replaces the shipped tables, None for the shipped ones. `profiles`
-    asks for several optimization profiles. `plugins` and `options` are flags of trtllm-build by name without dashes
-    (`gemm_plugin`), `options` in the PyTorch flow keys of the options file; both hold the preset's, expanded.
+    `probe` is the SHA-256 of the probe file that replaces the shipped tables, None for the shipped ones. `container` is
+    None where trtx writes the checkpoint itself.
     """
 
     release: str
-    flow: Flow
     probe: str | None = None
-    container: Container
+    container: Container | None
     shape: Shape
     quantization: QuantFormat
     dtype: DType
     ranks: Ranks
+    converter: Converter = "trtx"
+
+
+class TrtllmSpec(CheckpointSpec):
+    """One engine of TensorRT-LLM, or one set of options of its PyTorch backend.
+
+    `profiles` asks for several optimization profiles. `plugins` and `options` are flags of trtllm-build by name
+    without dashes (`gemm_plugin`), `options` in the PyTorch flow keys of the options file; both hold the preset's,
+    expanded.
+    """
+
+    flow: Flow
+    container: Container
     device: Device
     sizes: Sizes
     pool: Pool
     batching: Batching
-    converter: Converter = "trtx"
     profiles: bool = False
     speculation: Speculation | None = None
     lora: Lora | None = None
     plugins: dict[str, str] = {}
     options: dict[str, Annotated[Any, Field()]] = {}
+
+    @property
+    def checkpoint(self) -> CheckpointSpec:
+        """The part that the engine's checkpoint depends on."""
+        chosen = {name: getattr(self, name) for name in CheckpointSpec.model_fields}
+        return CheckpointSpec(**{**chosen, "container": None if self.converter == "trtx" else self.container})

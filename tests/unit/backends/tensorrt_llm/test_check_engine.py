@@ -94,7 +94,7 @@ def run(environ: dict[str, str], *arguments: object) -> subprocess.CompletedProc
 def test_what_built_an_engine_is_recorded_and_checked(tmp_path: Path, container: dict[str, str]) -> None:
     engine = write_engine_folder(tmp_path / "engine", "1.2.1")
     assert run(container, "record", engine).returncode == 0
-    assert json.loads((engine / "trtx_build.json").read_text()) == {
+    assert json.loads((engine / "trtllm.json").read_text()) == {
         "tensorrt_llm": "1.2.1",
         "tensorrt": "10.14.1.48",
         "compute_capability": "9.0",
@@ -140,7 +140,7 @@ def test_a_server_starts_only_where_the_engine_fits(tmp_path: Path, container: d
     write_start(package, ["trtllm-serve", "/opt/engine", "--port", "8000"], str(engine))
     done = start(package, container, "--log_level", "info")
     assert (done.returncode, done.stdout, done.stderr) == (0, "/opt/engine --port 8000 --log_level info\n", "")
-    (engine / "trtx_build.json").write_text(json.dumps({"tensorrt": "10.9.0.34"}))
+    (engine / "trtllm.json").write_text(json.dumps({"tensorrt": "10.9.0.34"}))
     done = start(package, container)
     assert (done.returncode, done.stdout) == (6, "")
     assert done.stderr == "error: the engine was built with TensorRT 10.9.0.34 and this container has 10.14.1.48\n"
