@@ -226,7 +226,6 @@ UNAVAILABLE_CASES = (
     case("tensor parallelism", target(", parallelism: {tensor: «2}"), ("tensor: 2", "not available")),
     case("pipeline parallelism", target(", parallelism: {pipeline: «2}"), ("pipeline: 2", "not available")),
     case("gates", recipe(gates="«gates: {accuracy: {baseline: fp32, max_rise: 2%}}\n"), ("gates", "not available")),
-    case("a Triton repository", recipe(package="package: {emit: [«triton]}\n"), ("emit[0]: triton", "compose")),
     case("Kubernetes", recipe(package="package: {emit: [compose, «kubernetes]}\n"), ("emit[1]: kubernetes", "compose")),
 )
 
@@ -268,12 +267,22 @@ CROSS_CASES = (
     case("a variant listed twice", target(", quantization: [fp32, int8, «fp32]"), ("listed twice",)),
     case("an unknown runner", target(", runner: «cluster"), ("no runner 'cluster'", "local")),
     case("an unknown GPU", recipe(targets="targets:\n  a: {gpu: «h10}\n"), ("'h10'", "'h100'")),
-    case("a GPU", recipe(targets="targets:\n  a: {gpu: «h100}\n"), ("h100-sxm-80gb", "CPU engines only", "gpu: cpu")),
+    case("a GPU", recipe(targets="targets:\n  a: {gpu: «l40s}\n"), ("l40s-48gb (sm_89)", "kernels are for sm_90")),
+    case(
+        "a format without a GPU kernel",
+        recipe(quantization="quantization:\n  a: {algorithm: «int8_sq}\n", targets="targets:\n  a: {gpu: h100}\n"),
+        ("a/a: an engine of int8_sq cannot be built for h100-sxm-80gb", "use one of none, fp8"),
+    ),
+    case(
+        "float32 on a GPU",
+        recipe(targets="targets:\n  a: {gpu: h100, engine: {dtype: «float32}}\n"),
+        ("an engine of float32 cannot be built for h100-sxm-80gb", "bfloat16"),
+    ),
     case(
         "a format the GPU lacks",
         recipe(quantization="quantization:\n  a: {algorithm: «fp8}\n", targets="targets:\n  a: {gpu: «a100}\n"),
         ("a/a: fp8 does not run on sm_80", "sm_89"),
-        ("CPU engines only",),
+        ("kernels are for sm_90",),
     ),
     case(
         "fewer tokens than sequences",

@@ -7,7 +7,9 @@ and duplicate keys are problems with an explanation. Tags are refused; anchors a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import yaml
@@ -164,11 +166,26 @@ def _check_depth(tree: Tree, text: str, start: Mark) -> None:
     if sum(text.count(opener) for opener in "[{:-?") < 1000:
         return
     depth = 0
-    for event in yaml.parse(text, Loader=LOADER):
+    for event in _parse(text):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             mark = _shift(_point(event.start_mark), start)
             raise Unreadable(tree.problem(mark, f"more than {MAX_DEPTH} levels of nesting", fix="no recipe needs them"))
+
+
+def _parse(text: str) -> Iterator[yaml.Event]:
+    """The events of a text. Newer libyaml gives up at 1,000 levels before it tells of any of them: a shorter text is
+    read then, in which the first hundred are left."""
+    count = 0
+    try:
+        for event in yaml.parse(text, Loader=LOADER):
+            yield event
+            count += 1
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        if mark is None or "nesting depth" not in str(error.problem):
+            raise
+        yield from islice(yaml.parse(text[: max(0, mark.index - 900)], Loader=LOADER), count, None)
 
 
 def _syntax_problem(tree: Tree, error: yaml.MarkedYAMLError, start: Mark) -> Problem:
