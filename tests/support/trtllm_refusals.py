@@ -325,7 +325,7 @@ MORE = (
           variant="algorithm: int4_awq\ncalibration: {dataset: hf://abisee/cnn_dailymail/3.0.0, samples: «512}",
           engine="converter: release"),
     wrong("experts that trtx cannot quantize", "quantizer", "trtx cannot quantize this model", "algorithm: none",
-          model="mixtral", flow="pytorch", release="1.3.0rc3", variant=quantized("«fp8"),
+          model="mixtral", flow="pytorch", release="1.3.0rc3", variant=quantized("«w4a8_awq"),
           target="parallelism: {tensor: 4}"),
 )  # fmt: skip
 

@@ -15,6 +15,7 @@ from trtx.recipe.checks import origin
 from trtx.recipe.load import LoadedRecipe
 from trtx.recipe.problems import Path, Problem
 from trtx.recipe.runners import LocalRunner, SlurmRunner
+from trtx.recipe.schema import AS_STORED, Quantization
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +59,7 @@ def make_subject(
         flow=resolve_flow(engine, pinned.release),
         engine=engine,
         parallelism=target.parallelism,
-        variant=recipe.quantization[cell.variant],
+        variant=_as_served(recipe.quantization[cell.variant]),
         gpu=find_gpu(target.gpu),
         source=recipe.model.source,
         emit=tuple(recipe.package.emit),
@@ -69,6 +70,11 @@ def make_subject(
         host_bytes=memory,
         host=host,
     )
+
+
+def _as_served(variant: Quantization) -> Quantization:
+    """Numbers that are kept as the model's files have them are, for the release, not quantized by anybody."""
+    return variant.model_copy(update={"algorithm": "none"}) if variant.algorithm == AS_STORED else variant
 
 
 def find_problems(

@@ -12,8 +12,8 @@ from trtx.plan.keys import Change, find_changes, flatten, shorten
 from trtx.plan.steps import Plan, Step
 from trtx.recipe.cells import Cell
 from trtx.recipe.load import LoadedRecipe
+from trtx.recipe.measure import Workload
 from trtx.recipe.problems import Path
-from trtx.recipe.schema import Workload
 from trtx.recipe.tree import dotted
 
 

@@ -94,10 +94,13 @@ OWN_EFFECTS: Mapping[str, Effect] = {
     "engine.scheduler.chunked_prefill": _becomes(
         benchmark="scheduler.chunked_prefill", package="scheduler.chunked_prefill"
     ),
-    # A CPU computes a float16 checkpoint in bfloat16, so the device decides about `dtype: auto` too.
-    # What a GPU measures is that GPU's.
+    # A GPU computes everything in bfloat16, so the device decides about `dtype: auto` too. What it measures is its own.
     "targets.*.gpu": Effect(
-        {"convert": ("params.dtype",), "build": ("params.arch", "params.dtype"), "benchmark": ("machine.gpu",)}
+        {
+            "convert": ("params.dtype",),
+            "build": ("params.arch", "params.dtype", "toolchain.nvcc"),
+            "benchmark": ("machine.gpu",),
+        }
     ),
     "targets.*.parallelism.tensor": _becomes(convert="tensor"),
     "targets.*.parallelism.pipeline": _becomes(convert="pipeline"),

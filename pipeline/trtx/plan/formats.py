@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from trtx.errors import TrtxError
 from trtx.models.formats import QuantFormat
+from trtx.plan.releases import is_tensorrt
 from trtx.plan.resolve import PinnedModel, PinnedSources
 from trtx.recipe.cells import Cell
 from trtx.recipe.checks import Hardware, warning
@@ -35,6 +36,8 @@ def check_formats(
         problem
         for cell in cells
         for problem in _check_cell(loaded.point_of(cell), cell, sources.model_of(cell), hardware)
+        # What TensorRT-LLM serves as it is published need not be of a format that trtx reads.
+        if not (is_tensorrt(cell) and cell.recipe.quantization[cell.variant].algorithm in ("none", AS_STORED))
     ]
     found = list({(each.file, each.mark, each.what): each for each in reversed(found)}.values())[::-1]
     if any(problem.severity == "error" for problem in found):

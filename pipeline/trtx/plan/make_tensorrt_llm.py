@@ -83,8 +83,9 @@ class _Cell:
     @classmethod
     def open(cls, planner: Planner, cell: Cell) -> _Cell:
         pinned, model = planner.sources.release_of(cell), planner.sources.model_of(cell)
-        engine, variant = cell.recipe.engine_for(cell.target), cell.recipe.quantization[cell.variant]
+        engine = cell.recipe.engine_for(cell.target)
         subject = make_subject(cell, pinned, model.source.config)
+        variant = subject.variant
         digest = planner.sources.digest_of(choose_image(engine, pinned.release))
         spec = spec_of(cell, subject, pinned, model.source.config, digest)
         quantizes = variant.algorithm != "none" or variant.kv_cache != "auto"

@@ -13,10 +13,11 @@ from trtx.recipe import problems
 from trtx.recipe.check_backend import TENSORRT, check_backends
 from trtx.recipe.check_runners import check_points, check_runners
 from trtx.recipe.load import LoadedRecipe, load_recipe
+from trtx.recipe.measure import Workload
 from trtx.recipe.overrides import NO_OVERRIDES, Overrides
 from trtx.recipe.problems import Problem, RecipeInvalid
 from trtx.recipe.runners import Runner
-from trtx.recipe.schema import AS_STORED, DEMO, RANDOM, Engine, Quantization, Workload
+from trtx.recipe.schema import AS_STORED, DEMO, RANDOM, Engine, Quantization
 from trtx.recipe.tree import dotted
 
 # Algorithms that observe activations, and so need text; trtx.models.formats has the same facts.

@@ -22,22 +22,18 @@ Effects = Callable[[str], tuple[tuple[str, ...], str]]
 
 NOT_YET = "†"
 OTHER_BACKEND = "‡"
-EMBEDDED_ONLY = "§"
 ANYTHING = "any values"
 # Keys without a table of their own that the page has a chapter for.
 EXPLAINED = ("extends", "vars")
 REFUSED = "Part of the language, and refused by this version."
 ELSEWHERE = "Only with `engine.backend: tensorrt-llm`."
-HERE = "Not with `engine.backend: tensorrt-llm`."
 # Reasons of an effect that a reader of the page gains nothing from.
 QUIET = (
     "has only one value",
     "gates judge results and change none",
     "gone once the file is read: what it changes counts as the setting that it changes",
 )
-MARKS = {NOT_YET: REFUSED, OTHER_BACKEND: ELSEWHERE, EMBEDDED_ONLY: HERE}
-# What a value is marked with that this backend refuses, or every one.
-BACKEND_MARKS = {None: NOT_YET, "inductor": OTHER_BACKEND, "tensorrt-llm": EMBEDDED_ONLY}
+MARKS = {NOT_YET: REFUSED, OTHER_BACKEND: ELSEWHERE}
 # Stands for a free name in headings and keys.
 FREE = "NAME"
 
@@ -248,7 +244,7 @@ def _mark(path: Path, choice: Any) -> str:
     """The mark of a choice that is refused at a path, or of the key itself where `choice` is None; "" for all else."""
     for rule in RULES:
         if rule.path == path and rule.refuses(object() if choice is None else choice):
-            return BACKEND_MARKS[rule.backend]
+            return OTHER_BACKEND if rule.backend else NOT_YET
     return ""
 
 

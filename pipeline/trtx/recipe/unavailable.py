@@ -52,12 +52,6 @@ RULES: tuple[Unavailable, ...] = (
         _rule(f"targets.*.parallelism.{way}", _more_than_one, "use 1: an engine runs in one process", EMBEDDED)
         for way in ("tensor", "pipeline")
     ),
-    _rule(
-        "quantization.*.algorithm",
-        _among("checkpoint"),
-        "name the model that it was made from, and let trtx quantize it",
-        "tensorrt-llm",
-    ),
     _rule("gates", _any, "leave the gates out and read benchmark.json"),
     _rule("package.emit.*", _among("kubernetes"), "use compose or triton"),
 )

@@ -80,8 +80,8 @@ def test_the_version_of_the_compiler_is_its_own_word() -> None:
 
 
 def test_an_architecture_of_another_device_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageProblem, match="cannot compile for sm_90"):
-        refuse(make_spec(arch="sm_90"), tmp_path)
+    with pytest.raises(UsageProblem, match="cannot compile for sm_80"):
+        refuse(make_spec(arch="sm_80"), tmp_path)
 
 
 def test_several_ranks_are_refused(tmp_path: Path) -> None:
@@ -150,6 +150,10 @@ def test_a_package_holds_the_library_and_no_sources_in_one_form(tmp_path: Path) 
             for name in names:
                 archive.writestr(name, files[name])
         write_package(raw, packed)
+        named = tmp_path / str(turn) / "named.pt2"
+        write_package(raw, named, keep_names=True)
+        with zipfile.ZipFile(named) as archive:
+            assert archive.read("named/data/aotinductor/model/step.wrapper.cpp") == b""
         packages.append(packed.read_bytes())
         with zipfile.ZipFile(packed) as archive:
             assert sorted(archive.namelist()) == [

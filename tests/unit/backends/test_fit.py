@@ -32,7 +32,7 @@ def test_an_engine_runs_where_its_instructions_and_its_torch_are(torch: str) -> 
         (
             make_card(device="cuda", arch="sm_90", isa="", cpu_flags=()),
             HERE,
-            "this engine was compiled for cuda sm_90 and this runtime has only the CPU",
+            "this engine was compiled for sm_90 GPUs and this machine has none",
         ),
         (
             make_card(),

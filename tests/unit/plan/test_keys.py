@@ -37,9 +37,9 @@ from trtx.stages.params import PARAMS, ConvertParams
 SETTINGS = list(dict.fromkeys(leaves()))
 # Settings that the language gives one value.
 FIXED = [setting for setting in SETTINGS if not any(flips(path) for path in places(setting))]
-# The device decides about `dtype: auto` of a float16 checkpoint.
-HALF = {**CONFIG, "torch_dtype": "float16"}
-SHAPE = read_model_config(HALF)
+# The device decides about `dtype: auto`: GPUs compute a float32 checkpoint in bfloat16.
+WIDE = {**CONFIG, "torch_dtype": "float32"}
+SHAPE = read_model_config(WIDE)
 
 Cells = Mapping[str, Mapping[str, Step]]
 
@@ -47,7 +47,7 @@ Cells = Mapping[str, Mapping[str, Step]]
 def pin(recipe: Recipe) -> PinnedSources:
     """Sources whose identity says everything that was asked for."""
     data = [variant.calibration for variant in recipe.quantization.values()]
-    model = Resolved(recipe.model.source, f"{recipe.model.source}@{recipe.model.revision}", HALF)
+    model = Resolved(recipe.model.source, f"{recipe.model.source}@{recipe.model.revision}", WIDE)
     return PinnedSources(
         {model_name(recipe.model): PinnedModel(model, SHAPE)},
         {dataset_name(one): Resolved(one.dataset, f"{one.dataset}@{one.revision}/{one.split}", {}) for one in data},
@@ -198,7 +198,7 @@ def test_everything_that_a_plan_holds_or_is_made_from_is_a_factor_or_excluded_wi
         "step": {"stage", "key", "factors", "params", "inputs"},
         "plan": {"steps"},
         "options": set(),
-        "facts": {"host", "versions", "pins", "compiler", "kernels", "own_code"},
+        "facts": {"host", "versions", "pins", "compiler", "nvcc", "kernels", "own_code"},
         "host": {"cpu_model", "num_cpus"},
     }
     present = {

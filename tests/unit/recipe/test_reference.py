@@ -66,7 +66,7 @@ def test_defaults_bounds_choices_and_what_is_required_are_shown() -> None:
         assert line in PAGE, line
 
 
-MARK = {None: "†", "inductor": "‡", "tensorrt-llm": "§"}
+MARK = {None: "†", "inductor": "‡"}
 
 
 def test_everything_that_this_version_or_a_backend_refuses_is_marked() -> None:

@@ -145,17 +145,17 @@ def write_compiler(real: Path, work: Path) -> Path:
     return path
 
 
-def write_package(raw: Path, target: Path) -> None:
+def write_package(raw: Path, target: Path, *, keep_names: bool = False) -> None:
     """Copy a package without sources, in one order, with one date: the same library gives the same bytes.
 
-    Of sources the names stay, by which torch 2.11 finds the library and its metadata.
+    With `keep_names` the names of sources stay, by which torch 2.11 finds the library and its metadata.
     """
     with zipfile.ZipFile(raw) as source, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as packed:
         root = target.stem
         for name in sorted(source.namelist()):
             inner = name.split("/", 1)[1]
             if inner.startswith(CODE_FOLDER) and not inner.endswith((".so", ".json")):
-                if inner.endswith(".wrapper.cpp"):
+                if keep_names and inner.endswith(".wrapper.cpp"):
                     packed.writestr(zipfile.ZipInfo(f"{root}/{inner}"), b"")
                 continue
             if inner != ".data/serialization_id":

@@ -49,7 +49,7 @@ def compile_program(job: CompileJob) -> CompileFacts:
     recorder = Recorder(options)
     aoti_compile_and_package(exported, package_path=str(raw), inductor_configs=options)
     print(f"compiled in {time.monotonic() - started:.1f} s", flush=True)
-    write_package(raw, Path(job.package))
+    write_package(raw, Path(job.package), keep_names=True)
     module = make_module_of(job.spec)
     return CompileFacts(constants=tuple(sorted(module.state_dict())), choices=recorder.read(job.spec.arch))
 
