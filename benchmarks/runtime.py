@@ -309,7 +309,7 @@ def describe_machine(threads: int) -> dict[str, Any]:
 def format_row(figure: Figure) -> str:
     met = {None: "", True: "met", False: "MISSED"}[figure.met]
     note = f"  ({figure.note})" if figure.note else ""
-    return f"{figure.what:58} {figure.value:10.2f} {figure.unit:10} {figure.promise:7} {met:6}{note}"
+    return f"{figure.what:64} {figure.value:10.2f} {figure.unit:10} {figure.promise:7} {met:6}{note}"
 
 
 def main() -> None:

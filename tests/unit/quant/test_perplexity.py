@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trtx.errors import UsageProblem, VerificationFailed
-from trtx.quant.perplexity import make_windows, mean_nats, perplexity_of
+from trtx.quant.perplexity import MAX_HELD_OUT_TOKENS, make_windows, mean_nats, perplexity_of
 from trtx.quant.rows import make_batches, read_rows
 
 ROWS = st.lists(st.lists(st.integers(0, 9), max_size=12), max_size=12)
@@ -35,6 +35,7 @@ def test_windows_predict_each_token_once_and_in_order(rows: list[list[int]], len
 def test_no_more_is_measured_than_the_cap() -> None:
     assert make_windows([[1] * 1000], 30, 100).shape == (3, 31)
     assert make_windows([[1] * 1000], 400, 100).shape == (1, 401)
+    assert make_windows([[1] * 20000], 30).shape == (MAX_HELD_OUT_TOKENS // 30, 31)
 
 
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary() -> None:
