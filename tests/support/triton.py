@@ -18,7 +18,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import pytest
 import tritonclient.grpc as grpc
 from support.project import ROOT
 
@@ -37,9 +36,6 @@ def missing() -> str | None:
     if not stub.is_file() or b"not found" in subprocess.run(["ldd", stub], capture_output=True, check=False).stdout:
         return f"Triton's stub for Python {PYTHON} cannot run here: run tests/install"
     return None
-
-
-needs_triton = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 
 
 @dataclass(frozen=True)
