@@ -21,7 +21,7 @@ from trtx.stages.toolchain import OF_IMAGE
 
 SUFFIX = ".json"
 # What stands beside the content of a plan: `trtx plan -o json` adds how things stand.
-BESIDE = ("digest", "status", "remotes")
+BESIDE = ("digest", "status", "remotes", "releases", "scripts")
 # A hub commit names its content: it cannot give other bytes.
 IMMUTABLE = "hf://"
 # Sources that can be asked without a network.

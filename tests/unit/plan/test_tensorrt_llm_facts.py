@@ -235,3 +235,19 @@ def test_flags_come_from_the_preset_or_from_the_line_that_states_them(
     assert settings["params.spec.plugins.nccl_plugin"] == "targets.t.engine.plugins.nccl_plugin"
     assert settings["params.spec.options.strip_plan"] == "engine.build_options.strip_plan"
     assert settings["params.spec.release"] == "engine.release"
+
+
+def test_a_plan_names_what_its_releases_bring(plan: Callable[..., Plan], capsys: pytest.CaptureFixture[str]) -> None:
+    plan(make_recipe())
+    assert main(["plan", "recipe.yaml"]) == 0
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("TensorRT-LLM 1.2.1"))
+    assert line == (
+        "TensorRT-LLM 1.2.1 (derived tables): TensorRT 10.14.1.48, CUDA 13.x, driver 580 or newer; "
+        f"{RELEASE_IMAGE} (no digest yet: trtx lock)"
+    )
+    assert main(["plan", "recipe.yaml", "-o", "json"]) == 0
+    [release] = json.loads(capsys.readouterr().out)["releases"]
+    assert (release["tables"], release["digest"], release["min_driver"]) == ("derived", None, "580")
+    write_lock(lock_path(Path("recipe.yaml")), Lock(containers={RELEASE_IMAGE: LockedContainer(digest=DIGEST)}))
+    assert main(["plan", "recipe.yaml"]) == 0
+    assert f"{RELEASE_IMAGE}@{DIGEST[:19]}…" in capsys.readouterr().err

@@ -111,13 +111,8 @@ def _shape(subject: Subject) -> Shape:
 
 
 def _case(subject: Subject) -> Case:
-    return Case(
-        subject.algorithm,
-        subject.sm,
-        subject.parallelism.tensor,
-        subject.shape,
-        subject.engine.limits.max_batch_size,
-    )
+    variant = subject.variant
+    return Case(subject.algorithm, variant.kv_cache, subject.sm, subject.parallelism.tensor, subject.shape)
 
 
 def _sizes(engine: Engine) -> Sizes:

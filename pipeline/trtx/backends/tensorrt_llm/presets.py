@@ -21,13 +21,13 @@ Preset = Literal["throughput", "latency", "long-context"]
 
 @dataclass(frozen=True)
 class Case:
-    """What decides whether a flag helps: the algorithm, the compute capability as 90, ranks and the architecture."""
+    """What decides whether a flag helps: formats, the compute capability as 90, ranks and the architecture."""
 
     algorithm: str
+    kv_cache: str
     sm: int
     tensor: int
     shape: Shape | None
-    max_batch_size: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ def _is_plain(case: Case) -> bool:
     return case.algorithm == "none"
 
 
+def _pages_context(case: Case) -> bool:
+    """Where builder.py does not switch use_paged_context_fmha off again."""
+    return case.kv_cache != "int8"
+
+
 def _fuses_reduction(case: Case) -> bool:
     """Where builder.py:991-1006 does not switch reduce_fusion off again."""
     names = ("LlamaForCausalLM", "Gemma2ForCausalLM", "MedusaForCausalLM")
@@ -59,7 +64,7 @@ ENGINE: Mapping[Preset, tuple[Flag, ...]] = MappingProxyType(
     {
         "throughput": (
             Flag("multiple_profiles", "enable", "kernels are chosen for small and for large batches"),
-            Flag("use_paged_context_fmha", "enable", "blocks are reused, prompts are split over steps"),
+            Flag("use_paged_context_fmha", "enable", "blocks are reused, prompts are split over steps", _pages_context),
             Flag("gemm_plugin", "auto", "faster in 16 bits; FP8 is faster without it", _is_plain),
             Flag("reduce_fusion", "enable", "ResidualAdd and LayerNorm join AllReduce", _fuses_reduction),
         ),
@@ -70,7 +75,7 @@ ENGINE: Mapping[Preset, tuple[Flag, ...]] = MappingProxyType(
             Flag("gemm_plugin", "auto", "faster in 16 bits; FP8 is faster without it", _is_plain),
         ),
         "long-context": (
-            Flag("use_paged_context_fmha", "enable", "long prompts are split over steps"),
+            Flag("use_paged_context_fmha", "enable", "long prompts are split over steps", _pages_context),
             Flag(
                 "multiple_profiles", "enable", "kernels are chosen for one long prompt and for many tokens of answers"
             ),

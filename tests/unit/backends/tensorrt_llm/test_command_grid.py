@@ -73,7 +73,7 @@ def grid(release: str, flow: Flow, extras: tuple[dict[str, Any], ...]) -> Iterat
 def preset_specs(release: Release, flow: Flow) -> Iterator[TrtllmSpec]:
     """Every preset with every format, as a recipe's becomes flags or keys."""
     for preset, (algorithm, kv_cache) in itertools.product(get_args(Preset), FORMATS):
-        case = Case(algorithm, 90, 4, LLAMA_70B, 128)
+        case = Case(algorithm, kv_cache, 90, 4, LLAMA_70B)
         flags = dict(expand_preset(preset, release, flow, case))
         profiles = flags.pop("multiple_profiles", None) == "enable"
         chosen = {"plugins": flags, "profiles": profiles} if flow == "engine" else {"options": flags}

@@ -12,8 +12,10 @@ from trtx.backends.tensorrt_llm.shape import read_shape
 LLAMA = read_shape(MODELS["llama-70b"])
 
 
-def case(algorithm: str = "fp8", sm: int = 90, tensor: int = 4, model: str = "llama-70b") -> Case:
-    return Case(algorithm, sm, tensor, read_shape(MODELS[model]), 64)
+def case(
+    algorithm: str = "fp8", sm: int = 90, tensor: int = 4, model: str = "llama-70b", kv_cache: str = "fp8"
+) -> Case:
+    return Case(algorithm, kv_cache, sm, tensor, read_shape(MODELS[model]))
 
 
 @pytest.mark.parametrize("release", known_releases())
@@ -51,3 +53,5 @@ def test_flags_depend_on_format_gpu_model_and_ranks() -> None:
     assert "gemm_plugin" not in expand_preset("throughput", release, "engine", case("fp8"))
     assert "low_latency_gemm_plugin" in expand_preset("latency", release, "engine", case())
     assert "low_latency_gemm_plugin" not in expand_preset("latency", release, "engine", case(sm=100))
+    assert "use_paged_context_fmha" in expand_preset("long-context", release, "engine", case())
+    assert "use_paged_context_fmha" not in expand_preset("long-context", release, "engine", case(kv_cache="int8"))
