@@ -3,7 +3,7 @@
 #   tests/gpu/run.sh RESULT.json
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export PYTHONPATH="pipeline:tests:benchmarks${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$PWD/pipeline:$PWD/tests:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 status=0
 timeout 260 python3 -m pytest tests/gpu -q -p no:cacheprovider -o filterwarnings=default || status=$?
 timeout 280 python3 benchmarks/gpu.py --out "${1:?name the file for the figures}"

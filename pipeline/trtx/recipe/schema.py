@@ -6,11 +6,12 @@ language has and this version cannot do is in trtx.recipe.unavailable.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, create_model, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from trtx.recipe.measure import Benchmark, Gates
+from trtx.recipe.partial import make_partial, merge
 from trtx.recipe.parts import Many, Name, Part, Positive, Text, Url, section
 from trtx.recipe.runners import Job, Runner
 from trtx.recipe.tensorrt_llm import (
@@ -234,19 +235,6 @@ class Engine(Part):
     )
 
 
-def make_partial(cls: type[Part]) -> type[Part]:
-    """The same model with every field optional, down to its nested models: what an override may say.
-
-    An unset field keeps its type, so that `null` is refused; read overrides with `model_fields_set`.
-    """
-    fields: dict[str, Any] = {}
-    for name, field in cls.model_fields.items():
-        nested = isinstance(field.annotation, type) and issubclass(field.annotation, Part)
-        kind = make_partial(field.annotation) if nested else field.rebuild_annotation()  # type: ignore[arg-type]
-        fields[name] = (kind, Field(default=None, description=field.description))
-    return create_model(f"{cls.__name__}Override", __base__=Part, __doc__=cls.__doc__, **fields)
-
-
 if TYPE_CHECKING:
     EngineOverride = Engine
 else:
@@ -342,19 +330,3 @@ class Recipe(Part):
         """Names of the variants built for a target, in the order of the recipe."""
         chosen = self.targets[target_name].quantization
         return tuple(self.quantization) if chosen is None else chosen
-
-
-Config = TypeVar("Config", bound=Part)
-
-
-def merge(base: Config, override: Part) -> Config:
-    """`base` with the set fields of a partial model over it; nested models and mappings merge, the rest replaces."""
-    changes: dict[str, Any] = {}
-    for name in override.model_fields_set:
-        value, old = getattr(override, name), getattr(base, name)
-        if isinstance(old, Part) and isinstance(value, Part):
-            value = merge(old, value)
-        elif isinstance(old, dict) and isinstance(value, dict):
-            value = {**old, **value}
-        changes[name] = value
-    return base.model_copy(update=changes)
