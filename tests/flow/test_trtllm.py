@@ -117,7 +117,6 @@ def test_an_engine_is_built_of_the_checkpoint_that_trtx_writes(
     quickstart: Project, shared_cache: Path, tmp_path: Path
 ) -> None:
     """From ModelOpt's own export, without any script of TensorRT-LLM; what builds it checks every tensor."""
-    pytest.importorskip("trtx.backends.tensorrt_llm.checkpoint.write")
     engine = {"converter": "trtx"}
     project = open_quickstart(quickstart, shared_cache, tmp_path, "0.16.0", "engine", engine=engine)
     done = project.json("apply", "recipe.yaml")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from trtx.backends.tensorrt_llm.convertible import is_converted
+from trtx.backends.tensorrt_llm.convertible import is_converted, is_plain
 from trtx.backends.tensorrt_llm.from_recipe import choose_image
 from trtx.backends.tensorrt_llm.probes import PROBE_VARIABLE
 from trtx.backends.tensorrt_llm.releases import Release
@@ -93,6 +93,8 @@ class _Cell:
         scripts = spec.converter == "release" and spec.flow == "engine"
         if scripts and is_converted(subject):
             quantizes = False  # convert_checkpoint.py does it on the way.
+        if spec.converter == "trtx" and spec.flow == "engine" and is_plain(subject):
+            quantizes = False
         return cls(planner, cell, spec, pinned.release, environment, quantizes, quantizes and scripts)
 
     def add_all(self, last: int) -> None:

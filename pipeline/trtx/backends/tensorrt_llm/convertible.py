@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtx.backends.tensorrt_llm.argv_convert import make_convert_command
 from trtx.backends.tensorrt_llm.argv_quantize import Calibration, make_quantize_command
+from trtx.backends.tensorrt_llm.checkpoint.plan import plan_checkpoint
 from trtx.backends.tensorrt_llm.from_recipe import make_checkpoint_spec
 from trtx.backends.tensorrt_llm.spec import Converter
 from trtx.errors import UsageProblem
@@ -16,12 +15,6 @@ from trtx.errors import UsageProblem
 if TYPE_CHECKING:
     from trtx.backends.tensorrt_llm.refusals.base import Subject
 
-# trtx's writer of checkpoints, which says itself what it refuses.
-WRITER = "trtx.backends.tensorrt_llm.checkpoint"
-# What it knows at least.
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "MixtralForCausalLM")
-FORMATS = ("none", "int8_wo", "int4_wo", "fp8", "int4_awq")
-KV_FORMATS = ("auto", "fp8")
 # What convert_checkpoint.py makes of plain weights by itself; all else is quantized by quantize.py before.
 BY_CONVERSION = ("none", "int8_wo", "int4_wo", "int4_gptq")
 ANYWHERE = Path("/nowhere")
@@ -31,32 +24,11 @@ def trtx_problem(subject: Subject) -> str:
     """Why trtx cannot write the checkpoint of an engine; empty when it can, or while the model is not known."""
     if subject.shape is None:
         return ""
-    if find_spec(WRITER) is None:
-        return _guess_problem(subject)
     try:
-        import_module(f"{WRITER}.plan").plan_checkpoint(make_checkpoint_spec(subject, "trtx"))
+        plan_checkpoint(make_checkpoint_spec(subject, "trtx"))
     except UsageProblem as error:
         return f"{error.what} ({error.why.rstrip('.')})" if error.why else error.what
     return ""
-
-
-def _guess_problem(subject: Subject) -> str:
-    """The same where the writer itself is not there to be asked."""
-    shape, ways = subject.shape, subject.parallelism
-    algorithm, kv_cache = subject.variant.algorithm, subject.variant.kv_cache
-    assert shape is not None  # noqa: S101  trtx_problem sees to it
-    stored = algorithm if algorithm not in FORMATS else shape.stored_as
-    reasons = (
-        (
-            shape.architecture not in ARCHITECTURES,
-            f"trtx writes {', '.join(ARCHITECTURES)}, and this is {shape.architecture}",
-        ),
-        (stored not in FORMATS, f"trtx writes {', '.join(FORMATS)}, and not {stored}"),
-        (kv_cache not in KV_FORMATS, f"trtx writes no scales of an {kv_cache} KV cache"),
-        (shape.num_experts > 0 and algorithm != "none", f"trtx does not write experts in {algorithm}"),
-        (ways.context > 1 or ways.expert > 1, "trtx divides a checkpoint over tensor and pipeline ranks only"),
-    )
-    return next((reason for holds, reason in reasons if holds), "")
 
 
 def release_problem(subject: Subject) -> str:
@@ -73,6 +45,11 @@ def release_problem(subject: Subject) -> str:
     except UsageProblem as error:
         return f"{error.what} ({error.why.rstrip('.')})" if error.why else error.what
     return ""
+
+
+def is_plain(subject: Subject) -> bool:
+    """Whether trtx converts the model as it is: trtllm-build itself rounds such weights, and once is enough."""
+    return subject.variant.algorithm == "int8_wo" and subject.variant.kv_cache == "auto"
 
 
 def is_converted(subject: Subject) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from support.engines import write_tokenizer_folder
 from support.triton_specs import make_spec, parameters_of, parse_config, write_engine_folder
+from support.trtllm_table import PROPERTY, make_note
 
 from trtx.backends.tensorrt_llm.releases import Release, known_releases
 from trtx.backends.tensorrt_llm.spec import Lora, Ranks, Speculation
@@ -49,6 +50,7 @@ def test_every_parameter_of_the_engine_flow_is_decided_and_every_file_is_read_by
     num_set = sum(bool(value) for value in found.values())
     row = (version, "engine", len(configs), num_set, len(found) - num_set, len(asked.keys() - found.keys()))
     record_property("triton repository", row)
+    record_property(PROPERTY, make_note("Triton repository complete", version, "engine"))
 
 
 @pytest.mark.parametrize("version", RELEASES)
@@ -91,6 +93,7 @@ def test_the_llmapi_model_of_every_release_with_a_pytorch_backend_is_complete(
     assert arguments["kv_cache_config"] == options["kv_cache_config"]
     assert arguments["triton_config"] == {"max_batch_size": 0, "decoupled": True}
     record_property("triton repository", (version, "pytorch", 1, len(arguments), 0, 0))
+    record_property(PROPERTY, make_note("Triton repository complete", version, "pytorch"))
 
 
 def test_settings_of_a_recipe_become_parameters() -> None:

@@ -8,12 +8,12 @@ from trtx.backends.tensorrt_llm.checkpoint.exclude import exclude_patterns
 from trtx.backends.tensorrt_llm.checkpoint.formats import CheckpointFormat, choose_format
 from trtx.backends.tensorrt_llm.checkpoint.share import check_groups, check_ranks, check_release
 from trtx.backends.tensorrt_llm.checkpoint.sizes import ARCHITECTURES, Sizes, sizes_of_shape
-from trtx.backends.tensorrt_llm.spec import Ranks, TrtllmSpec
+from trtx.backends.tensorrt_llm.spec import CheckpointSpec, Ranks
 from trtx.errors import UsageProblem
 from trtx.models.formats import QuantFormat
 
 
-def plan_checkpoint(spec: TrtllmSpec) -> CheckpointFormat:
+def plan_checkpoint(spec: CheckpointSpec) -> CheckpointFormat:
     """The format of the checkpoint that `write_checkpoint` makes of a folder calibrated as the recipe says.
 
     Raises UsageProblem for what it would refuse, as far as a recipe tells.

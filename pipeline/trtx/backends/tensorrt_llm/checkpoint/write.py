@@ -23,7 +23,7 @@ from trtx.backends.tensorrt_llm.checkpoint.rank_file import RankFile
 from trtx.backends.tensorrt_llm.checkpoint.share import make_share, num_files
 from trtx.backends.tensorrt_llm.checkpoint.sizes import Sizes, sizes_of_model, sizes_of_shape
 from trtx.backends.tensorrt_llm.releases import known_releases
-from trtx.backends.tensorrt_llm.spec import Ranks, TrtllmSpec
+from trtx.backends.tensorrt_llm.spec import CheckpointSpec, Ranks
 from trtx.errors import UsageProblem, VerificationFailed
 from trtx.files import disk_errors, write_json
 from trtx.models.checkpoint import Checkpoint, load_model_config
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 Progress = Callable[[int, int, str], None]
 
 
-def write_checkpoint(source: Path, output: Path, spec: TrtllmSpec, say: Say, progress: Progress) -> dict[str, Any]:
+def write_checkpoint(source: Path, output: Path, spec: CheckpointSpec, say: Say, progress: Progress) -> dict[str, Any]:
     """Write config.json and rankN.safetensors into the folder `output`, and return the content of config.json.
 
     `progress` is called with tensors done, tensors in all and the word for them. Raises UsageProblem for a model,
@@ -119,7 +119,7 @@ def _write_ranks(
                 progress(done, total, "tensors")
 
 
-def _check_same_model(source: Path, spec: TrtllmSpec) -> None:
+def _check_same_model(source: Path, spec: CheckpointSpec) -> None:
     """What was planned for one model must not be done with another."""
     planned, found = sizes_of_shape(spec.shape), sizes_of_model(load_model_config(source))
     for field in fields(planned):
