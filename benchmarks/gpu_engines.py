@@ -13,33 +13,17 @@ from torch import Tensor
 
 from trtx.backends.inductor.build import build
 from trtx.backends.inductor.spec import EngineSpec
-from trtx.models.config import ModelConfig
+from trtx.models.config import read_model_config
 from trtx.models.formats import QuantFormat
 from trtx.models.layout import make_layout, make_shard, rope_tables
 from trtx.models.rope import make_inv_freq
+from trtx.models.sources.random import SHAPES
 from trtx.runtime.card import EngineCard, Limits, Rank
 from trtx.runtime.cuda_load import make_programs
 from trtx.runtime.device_engine import DeviceEngine
 from trtx.runtime.tokenizer import Tokenizer
 
-# https://huggingface.co/meta-llama/Meta-Llama-3-8B/blob/main/config.json
-LLAMA_3_8B = ModelConfig(
-    architecture="LlamaForCausalLM",
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    max_position_embeddings=8192,
-    norm_epsilon=1e-5,
-    rope_theta=500000.0,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    mlp_bias=False,
-    dtype="bfloat16",
-)
+LLAMA_3_8B = read_model_config(SHAPES["llama-3-8b"])
 
 FORMATS = {
     "bf16": QuantFormat(algorithm="none", kv_cache="auto", exclude=("lm_head",)),

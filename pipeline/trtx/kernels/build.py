@@ -14,7 +14,7 @@ import contextlib
 import importlib.util
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from trtx.errors import StepFailed
+from trtx.errors import StepFailed, TrtxError
 from trtx.files import canonical_json, sha256_bytes, sha256_file
 from trtx.kernels.shelf import put, take
 from trtx.processes import die_with_parent, start_process
@@ -153,13 +153,13 @@ def run_compiler(job: LibraryJob, name: str, arguments: Sequence[str], compiler:
         )
 
 
-def main(arguments: list[str]) -> int:
-    """Build the library of the job file named by the one argument."""
+def run_job(arguments: list[str], build: Callable[[LibraryJob], None]) -> int:
+    """Build the library of the job file named by the one argument; a failure shows the compilers' logs."""
     die_with_parent(signal.SIGKILL)
     job = LibraryJob.model_validate_json(Path(arguments[0]).read_bytes())
     try:
-        build_library(job)
-    except StepFailed as error:
+        build(job)
+    except TrtxError as error:
         for log in sorted(Path(job.work).glob("*.log")):
             sys.stderr.write(log.read_text(errors="replace"))
         sys.stderr.write(f"{error}\n")
@@ -168,4 +168,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_job(sys.argv[1:], build_library))

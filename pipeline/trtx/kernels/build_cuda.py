@@ -12,7 +12,6 @@ import contextlib
 import importlib.util
 import os
 import shutil
-import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -21,9 +20,8 @@ from pathlib import Path
 from trtx.errors import EnvironmentProblem, StepFailed
 from trtx.files import canonical_json, sha256_bytes, sha256_file
 from trtx.kernels.build import SOURCES as CPP_SOURCES
-from trtx.kernels.build import LibraryJob, run_compiler, torch_folder
+from trtx.kernels.build import LibraryJob, run_compiler, run_job, torch_folder
 from trtx.kernels.shelf import put, take
-from trtx.processes import die_with_parent
 
 SOURCES = Path(__file__).parent / "cuda"
 KERNELS = ("prompt_attention", "decode_attention", "few_tokens", "argmax", "widen")
@@ -114,19 +112,5 @@ def find_cublas() -> Path:
     )
 
 
-def main(arguments: list[str]) -> int:
-    """Build the library of the job file named by the one argument."""
-    die_with_parent(signal.SIGKILL)
-    job = LibraryJob.model_validate_json(Path(arguments[0]).read_bytes())
-    try:
-        build_library(job)
-    except (StepFailed, EnvironmentProblem) as error:
-        for log in sorted(Path(job.work).glob("*.log")):
-            sys.stderr.write(log.read_text(errors="replace"))
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_job(sys.argv[1:], build_library))

@@ -16,8 +16,8 @@ from __future__ import annotations
 import json
 import os
 import time
-import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,9 +170,16 @@ def describe_progress(progress: Mapping[str, Any]) -> str:
 
 
 def create_run(project: Path, plan: Plan) -> RunRecord:
-    """Start a new run's folder in a project."""
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-    record = RunRecord(runs_dir(project) / name)
+    """Start a new run's folder in a project. Names sort by time: the last four digits are 65,536ths of a second."""
+    runs = runs_dir(project)
+    runs.mkdir(parents=True, exist_ok=True)
+    while True:
+        seconds, rest_ns = divmod(time.time_ns(), 10**9)
+        name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(seconds))}-{(rest_ns << 16) // 10**9:04x}"
+        with suppress(FileExistsError):
+            (runs / name).mkdir()
+            break
+    record = RunRecord(runs / name)
     write_json(record.folder / "plan.json", plan.to_json())
     write_json(record.folder / "driver.json", describe_this_process())
     return record
