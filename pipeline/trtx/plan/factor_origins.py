@@ -86,6 +86,7 @@ DERIVED: Mapping[str, Derived] = {
     },
 }
 TOOLS: Mapping[str, tuple[Kind, str]] = {
+    "tables": ("release", "digest of what is known of its tools and their options"),
     "c++": ("machine", "compiler on PATH"),
     "python": ("installed", "interpreter"),
     "kernels": ("trtx", "digest of the kernels' sources"),

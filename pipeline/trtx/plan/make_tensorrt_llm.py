@@ -200,7 +200,7 @@ class _Cell:
         machine: dict[str, str] | None = None,
         own: dict[str, str] | None = None,
     ) -> Step:
-        toolchain = image_toolchain(self.release) if in_image else {}
+        toolchain = {"tables": self.release.digest, **(image_toolchain(self.release) if in_image else {})}
         return self.planner.add(
             f"{params.stage}/{self.cell.name}",
             params,

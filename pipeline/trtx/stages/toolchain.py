@@ -22,9 +22,7 @@ from trtx.stages.params import PARAMS
 
 ABSENT = "absent"
 # Factors that are no distributions: trtx's own files are compared by the stages' code versions.
-NOT_HERE = frozenset({"trtx", "engine"})
-# Versions that a container is planned to have; the step itself compares them with what it finds there.
-OF_IMAGE = "image-"
+NOT_HERE = frozenset({"trtx", "engine", "tables"})
 # Facts of a release's image: what is installed in it is compared by trtx.backends.tensorrt_llm.machine.
 OF_IMAGE = "image-"
 

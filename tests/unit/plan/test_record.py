@@ -9,7 +9,7 @@ from trtx.plan.record import create_run, find_run, runs_newest_first
 
 
 def test_runs_that_begin_in_one_second_stay_in_order(tmp_path: Path) -> None:
-    plan = Mock(to_json=lambda: {})
+    plan = Mock(to_json=dict)
     runs = [create_run(tmp_path, plan).id for _ in range(40)]
     assert len(set(runs)) == 40
     assert runs == sorted(runs)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trtx.backends.tensorrt_llm.drivers import series_driver, toolkit_driver
-from trtx.backends.tensorrt_llm.surface import Confidence, Schema, Surface, Tool, surface_from_json
+from trtx.backends.tensorrt_llm.surface import Confidence, Schema, Surface, Tool, surface_from_json, surface_to_json
 from trtx.backends.tensorrt_llm.tables import known_releases, load_surface, read_table
 from trtx.errors import UsageProblem, did_you_mean
-from trtx.files import read_json
+from trtx.files import canonical_json, read_json, sha256_bytes
 
 __all__ = ["Flow", "Release", "TritonImage", "known_releases", "triton_images"]
 
@@ -88,6 +88,11 @@ class Release:
         return self.triton_images[-1].image if self.triton_images else None
 
     @property
+    def digest(self) -> str:
+        """SHA-256 over all that is known of its tools: defaults, spellings and schemas, which make command lines."""
+        return _digest(self.surface)
+
+    @property
     def tools(self) -> Mapping[str, Tool]:
         return self.surface.tools
 
@@ -158,6 +163,18 @@ class Release:
         """Whether a schema refuses unknown keys."""
         schema = self.schemas.get(name)
         return schema is not None and (schema.closed or any(self.is_closed(base) for base in schema.bases))
+
+
+@functools.cache
+def _digest_of(version: str) -> str:
+    return sha256_bytes(canonical_json(surface_to_json(load_surface(version))))
+
+
+def _digest(surface: Surface) -> str:
+    # Shipped tables are asked for in every plan; a probe's in few.
+    if surface.version in known_releases() and surface is load_surface(surface.version):
+        return _digest_of(surface.version)
+    return sha256_bytes(canonical_json(surface_to_json(surface)))
 
 
 def _where_else(key: str) -> str:
