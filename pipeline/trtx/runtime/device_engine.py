@@ -19,7 +19,7 @@ from trtx.runtime.device_sampler import BROKEN, Draws, can_choose, make_draws
 from trtx.runtime.engine import Engine, Step
 from trtx.runtime.inputs import StepInputs
 from trtx.runtime.program import Programs
-from trtx.runtime.request import Output, Request, Sampled
+from trtx.runtime.request import Output, Request, RequestRefused, Sampled, SamplingParams
 from trtx.runtime.sampler import LogitsBroken, sample
 from trtx.runtime.staging import KNOWN
 
@@ -54,6 +54,17 @@ class DeviceEngine(Engine):
 
     _programs: DevicePrograms
     _flight: _Flight | None = None
+
+    def make_request(self, prompt: str | Sequence[int], params: SamplingParams) -> Request:
+        """As Engine's. Raises RequestRefused also for `prompt_logprobs`: a step keeps no logits for them."""
+        if params.prompt_logprobs is not None:
+            raise RequestRefused(
+                "this engine does not give the probabilities of the prompt's tokens",
+                param="prompt_logprobs",
+                why="its steps keep the logits of a sequence's last token alone on the GPU",
+                fix="ask without prompt_logprobs (over HTTP: echo with max_tokens and without logprobs)",
+            )
+        return super().make_request(prompt, params)
 
     @property
     def has_work(self) -> bool:

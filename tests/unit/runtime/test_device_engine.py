@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from unit.runtime.test_overlap import events, every_setting, play
 from trtx.runtime.device_engine import DeviceEngine
 from trtx.runtime.device_sampler import BROKEN, choose_largest, draw_tokens, make_draws
 from trtx.runtime.draw import draw, draw_top_k
-from trtx.runtime.request import Request, SamplingParams
+from trtx.runtime.request import Request, RequestRefused, SamplingParams
 from trtx.runtime.sampler import LogitsBroken
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
@@ -58,10 +60,17 @@ def test_both_loops_give_the_same_tokens(num_blocks, max_num_tokens, chosen, str
 
 
 def _greedy(params: SamplingParams) -> SamplingParams:
-    """Drawn tokens are compared by their distribution, elsewhere; penalties and logprobs stay."""
-    from dataclasses import replace
+    """Drawn tokens are compared by their distribution, elsewhere; penalties and logprobs stay, the prompt's do not."""
+    return replace(params, temperature=0.0, prompt_logprobs=None, max_tokens=max(1, params.max_tokens))
 
-    return replace(params, temperature=0.0)
+
+def test_probabilities_of_the_prompt_are_refused_and_say_what_to_do() -> None:
+    engine = make_device_engine()
+    with pytest.raises(RequestRefused, match="probabilities of the prompt") as refused:
+        engine.make_request([1, 2, 3], SamplingParams(max_tokens=1, prompt_logprobs=0))
+    assert refused.value.param == "prompt_logprobs"
+    assert "without prompt_logprobs" in refused.value.fix
+    assert not engine.has_work
 
 
 def test_logits_that_are_not_numbers_are_an_error() -> None:
