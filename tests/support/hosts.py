@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from support.http_threads import serve_handler
 
 
 @contextmanager
@@ -41,14 +43,8 @@ def stalling_server(files: dict[str, bytes], stalled: str) -> Iterator[tuple[str
         def log_message(self, format: str, *args: object) -> None:
             """Quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", reached
-    finally:
-        leave.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serve_handler(Handler) as address:
+        try:
+            yield f"http://{address}", reached
+        finally:
+            leave.set()

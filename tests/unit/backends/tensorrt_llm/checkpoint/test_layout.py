@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from support.trtllm_specs import LLAMA_70B, MIXTRAL, QWEN2
 
 from trtx.backends.tensorrt_llm.checkpoint.config import make_config
 from trtx.backends.tensorrt_llm.checkpoint.formats import CheckpointFormat
@@ -21,41 +22,8 @@ from trtx.errors import UsageProblem, VerificationFailed
 from trtx.models.config import read_model_config
 from trtx.models.linear_layout import TensorSpec
 
-LLAMA_70B = Shape(
-    architecture="LlamaForCausalLM",
-    vocab_size=128256,
-    hidden_size=8192,
-    intermediate_size=28672,
-    num_layers=80,
-    num_heads=64,
-    num_kv_heads=8,
-    head_dim=128,
-    max_position_embeddings=131072,
-)
-MIXTRAL = Shape(
-    architecture="MixtralForCausalLM",
-    vocab_size=32000,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    max_position_embeddings=32768,
-    num_experts=8,
-    experts_per_token=2,
-)
-QWEN = Shape(
-    architecture="Qwen2ForCausalLM",
-    vocab_size=152064,
-    hidden_size=3584,
-    intermediate_size=18944,
-    num_layers=28,
-    num_heads=32,
-    num_kv_heads=4,
-    head_dim=128,
-    max_position_embeddings=32768,
-)
+# Heads that eight ranks can share; the model has 28.
+QWEN = QWEN2.model_copy(update={"num_heads": 32})
 
 
 def shapes(shape: Shape, form: CheckpointFormat, ranks: Ranks, rank: int = 0) -> dict[str, tuple[tuple[int, ...], str]]:
