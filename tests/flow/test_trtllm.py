@@ -13,6 +13,9 @@ from support.trtllm_flow import make_container_project, write_recipe
 from support.trtllm_specs import write_model
 from support.trtllm_standins import GPU_NAME, StandIns, install
 
+from trtx.plan.keys import make_key
+from trtx.plan.saved import seal
+
 
 @pytest.fixture
 def container(tmp_path: Path) -> StandIns:
@@ -50,6 +53,21 @@ def test_the_engine_flow_ends_with_a_deployment_that_fits_its_container(inside: 
     assert inside.json("verify", folder)["passed"] is True
     again = inside.json("apply", "recipe.yaml")
     assert {row["state"] for row in again["status"]} == {"cached"}
+
+
+def test_a_saved_plan_is_applied_until_the_tables_of_its_release_are_others(inside: Project, model: Path) -> None:
+    write_recipe(inside, model, "0.16.0", "engine", engine={"converter": "release"})
+    saved = inside.trtx("plan", "recipe.yaml", "--until", "build", "-o", "plan.json")
+    assert saved.returncode == 0, saved.stderr
+    body = read(inside.folder / "plan.json")
+    assert {row["state"] for row in inside.json("apply", "plan.json")["status"]} == {"done"}
+    last = body["steps"][-1]
+    last["factors"]["toolchain"]["tables"] = "0" * 64
+    last["key"] = make_key(last["factors"])
+    (inside.folder / "older.json").write_text(json.dumps(seal(body)))
+    refused = inside.trtx("apply", "older.json")
+    assert refused.returncode == 2
+    assert "tables: 000000000000" in refused.stderr, refused.stderr
 
 
 def test_the_log_of_a_build_has_the_whole_command_and_the_tools_lines(inside: Project, model: Path) -> None:

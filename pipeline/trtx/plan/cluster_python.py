@@ -21,11 +21,11 @@ from trtx.plan.resources import slurm_options
 from trtx.plan.steps import Plan
 from trtx.plan.survey import OPEN, StepStatus
 from trtx.runners.slurm.interpreter import ask_interpreter
-from trtx.stages.toolchain import OF_IMAGE
+from trtx.stages.toolchain import is_of_interpreter
 
 PATIENCE_S = 60.0
-# Factors that an interpreter is not asked for; a node's compiler may be another than the login node's.
-NOT_ASKED = frozenset({"trtx", "engine", "c++"})
+# Not asked for on a login node, whose compilers may be others than a node's.
+COMPILERS = frozenset({"c++", "nvcc"})
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def find_mismatches(plan: Plan, statuses: Iterable[StepStatus], environ: Mapping
         wanted.setdefault(name, {}).update(status.step.factors["toolchain"])
         inherited.setdefault(name, set()).update(filter(inherited_variables(plan, name), status.step.inherit))
     for name, versions in wanted.items():
-        asked = {name: version for name, version in versions.items() if name not in NOT_ASKED and OF_IMAGE not in name}
+        asked = {key: version for key, version in versions.items() if is_of_interpreter(key) and key not in COMPILERS}
         memory = _memory(plan, name, asked, environ)
         if memory.exists():
             continue

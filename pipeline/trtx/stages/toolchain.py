@@ -21,7 +21,8 @@ from trtx.stages.find_params import find_params
 from trtx.stages.params import PARAMS
 
 ABSENT = "absent"
-# Factors that are no distributions: trtx's own files are compared by the stages' code versions.
+# trtx's own files and its digest of a release's tables: of the installation that plans, and compared by the stages'
+# code versions.
 NOT_HERE = frozenset({"trtx", "engine", "tables"})
 # Facts of a release's image: what is installed in it is compared by trtx.backends.tensorrt_llm.machine.
 OF_IMAGE = "image-"
@@ -33,7 +34,7 @@ def check_toolchain(step: str, factors: Mapping[str, Any]) -> None:
     wrong = [
         f"{name} {version}, here is {here}"
         for name, version in planned.items()
-        if name not in NOT_HERE and not name.startswith(OF_IMAGE) and (here := find_version(name)) != version
+        if is_of_interpreter(name) and (here := find_version(name)) != version
     ]
     stage = factors.get("stage")
     code = find_params(stage, factors.get("params", {})).code_version if stage in PARAMS else None
@@ -46,6 +47,11 @@ def check_toolchain(step: str, factors: Mapping[str, Any]) -> None:
             why=f"{sys.executable} on {host} is not the installation that the plan was made with",
             fix="install the same versions there and here, or name another interpreter: runners.NAME.python",
         )
+
+
+def is_of_interpreter(name: str) -> bool:
+    """Whether a name of the toolchain is something that an interpreter and its machine have: see find_version."""
+    return name not in NOT_HERE and not name.startswith(OF_IMAGE)
 
 
 def find_version(name: str) -> str:
