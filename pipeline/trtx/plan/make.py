@@ -17,6 +17,7 @@ from trtx.plan.releases import is_tensorrt
 from trtx.plan.resolve import PinnedSources
 from trtx.plan.resources import LOCAL, Placement, place_steps
 from trtx.plan.steps import Plan, Step
+from trtx.plan.workloads import plan_workloads
 from trtx.recipe.cells import Cell
 from trtx.recipe.runners import Runner
 from trtx.recipe.schema import Engine
@@ -32,7 +33,6 @@ from trtx.stages.params import (
     PackageParams,
     Params,
     Scheduling,
-    Workload,
 )
 
 
@@ -237,15 +237,7 @@ class Planner:
         benchmark = cell.recipe.benchmark
         assert benchmark is not None  # noqa: S101  add_cell sees to it
         params = BenchmarkParams(
-            workloads={
-                name: Workload(
-                    input_tokens=load.input_tokens,
-                    output_tokens=load.output_tokens,
-                    concurrency=tuple(load.concurrency),
-                    requests=load.num_requests,
-                )
-                for name, load in benchmark.workloads.items()
-            },
+            workloads=plan_workloads(benchmark),
             repeats=benchmark.repeats,
             warmup_requests=benchmark.warmup_requests,
             kv_cache_bytes=engine.kv_cache.size,

@@ -19,8 +19,8 @@ from trtx.backends.tensorrt_llm.spec import Device, TrtllmSpec
 from trtx.plan.check_tensorrt_llm import make_subject, spec_of
 from trtx.plan.effects import STAGES
 from trtx.plan.steps import Step
+from trtx.plan.workloads import plan_workloads
 from trtx.recipe.cells import Cell
-from trtx.stages.params import Workload
 from trtx.stages.params_trtllm import (
     TrtllmBenchmarkParams,
     TrtllmBuildParams,
@@ -152,15 +152,7 @@ class _Cell:
         assert benchmark is not None  # noqa: S101  add_all sees to it
         params = TrtllmBenchmarkParams(
             spec=self.spec,
-            workloads={
-                name: Workload(
-                    input_tokens=load.input_tokens,
-                    output_tokens=load.output_tokens,
-                    concurrency=tuple(load.concurrency),
-                    requests=load.num_requests,
-                )
-                for name, load in benchmark.workloads.items()
-            },
+            workloads=plan_workloads(benchmark),
             repeats=benchmark.repeats,
             warmup_requests=benchmark.warmup_requests,
             seed=benchmark.seed,
@@ -170,14 +162,13 @@ class _Cell:
 
     def _package(self) -> Step:
         package, serving = self.cell.recipe.package, self.cell.recipe.serving
-        emit = [kind for kind in package.emit if kind != "kubernetes"]
         params = TrtllmPackageParams.model_validate(
             {
                 "spec": self.spec,
                 "name": self.cell.recipe.name,
                 "cell": self.cell.name,
                 "image": package.image,
-                "emit": emit,
+                "emit": package.emit,
                 "port": serving.port,
             }
         )

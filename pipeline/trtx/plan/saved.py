@@ -13,7 +13,7 @@ from typing import Any
 from trtx.backends.tensorrt_llm.releases import Release
 from trtx.errors import UsageProblem
 from trtx.files import canonical_json, disk_errors, sha256_bytes, sha256_file, write_text
-from trtx.models.sources.base import Kind, Request, find_source
+from trtx.models.sources.base import Kind, Request, find_source, is_local, on_hub
 from trtx.plan.environment import FETCHING_STAGES
 from trtx.plan.facts import Facts
 from trtx.plan.steps import SCHEMA, Plan, Step, load_plan
@@ -23,10 +23,6 @@ from trtx.stages.toolchain import OF_IMAGE
 SUFFIX = ".json"
 # What stands beside the content of a plan: `trtx plan -o json` adds how things stand.
 BESIDE = ("digest", "status", "remotes", "releases", "scripts")
-# A hub commit names its content: it cannot give other bytes.
-IMMUTABLE = "hf://"
-# Sources that can be asked without a network.
-LOCAL = ("file://", "demo://", "random://")
 
 
 def is_saved_plan(argument: str) -> bool:
@@ -138,7 +134,7 @@ def _tables(step: Step) -> dict[str, str]:
 def _moved_source(step: Step, environ: Mapping[str, str]) -> Iterator[str]:
     url, identity = step.params["url"], step.params["identity"]
     # A source that cannot be asked now is asked when it is fetched, and refused there.
-    if url.startswith(IMMUTABLE) or ("TRTX_OFFLINE" in environ and not url.startswith(LOCAL)):
+    if on_hub(url) or ("TRTX_OFFLINE" in environ and not is_local(url)):
         return
     kind: Kind = "model" if step.stage == "download" else "dataset"
     request = Request(

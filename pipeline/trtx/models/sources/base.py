@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
-from trtx.errors import UsageProblem, did_you_mean
+from trtx.errors import UsageProblem, VerificationFailed, did_you_mean
 from trtx.models.sources.quantized import QuantizedFiles
 
 Kind = Literal["model", "dataset"]
@@ -123,3 +123,13 @@ def find_source(url: str) -> Source:
 def unknown_name(kind: str, name: str, known: list[str]) -> UsageProblem:
     """The error for a name that a generator source does not have."""
     return UsageProblem(f"there is no {kind} '{name}'", fix=did_you_mean(name, known))
+
+
+def check_identity(request: Request, planned: str, makes: str, maker: str) -> None:
+    """Raise VerificationFailed where a generator source, on this `maker`, makes other bytes than were planned."""
+    if makes != planned:
+        raise VerificationFailed(
+            f"{request.url} is not what was planned",
+            why=f"planned {planned}, but this {maker} makes {makes}",
+            fix=f"plan and run with the same {maker}",
+        )

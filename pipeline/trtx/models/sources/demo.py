@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtx.errors import VerificationFailed
 from trtx.models.demo import config
-from trtx.models.sources.base import Progress, Request, Resolved, unknown_name
+from trtx.models.sources.base import Progress, Request, Resolved, check_identity, unknown_name
 
 NAMES = {"model": config.MODEL_NAME, "dataset": config.CORPUS_NAME}
 
@@ -35,13 +34,7 @@ def is_at_hand(request: Request, identity: str) -> bool:
 
 def fetch(request: Request, identity: str, output: Path, progress: Progress) -> None:
     """Train the model, or write the corpus, into `output`."""
-    here = resolve(request).identity
-    if here != identity:
-        raise VerificationFailed(
-            f"{request.url} is not what was planned",
-            why=f"planned {identity}, but this Python makes {here}",
-            fix="plan and run with the same Python and the same trtx",
-        )
+    check_identity(request, identity, resolve(request).identity, "Python and trtx")
     if request.kind == "dataset":
         from trtx.models.demo.corpus import write_corpus
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trtx.errors import UsageProblem, VerificationFailed
-from trtx.models.sources.base import Progress, Request, Resolved, unknown_name
+from trtx.errors import UsageProblem
+from trtx.models.sources.base import Progress, Request, Resolved, check_identity, unknown_name
 
 TOOLCHAIN = ("torch", "tokenizers", "safetensors")
 # Raise with any change of models/random_model.py that changes what it makes.
@@ -82,13 +82,7 @@ def is_at_hand(request: Request, identity: str) -> bool:
 
 def fetch(request: Request, identity: str, output: Path, progress: Progress) -> None:
     """Make the model in `output`."""
-    here = resolve(request).identity
-    if here != identity:
-        raise VerificationFailed(
-            f"{request.url} is not what was planned",
-            why=f"planned {identity}, but this version makes {here}",
-            fix="plan and run with the same trtx",
-        )
+    check_identity(request, identity, resolve(request).identity, "version of trtx")
     from trtx.models.random_model import write_model
 
     name, seed = parse(request.url)
