@@ -91,6 +91,12 @@ def test_echo_puts_the_prompt_first(client: openai.OpenAI) -> None:
     assert texts == [LONG + TEXT] * 2
 
 
+def test_a_prompt_of_ids_that_the_model_lacks_is_refused_before_it_is_echoed(client: openai.OpenAI) -> None:
+    for token in (-1, 10**20):
+        with pytest.raises(openai.BadRequestError, match="the token id"):
+            client.completions.create(**GREEDY | {"prompt": [token], "echo": True})
+
+
 def test_echo_with_logprobs_has_those_of_the_prompt(client: openai.OpenAI) -> None:
     prompt = "abcdefgh"
     asked = GREEDY | {"prompt": prompt, "echo": True, "logprobs": 2}

@@ -28,10 +28,10 @@ STAGED = "staged-"
 def take(shelf: Path, namespace: str, library: Path) -> bool:
     """Copy a library of a namespace from the shelf; False when it has none that is intact."""
     for found in sorted(shelf.glob(f"{namespace}-*.so")):
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        with contextlib.suppress(OSError):  # removed meanwhile, or of a user who keeps it to themselves
             shutil.copyfile(found, library)
             if found.stem == f"{namespace}-{sha256_file(library)}":
-                with contextlib.suppress(OSError):  # another user's shelf
+                with contextlib.suppress(OSError):  # another user's
                     os.utime(found)
                 return True
     return False
@@ -40,10 +40,16 @@ def take(shelf: Path, namespace: str, library: Path) -> bool:
 def put(shelf: Path, namespace: str, library: Path) -> None:
     """Add a library, and let go what is too old or too much. Raises OSError when the shelf cannot be written."""
     shelf.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=shelf, prefix=STAGED, delete=False) as staged:
-        staged.write(library.read_bytes())
     target = shelf / f"{namespace}-{sha256_file(library)}.so"
-    Path(staged.name).replace(target)
+    handle, name = tempfile.mkstemp(dir=shelf, prefix=STAGED)
+    os.close(handle)
+    staged = Path(name)
+    try:
+        shutil.copyfile(library, staged)
+        staged.chmod(0o644)  # a cache may be shared
+        staged.replace(target)
+    finally:
+        staged.unlink(missing_ok=True)
     trim(shelf, keep=target)
 
 

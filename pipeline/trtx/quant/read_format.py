@@ -6,6 +6,7 @@ ModelOpt writes hf_quant_config.json and, in newer versions, the same into confi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,6 +70,8 @@ def is_quantized(folder: Path) -> bool:
 def says_quantized(config: Mapping[str, Any], described: Mapping[str, Any] | None) -> bool:
     """The same of the content of config.json and of hf_quant_config.json, None where there is none."""
     facts = (described or {}).get("quantization") or {}
+    if not isinstance(facts, Mapping):
+        return True  # decide_format says what is wrong with it
     named = any(facts.get(name) is not None for name in ("quant_algo", "kv_cache_quant_algo"))
     return named or bool(config.get(CONFIG_ENTRY))
 
@@ -80,6 +83,20 @@ def decide_format(
 
     `where` is the folder or URL for messages. Raises as read_quant_format does.
     """
+    try:
+        return _decide(where, config, described, checkpoint)
+    except (AttributeError, IndexError, TypeError, ZeroDivisionError, re.error) as error:
+        # What others wrote: a text where a list belongs, a scale without a dimension, and so on without end.
+        raise VerificationFailed(
+            f"the quantization of {where} is described in a form that cannot be read",
+            why=f"{CONFIG_ENTRY} of config.json, or {FORMAT_FILE}: {error}",
+            fix="fetch or export the checkpoint again",
+        ) from error
+
+
+def _decide(
+    where: str, config: Mapping[str, Any], described: Mapping[str, Any] | None, checkpoint: Tensors
+) -> QuantFormat:
     path, config_path, said = f"{where}/{FORMAT_FILE}", f"{where}/config.json", config.get(CONFIG_ENTRY)
     method = said.get("quant_method") if said else None
     if described is not None:
@@ -111,7 +128,10 @@ def decide_format(
 
 def read_modelopt(checkpoint: Tensors, path: str, facts: Mapping[str, Any]) -> QuantFormat:
     """The formats by ModelOpt's description of them, `quantization` of hf_quant_config.json."""
-    name, excluded = facts.get("quant_algo"), tuple(facts.get("exclude_modules") or ())
+    name, left_out = facts.get("quant_algo"), facts.get("exclude_modules") or ()
+    if isinstance(left_out, str):
+        raise refuse(path, "exclude_modules", left_out, "it should be a list of modules")
+    excluded = tuple(left_out)
     if name == "MIXED_PRECISION":
         facts, excluded = _read_mixed(checkpoint, path, facts)
         name = facts.get("quant_algo")

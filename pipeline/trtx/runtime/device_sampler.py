@@ -17,6 +17,8 @@ from trtx.runtime.request import Request
 
 # In place of a token whose logits are not numbers.
 BROKEN = -1
+# No vocabulary is larger: what a device's integers can hold.
+MAX_TOP_K = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def make_draws(requests: Sequence[Request]) -> Draws | None:
     return Draws(
         torch.tensor(rows),
         torch.tensor([max(params.temperature, MIN_TEMPERATURE) for params in each]),
-        torch.tensor([params.top_k for params in each]),
+        torch.tensor([min(params.top_k, MAX_TOP_K) for params in each]),
         torch.tensor([params.top_p for params in each]),
         torch.tensor([params.min_p for params in each]),
         torch.tensor([requests[row].random.random() for row in rows], dtype=torch.float64),

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from trtx import __version__
+from trtx.runtime.admission import check_ids
 from trtx.runtime.engine import Engine
 from trtx.runtime.loop import EngineThread, Stream
 from trtx.runtime.owner import EngineFailed
@@ -69,6 +70,8 @@ class Service:
         encode, decode = self.engine.tokenizer.encode, self.engine.tokenizer.decode
         prompts = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
         params = body.sampling(body.num_tokens)
+        for prompt in prompts:
+            check_ids(prompt, params.choices()[0], self.engine.card.model.vocab_size)
         texts = [p if isinstance(p, str) else decode(p) for p in body.prompt] if body.echo else []
         echoes = [text for text in texts for _ in range(params.n)]
         scored = params.prompt_logprobs is not None and params.logprobs is not None

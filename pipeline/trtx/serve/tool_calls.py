@@ -8,13 +8,16 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from trtx.serve.tool_formats import ToolCall, ToolFormat
 
 # What a piece of text must have in it to end a call.
 CLOSERS = frozenset("}]>")
+# A look at a call that is not complete goes over all of it: the next is when it has grown by this part, so that the
+# cost of a long one stays in proportion to its length.
+GROWTH = 64
 # After so many beginnings of calls that were none, the rest of an answer is text: each costs a look at all of it.
 MAX_MALFORMED = 64
 
@@ -30,13 +33,16 @@ class ToolCallParser:
     _fresh: bool = True
     _called: bool = False
     _num_malformed: int = 0
+    _look_at: int = 0
 
     def feed(self, text: str) -> list[str | ToolCall]:
         """What is certain after some more text: texts and calls in their order."""
         self._rest += text
-        if self._in_call and CLOSERS.isdisjoint(text):
+        if self._in_call and (CLOSERS.isdisjoint(text) or len(self._rest) < self._look_at):
             return []
-        return self._advance(final=False)
+        found = self._advance(final=False)
+        self._look_at = len(self._rest) + len(self._rest) // GROWTH
+        return found
 
     def finish(self) -> list[str | ToolCall]:
         """What was held back, once the answer has ended."""
@@ -68,7 +74,9 @@ class ToolCallParser:
         return [text]
 
     def _read_call(self, *, final: bool) -> list[str | ToolCall] | None:
-        call = self._rest.lstrip(self.format.separators if self._called else None)
+        call = self._rest.lstrip()
+        if self._called:
+            call = call.lstrip(self.format.separators).lstrip()
         read = self.format.read(call, self.names, final=final)
         if read is None:
             return None
@@ -89,7 +97,6 @@ class ToolAnswer:
     parser: ToolCallParser
     only_one: bool = False
     num_calls: int = 0
-    calls: list[dict[str, Any]] = field(default_factory=list)
 
     def take(self, text: str, *, ended: bool) -> tuple[str, list[dict[str, Any]]]:
         """The content and the calls that some more text adds, as the API has them."""

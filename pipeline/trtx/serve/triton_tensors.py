@@ -10,6 +10,7 @@ import numpy as np
 
 from trtx.runtime.params import RequestRefused, SamplingParams
 from trtx.runtime.results import CompletionOutput, RequestOutput
+from trtx.serve.schema import MAX_CHOICES
 
 # Input → field of SamplingParams, for one number each; `seed` has the name that the ensemble had up to 0.16, too.
 NUMBERS: Mapping[str, tuple[str, type]] = {
@@ -58,6 +59,8 @@ def read_request(request: Any) -> Asked:
             fix="send several requests: they are batched all the same",
         )
     params = _read_params(found)
+    if params.n > MAX_CHOICES:
+        raise RequestRefused(f"{params.n} answers are more than {MAX_CHOICES}", param="num_return_sequences")
     if stream and params.n != 1:
         raise RequestRefused("a request that streams has one answer", param="num_return_sequences", fix="leave it out")
     keeps = _number(found, "exclude_input_in_output", bool) is False

@@ -30,6 +30,22 @@ def names(shelf: Path) -> list[str]:
     return sorted(path.name for path in shelf.iterdir())
 
 
+def test_a_library_that_cannot_be_copied_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="none"):
+        put(tmp_path / "shelf", NAME, tmp_path / "none.so")
+    assert list((tmp_path / "shelf").iterdir()) == []
+
+
+def test_a_shelf_is_read_by_others_and_what_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
+    shelf = tmp_path / "shelf"
+    put(shelf, NAME, make_library(tmp_path))
+    (kept,) = shelf.iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o644
+    kept.unlink()
+    kept.mkdir()  # root may read everything but a folder
+    assert not take(shelf, NAME, tmp_path / "taken.so")
+
+
 def test_what_was_put_is_taken_and_counts_as_used(tmp_path: Path) -> None:
     shelf, taken = tmp_path / "shelf", tmp_path / "taken.so"
     assert not take(shelf, NAME, taken)

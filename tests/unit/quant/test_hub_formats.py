@@ -22,7 +22,7 @@ from trtx.kernels.ops import Routing
 from trtx.models.checkpoint import Checkpoint
 from trtx.models.formats import QuantFormat
 from trtx.quant.linear import Linear
-from trtx.quant.read_format import read_quant_format
+from trtx.quant.read_format import is_quantized, read_quant_format
 
 SHAPE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 64}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
@@ -267,6 +267,47 @@ def test_what_cannot_be_read_is_refused_by_file_and_key(tmp_path: Path, config: 
     text = caught.value.render()
     assert re.search(message, text), text
     assert "config.json" in text
+
+
+MODELOPT = {"quant_method": "modelopt"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "gptq",
+        ["gptq"],
+        {"quant_method": ["awq"]},
+        MODELOPT | {"quant_algo": ["FP8"]},
+        MODELOPT | {"quant_algo": "FP8", "kv_cache_scheme": ["FP8"]},
+        MODELOPT | {"quant_algo": "FP8", "config_groups": [{}]},
+        MODELOPT | {"quant_algo": "FP8", "ignore": 5},
+        AWQ | {"modules_to_not_convert": [1]},
+        GPTQ | {"dynamic": {"-:[": {}}},
+        GPTQ | {"checkpoint_format": [1]},
+        CT | {"config_groups": {"a": "x"}},
+        CT | {"kv_cache_scheme": "FP8"},
+    ],
+    ids=str,
+)
+def test_a_description_of_another_shape_is_refused_and_named(tmp_path: Path, config: Any) -> None:
+    checkpoint = make_packed(tmp_path, AWQ, make_awq_pack(), **SHAPE)
+    write_config(checkpoint.folder, config)
+    with pytest.raises((VerificationFailed, UsageProblem)) as caught:
+        read(checkpoint.folder)
+    assert "config.json" in caught.value.render()
+
+
+def test_a_format_file_of_another_shape_is_refused_and_named(tmp_path: Path) -> None:
+    checkpoint = make_unified(tmp_path, "fp8", **SHAPE)
+    for facts in ([], ["FP8"], {"quant_algo": "FP8", "exclude_modules": "lm_head"}):
+        (checkpoint.folder / "hf_quant_config.json").write_text(json.dumps({"quantization": facts}))
+        config = json.loads((checkpoint.folder / "config.json").read_bytes())
+        config.pop("quantization_config", None)
+        (checkpoint.folder / "config.json").write_text(json.dumps(config))
+        assert is_quantized(checkpoint.folder) == bool(facts)
+        with pytest.raises((VerificationFailed, UsageProblem), match=r"hf_quant_config\.json|not a whole checkpoint"):
+            read(checkpoint.folder)
 
 
 def test_files_that_contradict_each_other_are_refused(tmp_path: Path) -> None:

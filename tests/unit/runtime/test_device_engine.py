@@ -64,6 +64,14 @@ def _greedy(params: SamplingParams) -> SamplingParams:
     return replace(params, temperature=0.0, prompt_logprobs=None, max_tokens=max(1, params.max_tokens))
 
 
+def test_a_top_k_beyond_any_vocabulary_cuts_nothing() -> None:
+    engine = make_device_engine()
+    engine.add_request(engine.make_request([1, 2, 3], SamplingParams(max_tokens=2, temperature=1.0, top_k=10**20)))
+    while engine.has_work:
+        engine.step()
+    engine.check_integrity()
+
+
 def test_probabilities_of_the_prompt_are_refused_and_say_what_to_do() -> None:
     engine = make_device_engine()
     with pytest.raises(RequestRefused, match="probabilities of the prompt") as refused:

@@ -17,6 +17,7 @@ from trtx.serve.tool_formats import FORMATS, ToolCall, choose_format
 NAMES = frozenset({"weather", "time"})
 ULM = '{"name": "weather", "arguments": {"city": "Ulm"}}'
 LLAMA = '{"name": "weather", "parameters": {"city": "Ulm"}}'
+NO_JSON = '{"name": "time", "arguments": {"at": 1e999}}'
 CALL = ToolCall("weather", '{"city": "Ulm"}')
 NOW = ToolCall("time", "{}")
 
@@ -39,6 +40,8 @@ ANSWERS: list[tuple[str, str, list[str | ToolCall]]] = [
     ("hermes", f"<tool_call>\n{ULM}\n</tool_call>", [CALL]),
     ("hermes", f"I look.\n\n<tool_call>{ULM}</tool_call>", ["I look.", CALL]),
     ("hermes", f'<tool_call>{ULM}</tool_call>\n<tool_call>{{"name": "time"}}</tool_call>\n', [CALL, NOW]),
+    ("hermes", f'<tool_call>{ULM}</tool_call>\u00a0<tool_call>{{"name": "time"}}</tool_call>', [CALL, NOW]),
+    ("hermes", f"<tool_call>{NO_JSON}</tool_call>", [f"<tool_call>{NO_JSON}</tool_call>"]),
     ("hermes", f"<tool_call>{ULM}", [CALL]),
     ("hermes", f"<tool_call>{ULM}\n</tool_c", [CALL]),
     ("hermes", f"<tool_call>{ULM}</tool_call> Then more.", [CALL, " Then more."]),
