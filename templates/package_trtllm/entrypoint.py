@@ -133,7 +133,10 @@ def serve_arguments(settings: dict[str, Any], extra: list[str]) -> list[str]:
     if not words:
         missing = "no Triton repository is packaged" if triton else f"TensorRT-LLM {settings['tensorrt_llm']} has none"
         raise Refusal(EXIT_USAGE, f"there is no such server: {missing}")
-    return [*(word.replace("{folder}", str(HERE)) for word in words), *(extra[1:] if triton else extra)]
+    words = [word.replace("{folder}", str(HERE)) for word in words]
+    # A server of several ranks is one MPI job, whose parts ":" divides; the first part listens.
+    end = words.index(":") if triton and ":" in words else len(words)
+    return [*words[:end], *(extra[1:] if triton else extra), *words[end:]]
 
 
 def main() -> None:

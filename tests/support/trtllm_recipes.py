@@ -10,6 +10,7 @@ from trtx.hardware import support
 from trtx.plan.check_tensorrt_llm import find_problems
 from trtx.plan.facts import Facts
 from trtx.plan.releases import load_releases
+from trtx.plan.resolve import model_name
 from trtx.recipe.checks import check_recipe
 from trtx.recipe.load import LoadedRecipe, parse_recipe
 from trtx.recipe.problems import Problem, RecipeInvalid
@@ -119,7 +120,7 @@ def find_all(
     if any(problem.severity == "error" for problem in found):
         return loaded, found
     cells = loaded.cells()
-    configs = {loaded.recipe.model.source: MODELS[model] if model else None}
+    configs = {model_name(cell.recipe.model): MODELS[model] if model else None for cell in cells}
     try:
         releases = load_releases(loaded, cells)
     except RecipeInvalid as error:

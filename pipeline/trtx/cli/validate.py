@@ -104,7 +104,7 @@ def _check_models(loaded: LoadedRecipe, environ: Mapping[str, str]) -> list[Prob
             found += find_misfits(point, models[name].shape) if name in compiled else ()
     releases = load_releases(loaded, cells)
     if releases:
-        configs = {name[0]: pinned.source.config for name, pinned in models.items()}
+        configs = {name: pinned.source.config for name, pinned in models.items()}
         found += find_problems(loaded, cells, releases, configs)
     found = list(dict.fromkeys(found))
     if any(problem.severity == "error" for problem in found):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from trtx.errors import UsageProblem
 from trtx.hardware.gpus import find_gpu
 from trtx.plan.releases import PinnedRelease, is_tensorrt, release_name
+from trtx.plan.resolve import model_name
 from trtx.plan.resources import HERE, Placement
 from trtx.recipe.cells import Cell
 from trtx.recipe.checks import origin
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from trtx.backends.tensorrt_llm.spec import TrtllmSpec
     from trtx.plan.facts import Facts
     from trtx.plan.releases import ReleaseName
+    from trtx.plan.resolve import ModelName
 
 # Cells that a problem names before it only counts them.
 NAMED = 3
@@ -81,13 +83,13 @@ def find_problems(
     loaded: LoadedRecipe,
     cells: Iterable[Cell],
     releases: Mapping[ReleaseName, PinnedRelease],
-    configs: Mapping[str, Mapping[str, Any] | None],
+    configs: Mapping[ModelName, Mapping[str, Any] | None],
     facts: Facts | None = None,
     placement: Placement = HERE,
 ) -> list[Problem]:
     """All problems and warnings of the cells of TensorRT-LLM; one that several share is told once.
 
-    `configs` are the models' config.json by source, None or absent where it is not known.
+    `configs` are the models' config.json by what names a model, None or absent where it is not known.
     """
     from trtx.backends.tensorrt_llm.refusals.base import find_refusals
 
@@ -96,15 +98,16 @@ def find_problems(
         if not is_tensorrt(cell):
             continue
         point, pinned = loaded.point_of(cell), releases[release_name(cell)]
+        config = configs.get(model_name(cell.recipe.model))
         try:
-            subject = make_subject(cell, pinned, configs.get(cell.recipe.model.source), facts, placement)
+            subject = make_subject(cell, pinned, config, facts, placement)
         except UsageProblem as error:
             problem = point.problem(("model", "source"), error.what, why=error.why, fix=error.fix)
             found.setdefault(problem, []).append(cell.name)
             continue
         refusals = find_refusals(subject)
         if not any(refusal.severity == "error" for refusal in refusals):
-            refusals += rehearse_cell(cell, subject, pinned, configs.get(cell.recipe.model.source))
+            refusals += rehearse_cell(cell, subject, pinned, config)
         for refusal in refusals:
             found.setdefault(_make_problem(point, cell, subject, refusal), []).append(cell.name)
     return [replace(problem, what=f"{_name(names)}: {problem.what}") for problem, names in found.items()]

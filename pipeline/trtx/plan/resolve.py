@@ -129,9 +129,9 @@ class PinnedSources:
         """The digest of an image of a release, `sha256:…`, where the reference or the lock has it."""
         return self.images.get(image, image).partition("@")[2] or None
 
-    def configs(self) -> dict[str, Mapping[str, object]]:
-        """The models' config.json, by their source."""
-        return {name[0]: model.source.config for name, model in self.models.items()}
+    def configs(self) -> dict[ModelName, Mapping[str, object]]:
+        """The models' config.json."""
+        return {name: model.source.config for name, model in self.models.items()}
 
     def generators(self) -> set[str]:
         """Distributions that generated sources depend on."""

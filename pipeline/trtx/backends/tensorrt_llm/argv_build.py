@@ -127,7 +127,7 @@ def choose_switches(spec: TrtllmSpec, release: Release) -> dict[str, Any]:
     wanted = {**_implied(spec), **dict(spec.plugins), **spec.options}
     if taken := sorted(OWN & {*spec.plugins, *spec.options}):
         raise UsageProblem(
-            f"engine.options and engine.plugins cannot set {taken[0]}",
+            f"engine.build_options and engine.plugins cannot set {taken[0]}",
             why="trtx writes it itself, from the recipe's limits, parallelism and folders",
             fix="use the recipe's own setting",
         )

@@ -17,7 +17,7 @@ from trtx.backends.tensorrt_llm.surface import Option, Tool
 from trtx.errors import UsageProblem
 
 SWITCH = ("enable", "disable")
-OTHERWISE = "leave it out of engine.options and engine.plugins, or choose another release"
+OTHERWISE = "leave it out of engine.build_options, engine.llm_options and engine.plugins, or choose another release"
 
 
 @dataclass(frozen=True)

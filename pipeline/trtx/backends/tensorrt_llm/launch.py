@@ -13,6 +13,11 @@ LAUNCHER = "trtllm-llmapi-launch"
 GPUS_PER_HOST = 8
 # Slurm's PMI plugins that Open MPI of the containers speaks.
 MPI_PLUGINS = ("pmix", "pmi2")
+# Options of Triton for all ranks but the first: one host has each port once.
+FOLLOWER = (
+    *("--allow-http=false", "--allow-grpc=false", "--allow-metrics=false"),
+    *("--model-control-mode=explicit", "--load-model=tensorrt_llm"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,6 @@ def plan_launch(ranks: Ranks, gpus_per_host: int = GPUS_PER_HOST) -> Launch:
     return Launch(world, hosts, world // hosts)
 
 
-def mpirun_words(launch: Launch) -> tuple[str, ...]:
-    """Words before a command on one host. Containers run as root, which Open MPI refuses unless told."""
-    return ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(launch.ranks))
-
-
 def srun_words(launch: Launch, *, mpi: str = "pmix", container: str | None = None) -> tuple[str, ...]:
     """Words before a command over the hosts of a Slurm job; `container` is an image for pyxis."""
     if mpi not in MPI_PLUGINS:
@@ -67,17 +67,18 @@ def start_words(launch: Launch, words: tuple[str, ...], *, container: str | None
 def triton_words(launch: Launch, repository: str, *, engine: bool) -> tuple[str, ...]:
     """Triton on a model repository, one process a rank of an engine; the LLM API starts its ranks itself.
 
-    Ranks but the first load the engine alone: tools/launch_triton_server.py of tensorrtllm_backend.
+    The backend's leader mode is one MPI job: the first rank serves all models, the others load the engine alone and
+    listen nowhere. Source: triton_backend/scripts/launch_triton_server.py (1.3.0rc3).
     """
     if not engine or launch.ranks == 1:
         return _tritonserver(repository, 0)
     words: list[str] = ["mpirun", "--allow-run-as-root", "--oversubscribe"]
     for rank in range(launch.ranks):
-        own = ("--model-control-mode=explicit", "--load-model=tensorrt_llm") if rank else ()
-        words += [*(":",) * (rank > 0), "-n", "1", *_tritonserver(repository, rank), *own]
+        words += [*(":",) * (rank > 0), "-n", "1", *_tritonserver(repository, rank), *(FOLLOWER if rank else ())]
     return tuple(words)
 
 
 def _tritonserver(repository: str, rank: int) -> tuple[str, ...]:
+    # Ranks of one machine must not share the memory between a server and its Python models.
     region = f"--backend-config=python,shm-region-prefix-name=prefix{rank}_"
     return ("tritonserver", f"--model-repository={repository}", "--disable-auto-complete-config", region)

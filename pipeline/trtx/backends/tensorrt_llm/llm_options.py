@@ -79,7 +79,7 @@ def make_options(spec: TrtllmSpec, release: Release, without: Collection[tuple[s
         raise UsageProblem(
             f"TensorRT-LLM {release.version} would refuse its options file: {wrong[0]}",
             why="\n       ".join(map(str, wrong)) if len(wrong) > 1 else "an unknown or wrong key ends the server",
-            fix="correct engine.options, or choose another release",
+            fix="correct engine.llm_options, or choose another release",
         )
     return LlmOptions(values, _doubts(spec, release, findings))
 
@@ -187,7 +187,7 @@ def place_of(source: str) -> str:
 def _own_options(spec: TrtllmSpec) -> dict[str, Any]:
     if taken := sorted(OWN & spec.options.keys()):
         raise UsageProblem(
-            f"engine.options cannot set {taken[0]}",
+            f"engine.llm_options cannot set {taken[0]}",
             why="trtx writes it itself, from the recipe's limits and parallelism, or on the command line",
             fix="use the recipe's own setting",
         )

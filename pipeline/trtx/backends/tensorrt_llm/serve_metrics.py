@@ -119,7 +119,7 @@ def read_prometheus(text: str) -> ServeMetrics:
         raise StepFailed(
             f"{PROMETHEUS_ROUTE} of trtllm-serve has no metric that begins with {PREFIX}",
             why="the server has them with return_perf_metrics: true in its options file only",
-            fix="set engine.options.return_perf_metrics",
+            fix="set engine.llm_options.return_perf_metrics",
         )
     latencies = {
         name: Latency(

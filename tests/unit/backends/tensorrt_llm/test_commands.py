@@ -14,7 +14,7 @@ from trtx.backends.tensorrt_llm.argv_convert import find_script, make_convert_co
 from trtx.backends.tensorrt_llm.argv_quantize import Calibration, make_quantize_command
 from trtx.backends.tensorrt_llm.argv_serve import make_serve_command
 from trtx.backends.tensorrt_llm.commands import Command
-from trtx.backends.tensorrt_llm.launch import mpirun_words, plan_launch, srun_words, start_words, triton_words
+from trtx.backends.tensorrt_llm.launch import plan_launch, srun_words, start_words, triton_words
 from trtx.backends.tensorrt_llm.probes import PROBE_VARIABLE, load_release
 from trtx.backends.tensorrt_llm.releases import Release
 from trtx.backends.tensorrt_llm.run_tool import settle_doubts
@@ -220,7 +220,6 @@ def test_ranks_on_one_host_need_no_launcher() -> None:
     launch = plan_launch(Ranks(tensor=4, pipeline=2), 8)
     assert (launch.ranks, launch.hosts, launch.gpus_per_host) == (8, 1, 8)
     assert start_words(launch, ("trtllm-serve", "/e")) == ("trtllm-serve", "/e")
-    assert mpirun_words(launch)[-2:] == ("-n", "8")
 
 
 def test_ranks_over_hosts_are_started_by_srun() -> None:
@@ -235,11 +234,16 @@ def test_ranks_over_hosts_are_started_by_srun() -> None:
         plan_launch(Ranks(tensor=9), 8)
 
 
-def test_triton_is_started_once_a_rank_of_an_engine() -> None:
-    words = triton_words(plan_launch(Ranks(tensor=2)), "/models", engine=True)
-    assert (words.count("tritonserver"), words.count("--model-repository=/models"), words.count(":")) == (2, 2, 1)
-    assert words.count("--load-model=tensorrt_llm") == 1
-    assert words[-1] == "--load-model=tensorrt_llm"
+def test_an_engine_of_several_ranks_is_one_mpi_job_whose_first_rank_alone_listens() -> None:
+    words = triton_words(plan_launch(Ranks(tensor=2, pipeline=2)), "/models", engine=True)
+    assert words[:5] == ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "1")
+    first, *others = " ".join(words[3:]).split(" : ")
+    assert "--allow-http=false" not in first and "--load-model" not in first
+    assert len(others) == 3
+    for silent in ("--allow-http=false", "--allow-grpc=false", "--allow-metrics=false", "--load-model=tensorrt_llm"):
+        assert all(silent in other for other in others)
+    regions = {server.partition("shm-region-prefix-name=")[2].split()[0] for server in (first, *others)}
+    assert len(regions) == 4
     assert triton_words(plan_launch(Ranks(tensor=2)), "/models", engine=False)[0] == "tritonserver"
 
 

@@ -18,7 +18,6 @@ from trtx.backends.tensorrt_llm.spec import Lora, Ranks, Speculation
 from trtx.backends.tensorrt_llm.triton import TritonServing, write_repository
 from trtx.backends.tensorrt_llm.triton_engine import OMITTED_WHEN_EMPTY, backend_parameters
 from trtx.backends.tensorrt_llm.triton_interface import parameter_names
-from trtx.backends.tensorrt_llm.triton_launch import triton_argv
 from trtx.backends.tensorrt_llm.triton_llmapi import MODEL_YAML
 from trtx.backends.triton.config import check_complete
 from trtx.errors import StepFailed, UsageProblem, VerificationFailed
@@ -197,19 +196,6 @@ def test_the_tokenizer_is_beside_the_engine_unless_said_otherwise(tmp_path: Path
     write_repository(make_spec("1.2.1"), tmp_path / "b", serving=TritonServing(engine_dir="/e", tokenizer_dir="/t"))
     found = [parameters_of(parse_config(tmp_path / name / "preprocessing"))["tokenizer_dir"] for name in "ab"]
     assert found == ["/e", "/t"]
-
-
-def test_an_engine_of_several_ranks_is_started_as_one_mpi_job() -> None:
-    argv = triton_argv(make_spec("1.2.1", ranks=Ranks(tensor=2, pipeline=2)), "/models", options=["--log-verbose=1"])
-    assert argv[:4] == ["mpirun", "--allow-run-as-root", "-n", "1"]
-    servers = " ".join(argv[2:]).split(" : ")
-    assert len(servers) == 4
-    assert "--http-port=8000" in servers[0]
-    assert servers[0].endswith("--log-verbose=1")
-    assert all("--load-model=tensorrt_llm" in server and "--allow-http=false" in server for server in servers[1:])
-    assert len({server.partition("shm-region-prefix-name=")[2].split()[0] for server in servers}) == 4
-    for spec in (make_spec("1.2.1"), make_spec("1.2.1", "pytorch", ranks=Ranks(tensor=2))):
-        assert triton_argv(spec, "/models")[:2] == ["/opt/tritonserver/bin/tritonserver", "--model-repository=/models"]
 
 
 def test_names_with_quotes_and_other_alphabets_stay_what_they_are(tmp_path: Path) -> None:
