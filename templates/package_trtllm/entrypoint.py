@@ -6,7 +6,7 @@
 
 TensorRT refuses an engine of another version or another GPU when it is loaded, late and in few words, and TensorRT-LLM
 only logs that an engine's version is not its own. TRTX_VERIFY chooses which files are compared with SHA256SUMS first:
-`all` (default), or `code` for everything but engines and weights, whose many gigabytes take their time.
+`all` (default) that is served, or `code`: all but engines and weights, whose many gigabytes take their time.
 TRTX_STRICT_GPU=1 asks for the model of GPU on which the engine was built, too. Needs the standard library only. Exit
 codes: 2 usage, 6 this container or machine does not fit, 8 a file is not what it was.
 """
@@ -26,6 +26,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 SCOPES = ("all", "code")
 EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_VERIFICATION = 2, 6, 8
+REPOSITORY = "triton/models/"
 LARGE = (".engine", ".safetensors")
 LIBRARY = ("tensorrt_llm", "tensorrt-llm")
 TENSORRT = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
@@ -41,13 +42,29 @@ class Refusal(Exception):
         self.exit_code = exit_code
 
 
+def read(name: str) -> str:
+    """A file of the deployment's own."""
+    try:
+        return (HERE / name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise Refusal(EXIT_VERIFICATION, f"cannot read {name}: {error.strerror}; copy the folder again") from error
+
+
+def read_settings() -> dict[str, Any]:
+    """How the deployment is served."""
+    try:
+        return dict(json.loads(read("deployment.json")))
+    except ValueError as error:
+        raise Refusal(EXIT_VERIFICATION, f"deployment.json is damaged: {error}; copy the folder again") from error
+
+
 def verify_files(scope: str) -> None:
-    """Compare the packaged files with SHA256SUMS."""
+    """Compare what is served with SHA256SUMS: engine, checkpoint, and where it is here the repository of Triton."""
     if scope not in SCOPES:
         raise Refusal(EXIT_USAGE, f"TRTX_VERIFY is {scope!r}; it must be one of {', '.join(SCOPES)}")
-    for line in (HERE / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
+    for line in read("SHA256SUMS").splitlines():
         expected, _, name = line.partition("  ")
-        if not name.startswith(("engine/", "checkpoint/")) or (scope == "code" and name.endswith(LARGE)):
+        if not is_served(name) or (scope == "code" and name.endswith(LARGE)):
             continue
         digest = hashlib.sha256()
         try:
@@ -58,6 +75,11 @@ def verify_files(scope: str) -> None:
             raise Refusal(EXIT_VERIFICATION, f"cannot read {name}: {error.strerror}; copy the folder again") from error
         if digest.hexdigest() != expected:
             raise Refusal(EXIT_VERIFICATION, f"{name} is not the file that was packaged; copy the folder again")
+
+
+def is_served(name: str) -> bool:
+    """Whether a server reads the file. A container of trtllm-serve has no repository of Triton, and needs none."""
+    return name.startswith(("engine/", "checkpoint/")) or (name.startswith(REPOSITORY) and (HERE / REPOSITORY).is_dir())
 
 
 def installed(names: tuple[str, ...]) -> str | None:
@@ -141,10 +163,10 @@ def serve_arguments(settings: dict[str, Any], extra: list[str]) -> list[str]:
 
 def main() -> None:
     """Replace this process with the server, or say why not and exit."""
-    settings = json.loads((HERE / "deployment.json").read_bytes())
     extra = sys.argv[1:]
     command: list[str] = []
     try:
+        settings = read_settings()
         verify_files(os.environ.get("TRTX_VERIFY", "all"))
         check_container(settings)
         check_gpus(settings, strict=os.environ.get("TRTX_STRICT_GPU") == "1")

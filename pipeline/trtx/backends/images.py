@@ -21,13 +21,24 @@ MOVING_TAGS = frozenset({"latest", "main", "master", "edge", "nightly", "stable"
 MAX_REFERENCE = 255
 
 
+def is_file(container: str) -> bool:
+    """Whether a container is a file (.sif, .sqsh) and no name in a registry."""
+    return container.startswith("/")
+
+
+def is_pinned(reference: str) -> bool:
+    """Whether a well-formed name has a digest, or a tag that stays."""
+    match = _REFERENCE.fullmatch(reference)
+    return match is not None and (match["digest"] or match["tag"] or "latest") not in MOVING_TAGS
+
+
 def check_base(reference: str, setting: str = "package.base") -> str:
     """The base image of a deployment, unchanged; `setting` is where the recipe names it.
 
     Raises UsageProblem when it is malformed, or names neither a digest nor a tag that stays.
     """
     match = _match(reference, setting)
-    if match["digest"] is None and (match["tag"] is None or match["tag"] in MOVING_TAGS):
+    if not is_pinned(reference):
         raise UsageProblem(
             f"the base image {reference} is not pinned",
             why=f"the tag '{match['tag']}' moves" if match["tag"] else "it has neither a tag nor a digest",

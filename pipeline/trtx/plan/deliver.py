@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import uuid
 from collections.abc import Collection
@@ -34,9 +35,11 @@ class Delivered:
     @property
     def start(self) -> str:
         # trtllm-serve runs in the release's container, whose image the folder builds.
+        if (self.folder / "compose.yaml").is_file() and (self.engine / CARD_NAME).is_file():
+            return shlex.join(["docker", "compose", "--project-directory", str(self.folder), "up", "--build"])
         if (self.engine / CARD_NAME).is_file():
-            return f"docker compose --project-directory {self.folder} up --build"
-        return f"trtx serve {self.engine}"
+            return shlex.join(["less", str(self.folder / "README.md")])
+        return shlex.join(["trtx", "serve", str(self.engine)])
 
 
 def deliver(plan: Plan, store: Store, root: Path, remade: Collection[str] = ()) -> list[Delivered]:

@@ -10,15 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trtx.backends.tensorrt_llm.releases import Release
-from trtx.errors import UsageProblem
+from trtx.errors import EnvironmentProblem, UsageProblem, VerificationFailed
 from trtx.files import canonical_json, disk_errors, sha256_bytes, sha256_file, write_text
 from trtx.models.sources.base import Kind, Request, find_source, is_local, on_hub
 from trtx.plan.environment import FETCHING_STAGES
 from trtx.plan.facts import Facts
 from trtx.plan.steps import SCHEMA, Plan, Step, load_plan
-from trtx.stages.find_params import find_params
-from trtx.stages.toolchain import OF_IMAGE
+from trtx.stages.find_params import find_params, tables_digest
+from trtx.stages.toolchain import OF_IMAGE, TABLES
 
 SUFFIX = ".json"
 # What stands beside the content of a plan: `trtx plan -o json` adds how things stand.
@@ -108,7 +107,13 @@ def _moved_tools(step: Step, facts: Facts) -> Iterator[str]:
     code = find_params(step.stage, step.params).code_version
     if step.factors["code"] != code:
         yield f"the code of stage {step.stage}: version {step.factors['code']} → {code}"
-    now, machine = {**facts.toolchain(), **_tables(step)}, facts.machine()
+    now, machine = facts.toolchain(), facts.machine()
+    if TABLES in step.factors["toolchain"]:
+        try:
+            now[TABLES] = tables_digest(step.stage, step.params, step.environment)
+        except (EnvironmentProblem, VerificationFailed) as error:
+            yield error.what
+            return
     for name, version in step.factors["toolchain"].items():
         # What an image has is decided by its digest, which is in the params.
         if not name.startswith(OF_IMAGE) and now.get(name) != version:
@@ -120,15 +125,6 @@ def _moved_tools(step: Step, facts: Facts) -> Iterator[str]:
     # A cluster has an interpreter of its own, which may be at another place.
     if step.resources is None and step.argv[0] != facts.python:
         yield f"the Python that runs steps: {step.argv[0]} → {facts.python}"
-
-
-def _tables(step: Step) -> dict[str, str]:
-    """The digest of what trtx knows of a step's release now; a probe is a file, whose digest is in the params."""
-    if "tables" not in step.factors["toolchain"]:
-        return {}
-    spec = step.params["spec"]
-    known = step.factors["toolchain"]["tables"] if spec["probe"] else Release.load(spec["release"]).digest
-    return {"tables": known}
 
 
 def _moved_source(step: Step, environ: Mapping[str, str]) -> Iterator[str]:

@@ -22,6 +22,11 @@ TENSORRT_SETTINGS: tuple[Path, ...] = (
 EMBEDDED_SETTINGS: tuple[tuple[Path, str], ...] = (
     (("kv_cache", "size"), "write kv_cache.memory_fraction: TensorRT-LLM sizes its cache by what is free"),
 )
+# Below `package`.
+EMBEDDED_IMAGES = (
+    ("base", "its packages are made on the release's image", "remove it, or name another image in engine.container"),
+    ("triton_base", "its packages are made on the release's own image of Triton", "remove it"),
+)
 # Below a target's `parallelism`. What equals its default says nothing, so that resolved recipes can be read again.
 TENSORRT_WAYS = ("context", "expert", "gpus_per_node")
 
@@ -35,12 +40,11 @@ def check_backends(loaded: LoadedRecipe) -> Iterator[Problem]:
         yield from _check_setting(loaded, backends, setting, TENSORRT, fix)
     for setting, fix in EMBEDDED_SETTINGS:
         yield from _check_setting(loaded, backends, setting, EMBEDDED, fix)
-    is_stated = recipe.package.base != Package.model_fields["base"].default
-    if is_stated and set(backends.values()) == {TENSORRT}:
-        why = "its packages are made on the release's image"
-        fix = "remove it, or name another image in engine.container"
-        what = f"package.base means nothing to the backend {TENSORRT}"
-        yield loaded.problem(("package", "base"), what, why=why, fix=fix, at_key=True)
+    if set(backends.values()) == {TENSORRT}:
+        for image, why, fix in EMBEDDED_IMAGES:
+            if getattr(recipe.package, image) != Package.model_fields[image].default:
+                what = f"package.{image} means nothing to the backend {TENSORRT}"
+                yield loaded.problem(("package", image), what, why=why, fix=fix, at_key=True)
     for name, backend in backends.items():
         yield from _check_target(loaded, name, backend)
 

@@ -31,6 +31,16 @@ def read_params(stage: str, params: Mapping[str, Any]) -> Params:
     return find_params(stage, params).model_validate(params)
 
 
+def tables_digest(stage: str, params: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """The digest of what this trtx knows of the release that a step of TensorRT-LLM is for: its factor `tables`.
+
+    Raises EnvironmentProblem or VerificationFailed where the step has a probe that is not here, or another one.
+    """
+    from trtx.backends.tensorrt_llm.probes import load_release
+
+    return load_release(read_params(stage, params).spec, environ).digest  # type: ignore[attr-defined]  # All have one.
+
+
 def all_params() -> Iterator[type[Params]]:
     """Every class of parameters, of all backends."""
     from trtx.stages.params_trtllm import TRTLLM_PARAMS

@@ -17,13 +17,13 @@ from trtx.errors import EnvironmentProblem
 from trtx.hardware.software import read_compiler, read_nvcc
 from trtx.hardware.versions import installed_version
 from trtx.kernels.sources import sources_digest
-from trtx.stages.find_params import find_params
+from trtx.stages.find_params import find_params, tables_digest
 from trtx.stages.params import PARAMS
 
 ABSENT = "absent"
-# trtx's own files and its digest of a release's tables: of the installation that plans, and compared by the stages'
-# code versions.
-NOT_HERE = frozenset({"trtx", "engine", "tables"})
+# Not of an interpreter: trtx's own files are compared by the stages' code versions, tables by themselves.
+TABLES = "tables"
+NOT_HERE = frozenset({"trtx", "engine", TABLES})
 # Facts of a release's image: what is installed in it is compared by trtx.backends.tensorrt_llm.machine.
 OF_IMAGE = "image-"
 
@@ -37,6 +37,10 @@ def check_toolchain(step: str, factors: Mapping[str, Any]) -> None:
         if is_of_interpreter(name) and (here := find_version(name)) != version
     ]
     stage = factors.get("stage")
+    if TABLES in planned:
+        here = tables_digest(factors["stage"], factors["params"], os.environ)
+        if here != planned[TABLES]:
+            wrong.append(f"other tables of its release ({planned[TABLES][:12]}, here are {here[:12]})")
     code = find_params(stage, factors.get("params", {})).code_version if stage in PARAMS else None
     if code is not None and factors.get("code", code) != code:
         wrong.append(f"version {factors['code']} of the stage {factors['stage']}, here is version {code}")

@@ -140,7 +140,10 @@ class TritonPythonModel:
         while not self.over.wait(POLL_S):
             for name, (request, inputs) in list(self.running.items()):
                 if request.is_cancelled() and self.running.pop(name, None) is not None:
-                    self._stop(name, inputs)
+                    try:
+                        self._stop(name, inputs)
+                    except Exception as problem:  # noqa: BLE001 - the others are looked after all the same
+                        pb_utils.Logger.log_warn(f"request {name} could not be ended: {problem}")
 
     def _stop(self, name: str, inputs: list[Any]) -> None:
         """Tell the backend to end the request of that name: it knows one by the id that both calls have."""

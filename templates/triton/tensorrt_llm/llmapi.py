@@ -9,7 +9,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ SAMPLING: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "sampling_param_best_of": ("best_of", int),
     "sampling_param_seed": ("seed", int),
 }
-UNLOAD_S = 60
+# Seconds that all requests together have to end when the model is unloaded, and to hear that they are cancelled.
+UNLOAD_S, CANCEL_S = 60, 5
 POLL_S = 0.05
 
 
@@ -60,12 +61,16 @@ class TritonPythonModel:
             task.add_done_callback(self.running.discard)
 
     def finalize(self) -> None:
-        for task in list(self.running):
-            task.exception(timeout=UNLOAD_S)
+        _, late = wait(list(self.running), timeout=UNLOAD_S)
+        for task in late:
+            task.cancel()
+        wait(late, timeout=CANCEL_S)
         self.watch.cancel()
-        self.llm.shutdown()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
+        try:
+            self.llm.shutdown()
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join()
 
     async def _answer(self, request: Any, sender: Any) -> None:
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -96,7 +101,10 @@ class TritonPythonModel:
             await asyncio.sleep(POLL_S)
             for task, (request, generation) in list(self.live.items()):
                 if request.is_cancelled():
-                    generation.abort()
+                    try:
+                        generation.abort()
+                    except Exception as problem:  # noqa: BLE001 - the others are looked after all the same
+                        pb_utils.Logger.log_warn(f"a request could not be aborted: {problem}")
                     task.cancel()
 
     def _generate(self, request: Any, streaming: bool) -> Any:

@@ -27,6 +27,12 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
+        try:
+            return pb_utils.InferenceResponse([self._decode(request)])
+        except Exception as problem:  # noqa: BLE001 - the batch has other requests
+            return pb_utils.InferenceResponse([], error=pb_utils.TritonError(f"{type(problem).__name__}: {problem}"))
+
+    def _decode(self, request: Any) -> Any:
         tokens = pb_utils.get_input_tensor_by_name(request, "TOKENS_BATCH").as_numpy()
         lengths = pb_utils.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy()
         texts = [
@@ -34,4 +40,4 @@ class TritonPythonModel:
             for beams, ends in zip(tokens.tolist(), lengths.tolist(), strict=True)
         ]
         output = np.array(texts, dtype=np.object_).reshape(len(texts), -1)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", output)])
+        return pb_utils.Tensor("OUTPUT", output)

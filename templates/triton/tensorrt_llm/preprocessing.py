@@ -37,6 +37,8 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(self._prepare(request))
         except ValueError as error:
             return pb_utils.InferenceResponse([], error=_invalid(str(error)))
+        except Exception as problem:  # noqa: BLE001 - the batch has other requests
+            return pb_utils.InferenceResponse([], error=pb_utils.TritonError(f"{type(problem).__name__}: {problem}"))
 
     def _prepare(self, request: Any) -> list[Any]:
         queries = _strings(request, "QUERY")
@@ -84,6 +86,8 @@ class TritonPythonModel:
                 raise ValueError("embedding_bias_weights must have one weight for each of embedding_bias_words")
             for word, weight in zip(listed, weights[row], strict=True):
                 for token in self.tokenizer.encode(word, add_special_tokens=False):
+                    if token >= self.vocab_size:
+                        raise ValueError(f"embedding_bias_words has {word!r}, and the engine's vocabulary does not")
                     bias[row, token] += weight
         return bias
 

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 from support.plans import plan_of
+from support.trtllm_specs import make_spec
 
+from trtx.backends.tensorrt_llm.releases import Release
 from trtx.errors import EnvironmentProblem
 from trtx.files import write_text
 from trtx.hardware.versions import installed_version
 from trtx.stages import worker
 from trtx.stages.job import JOB_NAME, attempt_folder, dump_file, read_result
 from trtx.stages.params import PARAMS
+from trtx.stages.params_trtllm import TrtllmConvertParams
 from trtx.stages.ranks import Rank, read_rank
 from trtx.stages.toolchain import check_toolchain, find_version
 
@@ -39,6 +42,14 @@ def test_everything_that_can_stand_in_a_toolchain_is_compared() -> None:
     for name in real:
         with pytest.raises(EnvironmentProblem, match=f"versions: {name.replace('+', '.')} 0, here is "):
             check_toolchain("build/cpu/fp32", {"toolchain": {**real, name: "0"}})
+
+
+def test_a_step_of_tensorrt_llm_is_not_run_by_a_trtx_with_other_tables() -> None:
+    params = TrtllmConvertParams(spec=make_spec("1.2.1").checkpoint).model_dump(mode="json")
+    factors = {"stage": "convert", "params": params, "toolchain": {"tables": Release.load("1.2.1").digest}}
+    check_toolchain("convert/h100/bf16", factors)
+    with pytest.raises(EnvironmentProblem, match="other tables of its release \\(000000000000, here are"):
+        check_toolchain("convert/h100/bf16", {**factors, "toolchain": {"tables": "0" * 64}})
 
 
 def test_another_version_of_a_stage_is_not_run() -> None:

@@ -12,14 +12,13 @@ The same inputs give the same bytes. Templates: templates/package_trtllm.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trtx
-from trtx.backends.images import check_base, make_image
+from trtx.backends.images import check_base, is_file, make_image
 from trtx.backends.package_sums import SUMS_NAME, make_sums, plain_files
 from trtx.backends.tensorrt_llm.argv_serve import TOOL, make_serve_command, takes_options
 from trtx.backends.tensorrt_llm.card import TrtllmCard, load_card
@@ -29,8 +28,10 @@ from trtx.backends.tensorrt_llm.llm_options import FILE_NAME, make_options
 from trtx.backends.tensorrt_llm.probes import load_release
 from trtx.backends.tensorrt_llm.releases import Release
 from trtx.backends.tensorrt_llm.served_checkpoint import check_served
-from trtx.backends.tensorrt_llm.spec import TrtllmSpec
+from trtx.backends.tensorrt_llm.spec import Container, TrtllmSpec
 from trtx.backends.tensorrt_llm.step import Step
+from trtx.backends.tensorrt_llm.triton import write_repository
+from trtx.backends.tensorrt_llm.triton_serving import TritonServing
 from trtx.bench.report import REPORT_NAME, TABLE_NAME, BenchmarkReport
 from trtx.errors import UsageProblem
 from trtx.files import canonical_json, link_or_copy, sha256_bytes, walk_files, write_json, write_text
@@ -47,7 +48,6 @@ FOLDER = "{folder}"
 # Inside a container, whose ports its host publishes.
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104
 ENTRYPOINT = ("python3", f"{INSIDE}/entrypoint.py")
-TRITON_WRITER = "trtx.backends.tensorrt_llm.triton"
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,7 @@ def package(spec: TrtllmSpec, step: Step, deployment: Deployment) -> dict[str, A
     release = load_release(spec, step.environ)
     card = load_card(step.inputs["engine"])
     image = make_image(deployment.image, deployment.name, deployment.cell, deployment.version)
-    base = check_base(
-        f"{spec.container.image}@{spec.container.digest}" if spec.container.digest else spec.container.image
-    )
+    base = _base_of(spec.container, release)
     target = step.output
     _link_tree(step.inputs["engine"], target / ENGINE_FOLDER)
     folders = [ENGINE_FOLDER]
@@ -104,6 +102,20 @@ def package(spec: TrtllmSpec, step: Step, deployment: Deployment) -> dict[str, A
         "bytes": sum(sizes),
         "doubts": list(dict.fromkeys((*card.doubts, *(serve.doubts if serve else ())))),
     }
+
+
+def _base_of(container: Container, release: Release) -> str:
+    """The image that a deployment is made on: the one that built, or NVIDIA's of the release where that is a file."""
+    if not is_file(container.image):
+        image = f"{container.image}@{container.digest}" if container.digest else container.image
+        return check_base(image, "engine.container")
+    if release.image is None:
+        raise UsageProblem(
+            f"no image of TensorRT-LLM {release.version} is known to package on",
+            why=f"engine.container is the file {container.image}",
+            fix="name an image in engine.container, or end with `--until benchmark`",
+        )
+    return release.image
 
 
 def _serve_command(spec: TrtllmSpec, release: Release, deployment: Deployment, target: Path) -> Command | None:
@@ -137,13 +149,12 @@ def _write_triton(spec: TrtllmSpec, release: Release, target: Path) -> None:
     pytorch = spec.flow == "pytorch"
     engine = CHECKPOINT_FOLDER if pytorch else ENGINE_FOLDER
     tokenizer = engine if pytorch else f"{engine}/{TOKENIZER_FOLDER}"
-    writer = importlib.import_module(TRITON_WRITER)
-    writer.write_repository(
+    write_repository(
         spec,
         target / REPOSITORY,
         engine=target / engine,
         tokenizer=target / tokenizer,
-        serving=writer.TritonServing(engine_dir=f"{INSIDE}/{engine}", tokenizer_dir=f"{INSIDE}/{tokenizer}"),
+        serving=TritonServing(engine_dir=f"{INSIDE}/{engine}", tokenizer_dir=f"{INSIDE}/{tokenizer}"),
         options=make_options(spec, release).values if pytorch else None,
         release=release,
     )

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.triton_specs import write_distribution, write_engine_folder
 
-from trtx.backends.tensorrt_llm.check_script import CHECK_SCRIPT, read_check_script, write_start
+from trtx.backends.tensorrt_llm.check_script import CHECK_SCRIPT, read_check_script
 from trtx.render import TEMPLATES
 
 SCRIPT = TEMPLATES / "tensorrt_llm" / CHECK_SCRIPT
@@ -124,30 +124,3 @@ def test_wrong_words_are_a_matter_of_usage(container: dict[str, str]) -> None:
 
 def test_the_script_is_read_from_the_templates() -> None:
     assert read_check_script() == SCRIPT.read_text()
-
-
-def start(folder: Path, environ: dict[str, str], *extra: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(folder / "start.py"), *extra]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
-
-
-def test_a_server_starts_only_where_the_engine_fits(tmp_path: Path, container: dict[str, str]) -> None:
-    engine = write_engine_folder(tmp_path / "engine", "1.2.1")
-    server = tmp_path / "bin" / "trtllm-serve"
-    server.write_text('#!/bin/sh\necho "$@"\n')
-    server.chmod(0o755)
-    package = tmp_path / "package"
-    write_start(package, ["trtllm-serve", "/opt/engine", "--port", "8000"], str(engine))
-    done = start(package, container, "--log_level", "info")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "/opt/engine --port 8000 --log_level info\n", "")
-    (engine / "trtllm.json").write_text(json.dumps({"tensorrt": "10.9.0.34"}))
-    done = start(package, container)
-    assert (done.returncode, done.stdout) == (6, "")
-    assert done.stderr == "error: the engine was built with TensorRT 10.9.0.34 and this container has 10.14.1.48\n"
-
-
-def test_a_checkpoint_is_not_checked_and_a_missing_server_is_named(tmp_path: Path, container: dict[str, str]) -> None:
-    write_start(tmp_path / "package", ["no-such-server"], None)
-    done = start(tmp_path / "package", container)
-    assert done.returncode == 6
-    assert done.stderr.startswith("error: this container has no no-such-server")

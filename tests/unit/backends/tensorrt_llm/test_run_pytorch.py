@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +23,6 @@ from support.trtllm_specs import make_spec
 from support.trtllm_standins import GPU_NAME, install
 from support.trtllm_workshop import Workshop
 
-from trtx.backends.tensorrt_llm import run_package
 from trtx.backends.tensorrt_llm.card import load_card, make_card, write_card
 from trtx.backends.tensorrt_llm.releases import Release
 from trtx.backends.tensorrt_llm.run_benchmark import Load, benchmark
@@ -291,27 +290,30 @@ def test_a_changed_file_is_found_before_the_server_starts(shop: Workshop) -> Non
     )
 
 
-def test_a_triton_repository_is_packaged_with_the_image_that_has_the_release(
-    shop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: dict[str, Any] = {}
-
-    def write(spec: TrtllmSpec, output: Path, **named: Any) -> None:
-        asked.update(named)
-        (output / "tensorrt_llm").mkdir(parents=True)
-        (output / "tensorrt_llm/config.pbtxt").write_text("name: 'tensorrt_llm'")
-
-    writer = SimpleNamespace(write_repository=write, TritonServing=lambda **folders: folders)
-    monkeypatch.setattr(run_package.importlib, "import_module", lambda name: writer)
+def test_a_triton_repository_is_packaged_with_the_image_that_has_the_release(shop: Workshop) -> None:
     deployment = replace(SERVED, emit=("compose", "triton"))
     folder = make_package(shop, pytorch("1.2.1"), deployment)
-    assert asked["serving"] == {"engine_dir": "/opt/trtx/checkpoint", "tokenizer_dir": "/opt/trtx/checkpoint"}
-    assert asked["options"]["max_batch_size"] == 4
+    arguments = yaml.safe_load((folder / "triton/models/tensorrt_llm/1/model.yaml").read_text())
+    assert (arguments["model"], arguments["max_batch_size"]) == ("/opt/trtx/checkpoint", 4)
     base = Release.load("1.2.1").triton_image
     assert f"FROM {base}\n" in (folder / "triton/Dockerfile").read_text()
     assert str(base) in (folder / "README.md").read_text()
     words = json.loads((folder / "deployment.json").read_text())["triton"]
     assert words[:2] == ["tritonserver", "--model-repository={folder}/triton/models"]
+
+
+def test_what_triton_and_the_entrypoint_read_is_verified_too(shop: Workshop) -> None:
+    folder = make_package(shop, pytorch("1.2.1"), replace(SERVED, emit=("compose", "triton")))
+    shutil.rmtree(folder / "triton/models/tensorrt_llm")
+    assert check(folder)[0] == 8
+    shutil.rmtree(folder / "triton")  # as in the image of trtllm-serve
+    assert check(folder)[0] != 8
+    (folder / "SHA256SUMS").unlink()
+    assert check(folder) == (8, "error: cannot read SHA256SUMS: No such file or directory; copy the folder again\n")
+    (folder / "deployment.json").unlink()
+    (folder / "deployment.json").write_text("{")
+    code, complaint = check(folder)
+    assert (code, complaint.startswith("error: deployment.json is damaged")) == (8, True)
 
 
 def test_a_server_that_is_not_packaged_is_no_server(shop: Workshop) -> None:

@@ -21,8 +21,11 @@ from trtx.backends.tensorrt_llm.triton_interface import parameter_names
 from trtx.backends.tensorrt_llm.triton_llmapi import MODEL_YAML
 from trtx.backends.triton.config import check_complete
 from trtx.errors import StepFailed, UsageProblem, VerificationFailed
+from trtx.render import TEMPLATES
 
 RELEASES = known_releases()
+# Of containers up to 0.16.
+OLDEST_PYTHON = (3, 10)
 PYTORCH = [version for version in RELEASES if Release.load(version).pytorch_backend]
 MODELS = ("ensemble", "preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
 
@@ -43,13 +46,21 @@ def test_every_parameter_of_the_engine_flow_is_decided_and_every_file_is_read_by
     assert "${" not in "".join(path.read_text() for path in tmp_path.rglob("*.pbtxt"))
     for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
         for path in (tmp_path / name / "1").glob("*.py"):
-            # Containers up to 0.16 have Python 3.10.
-            ast.parse(path.read_text(), path.name, feature_version=(3, 10))
+            ast.parse(path.read_text(), path.name, feature_version=OLDEST_PYTHON)
         assert all(parameters_of(configs[name]).values())
     num_set = sum(bool(value) for value in found.values())
     row = (version, "engine", len(configs), num_set, len(found) - num_set, len(asked.keys() - found.keys()))
     record_property("triton repository", row)
     record_property(PROPERTY, make_note("Triton repository complete", version, "engine"))
+
+
+def test_what_runs_in_containers_is_written_for_their_oldest_python() -> None:
+    scripts = [
+        path for name in ("package_trtllm", "tensorrt_llm", "triton") for path in TEMPLATES.glob(f"{name}/**/*.py")
+    ]
+    assert {"entrypoint.py", "check_engine.py", "llmapi.py", "bls.py"} <= {path.name for path in scripts}
+    for path in scripts:
+        ast.parse(path.read_text(), path.name, feature_version=OLDEST_PYTHON)
 
 
 @pytest.mark.parametrize("version", RELEASES)

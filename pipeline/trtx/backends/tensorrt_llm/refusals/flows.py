@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trtx.backends.images import is_file, is_pinned
 from trtx.backends.tensorrt_llm.convertible import release_problem, trtx_problem
 from trtx.backends.tensorrt_llm.refusals.base import Refusal, Subject
 from trtx.backends.tensorrt_llm.refusals.parallel import lacks_context
@@ -109,6 +110,16 @@ def check_image(subject: Subject) -> Iterator[Refusal]:
             "NVIDIA has release images since about 0.20",
             "name yours: engine.container: registry/name:tag@sha256:…",
             "container tables of trtx",
+        )
+    container = subject.engine.container
+    if container and not is_file(container) and not is_pinned(container):
+        yield Refusal(
+            "image-moves",
+            ("engine", "container"),
+            f"the image {container} is not pinned",
+            "what its name means can be another release tomorrow",
+            "add a tag of one release, best with its digest: registry/name:tag@sha256:…",
+            "deployments are made on it",
         )
 
 
