@@ -1,6 +1,6 @@
 """How long an engine takes from the start of its process to its first token, from files in the page cache.
 
-python benchmarks/gpu_start.py ENGINE_FOLDER
+`measure_start`, for benchmarks/gpu.py, starts this file in a fresh process: gpu_start.py ENGINE_FOLDER STARTED_S.
 """
 
 from __future__ import annotations

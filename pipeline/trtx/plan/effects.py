@@ -106,7 +106,7 @@ OWN_EFFECTS: Mapping[str, Effect] = {
     "targets.*.parallelism.pipeline": _becomes(convert="pipeline"),
     "targets.*.parallelism.context": Effect(),
     "targets.*.parallelism.expert": Effect(),
-    "targets.*.parallelism.gpus_per_node": _none(RUNNER),
+    "targets.*.parallelism.gpus_per_node": _becomes(package="gpus_per_node"),
     "targets.*.quantization": _none(CELLS),
     "targets.*.runner": MEASURED,
     "targets.*.job.partition": _none(RUNNER),

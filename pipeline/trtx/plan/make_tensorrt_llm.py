@@ -170,6 +170,7 @@ class _Cell:
                 "image": package.image,
                 "emit": package.emit,
                 "port": serving.port,
+                "gpus_per_node": self.cell.recipe.targets[self.cell.target].parallelism.gpus_per_node,
             }
         )
         inputs = self._served()

@@ -93,6 +93,7 @@ class TrtllmPackageParams(TrtllmParams):
     image: str | None
     emit: tuple[Literal["compose", "triton"], ...]
     port: int
+    gpus_per_node: int
 
 
 TRTLLM_PARAMS: dict[str, type[Params]] = {

@@ -21,6 +21,7 @@ def run(params: TrtllmPackageParams, context: StepContext) -> dict[str, Any]:
         image=params.image,
         port=params.port,
         emit=params.emit,
+        gpus_per_node=params.gpus_per_node,
         keys={name: context.keys[name] for name in KEYED_INPUTS if name in context.keys},
     )
     return package(params.spec, make_step(context), deployment)

@@ -23,7 +23,7 @@ from trtx.backends.package_sums import SUMS_NAME, make_sums, plain_files
 from trtx.backends.tensorrt_llm.argv_serve import TOOL, make_serve_command, takes_options
 from trtx.backends.tensorrt_llm.card import TrtllmCard, load_card
 from trtx.backends.tensorrt_llm.commands import Command
-from trtx.backends.tensorrt_llm.launch import Launch, plan_launch, start_words, triton_words
+from trtx.backends.tensorrt_llm.launch import GPUS_PER_HOST, Launch, plan_launch, start_words, triton_words
 from trtx.backends.tensorrt_llm.llm_options import FILE_NAME, make_options
 from trtx.backends.tensorrt_llm.probes import load_release
 from trtx.backends.tensorrt_llm.releases import Release
@@ -52,7 +52,10 @@ ENTRYPOINT = ("python3", f"{INSIDE}/entrypoint.py")
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a recipe says about a deployment. `keys` are the cache keys of what is inside, by input name."""
+    """What a recipe says about a deployment, on hosts of so many GPUs.
+
+    `keys` are the cache keys of what is inside, by input name.
+    """
 
     name: str
     cell: str
@@ -60,6 +63,7 @@ class Deployment:
     port: int
     emit: tuple[str, ...]
     keys: Mapping[str, str]
+    gpus_per_node: int = GPUS_PER_HOST
 
     @property
     def version(self) -> str:
@@ -90,7 +94,7 @@ def package(spec: TrtllmSpec, step: Step, deployment: Deployment) -> dict[str, A
     serve = _serve_command(spec, release, deployment, target)
     if "triton" in deployment.emit:
         _write_triton(spec, release, target)
-    launch = plan_launch(spec.ranks)
+    launch = plan_launch(spec.ranks, deployment.gpus_per_node)
     write_json(target / DEPLOYMENT_NAME, _describe(deployment, card, serve, launch, image, base))
     _write_templates(spec, step, deployment, card, launch, folders, image, base, release)
     write_text(target / SUMS_NAME, make_sums(target))

@@ -186,6 +186,13 @@ def test_a_deployment_is_pinned_and_says_what_it_holds(shop: Workshop) -> None:
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
+def test_hosts_have_as_many_gpus_as_the_recipe_says(shop: Workshop) -> None:
+    folder = make_package(shop, pytorch(ranks=Ranks(tensor=4)), replace(SERVED, gpus_per_node=2))
+    launch = json.loads((folder / "deployment.json").read_text())["launch"]
+    assert (launch["hosts"], launch["gpus_per_host"]) == (2, 2)
+    assert "--nodes=2" in (folder / "README.md").read_text()
+
+
 def test_ranks_over_several_hosts_are_started_by_srun(shop: Workshop) -> None:
     folder = make_package(shop, pytorch(ranks=Ranks(tensor=8, pipeline=2)))
     line = "srun --mpi=pmix --nodes=2 --ntasks=16 --ntasks-per-node=8 --gpus-per-node=8 trtllm-llmapi-launch python3 "
