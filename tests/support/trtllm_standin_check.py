@@ -5,7 +5,6 @@ Form: docs/source/legacy/architecture/checkpoint.md and modeling_utils.py of 1.3
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from trtx.backends.tensorrt_llm.checkpoint.check import check_checkpoint
 from trtx.backends.tensorrt_llm.releases import Release
 
 REQUIRED = (
@@ -50,12 +50,8 @@ def find_problems(folder: Path, release: Release) -> list[str]:
 
 
 def find_more(folder: Path, release: Release) -> list[str]:
-    """What trtx's own check of checkpoints finds, where this trtx has one."""
-    try:
-        check = importlib.import_module("trtx.backends.tensorrt_llm.checkpoint.check")
-    except ModuleNotFoundError:
-        return []
-    found = check.check_checkpoint(folder, release.version)
+    """What trtx's own check of checkpoints finds."""
+    found = check_checkpoint(folder, release.version)
     return [f"{problem.file}: {problem.what}: {problem.why}" for problem in found if problem.severity == "error"]
 
 
