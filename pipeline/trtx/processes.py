@@ -47,9 +47,15 @@ def ask_or_why(
 
 
 def start_process(
-    argv: Sequence[str], *, folder: Path, environment: Mapping[str, str], log: Path, own_group: bool = True
+    argv: Sequence[str],
+    *,
+    folder: Path,
+    environment: Mapping[str, str],
+    log: Path,
+    own_group: bool = True,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a process with stdout and stderr appended to `log`.
+    """Start a process with stdout and stderr appended to `log`, and with these open files under their numbers.
 
     In its own group it is ended with all it started by `signal_group`; else it shares its parent's group and fate.
     Raises EnvironmentProblem when the program is not there.
@@ -64,6 +70,7 @@ def start_process(
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=own_group,
+                pass_fds=tuple(pass_fds),
             )
         except FileNotFoundError as error:
             raise EnvironmentProblem(f"cannot start {argv[0]}", why="there is no such program") from error

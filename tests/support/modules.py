@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from trtx.backends.inductor.convert import convert
-from trtx.backends.inductor.module import load_eager, make_module
+from trtx.backends.inductor.module import EagerRanks, load_eager, make_module
 from trtx.backends.inductor.spec import EngineSpec, make_card
 from trtx.files import write_json
+from trtx.kernels.collectives import use_group
 from trtx.models.attention import AttentionKind
 from trtx.models.config import DType
 from trtx.models.decoder import Decoder, Layer, Step
@@ -34,13 +35,14 @@ def convert_quietly(
 
 
 def make_spec(config: WeightsConfig, limits: Limits = LIMITS) -> EngineSpec:
+    """The spec of an engine over converted weights, of as many tensor ranks as they were cut for."""
     return EngineSpec(
         model=config.model,
         quantization=config.quantization,
         dtype=config.dtype,
         limits=limits,
         tokens_per_block=TOKENS_PER_BLOCK,
-        rank=Rank(),
+        rank=Rank(tensor=config.tensor),
         arch="x86-64-v3",
     )
 
@@ -51,9 +53,10 @@ def make_eager_engine(
     dtype: DType = "float32",
     num_blocks: int = 40,
     attention: AttentionKind = "gather",
-) -> EagerPrograms:
+    tensor: int = 1,
+) -> EagerPrograms | EagerRanks:
     """Convert a checkpoint and load it as an engine that is not compiled."""
-    config = convert_quietly(checkpoint, folder / "weights", dtype)
+    config = convert_quietly(checkpoint, folder / "weights", dtype, tensor)
     card = make_card(make_spec(config), {}, {"torch": torch.__version__}, "AVX2")
     (folder / "engine").mkdir()
     write_json(folder / "engine" / CARD_NAME, card.model_dump(mode="json", by_alias=True))
@@ -111,7 +114,18 @@ def run_in_pieces(programs: Programs, tokens_BT: Tensor, cuts: tuple[int, ...], 
     return torch.stack([torch.cat(some) for some in parts])
 
 
+class Parts:
+    """A group in which every rank gives its own part alone."""
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+
 @torch.inference_mode()
+@use_group(Parts())
 def run_ranks(ranks: list[Decoder], tensor: int, tokens_BT: Tensor) -> Tensor:
     """Logits [B·T, V] of all ranks in this one process: partial outputs are added up, logits put side by side."""
     batch, length = tokens_BT.shape

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import Library, register_fake
 
-from trtx.kernels import reference
+from trtx.kernels import collectives, reference
 
 DEFAULT_NAMESPACE = "trtx_kernels"
 
@@ -43,6 +43,12 @@ KERNELS: dict[str, str] = {
     "grouped_linear_int4": "(Tensor x, Tensor weight, Tensor scale, Tensor? offset, Tensor starts, int group)"
     " -> Tensor",
     "grouped_linear_fp8": "(Tensor x, Tensor weight, Tensor scale, Tensor starts) -> Tensor",
+}
+
+# What ranks tell one another (collectives.py); no library has them.
+COLLECTIVES: dict[str, str] = {
+    "all_reduce": "(Tensor x) -> Tensor",
+    "all_gather": "(Tensor x, int ranks) -> Tensor",
 }
 
 # What only a library can do: run programs, say and change which level of its kernels runs (processors), and say and
@@ -68,10 +74,10 @@ def declare(namespace: str) -> Any:
     """The operators of a namespace, `torch.ops.<namespace>`, declared when this is the first call for it."""
     if namespace not in _declared:
         library = Library(namespace, "DEF")  # type: ignore[no-untyped-call]
-        for name, schema in {**KERNELS, **LIBRARY}.items():
+        for name, schema in {**KERNELS, **COLLECTIVES, **LIBRARY}.items():
             library.define(name + schema)  # type: ignore[no-untyped-call]
-        for name in KERNELS:
-            plain = getattr(reference, name)
+        for name in (*KERNELS, *COLLECTIVES):
+            plain = getattr(collectives if name in COLLECTIVES else reference, name)
             library.impl(name, plain, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
             register_fake(f"{namespace}::{name}", _fake(name), lib=library)
         _declared[namespace] = library
@@ -172,6 +178,18 @@ def linear_w8a8(
     return _call("linear_w8a8", x, weight, scale, input_scale, pre_quant_scale)
 
 
+def all_reduce(x: Tensor) -> Tensor:
+    """The sum of x over the tensor-parallel ranks, of any shape and float type, the same bits on every rank."""
+    y: Tensor = declare(_current).all_reduce(x)
+    return y
+
+
+def all_gather(x: Tensor, ranks: int) -> Tensor:
+    """The x [..., N] of so many tensor-parallel ranks side by side, [..., ranks·N]."""
+    y: Tensor = declare(_current).all_gather(x, ranks)
+    return y
+
+
 @dataclass(frozen=True)
 class Routing:
     """Where the tokens of a step go. R = M·k rows are sorted by expert: first those of the first expert, and so on.
@@ -235,9 +253,11 @@ def _call(name: str, x: Tensor, *rest: object) -> Tensor:
 def _fake(name: str) -> Callable[..., Any]:
     """What tracing takes for an operator: outputs of its shapes."""
     special: dict[str, Callable[..., Any]] = {
-        "paged_attention": _like_q,
+        "paged_attention": _like_first,
         "route_experts": _routing,
         "linear_e4m3": _rows_in_bf16,
+        "all_reduce": _like_first,
+        "all_gather": lambda x, ranks: x.new_empty((*x.shape[:-1], x.shape[-1] * ranks)),
         "argmax": lambda rows: rows.new_empty(rows.shape[:1], dtype=torch.int64),
     }
     if name.startswith("grouped_linear"):
@@ -245,8 +265,8 @@ def _fake(name: str) -> Callable[..., Any]:
     return special.get(name, _rows_of_weight)
 
 
-def _like_q(q: Tensor, *_rest: object) -> Tensor:
-    return torch.empty_like(q, memory_format=torch.contiguous_format)
+def _like_first(x: Tensor, *_rest: object) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _rows_of_weight(x: Tensor, weight: Tensor, *_rest: object) -> Tensor:

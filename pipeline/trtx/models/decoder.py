@@ -132,8 +132,8 @@ class Decoder(nn.Module):
     """One rank's share of a model; the parameter names are those of its rank file.
 
     A rank that is both first and last stage offers `step`; others are driven by `start`, `embed_tokens`, `run_layers`
-    and `logits`. With tensor parallelism the outputs of `attention.out` and `mlp.down` are partial sums and `logits`
-    are this rank's columns: whoever builds the module has `make_linear` return modules that reduce.
+    and `logits`. With tensor parallelism the products of `attention.out` and `mlp.down` are partial sums and those of
+    `lm_head` this rank's columns: `make_linear` returns modules that meet the other ranks and give all of it.
     """
 
     def __init__(

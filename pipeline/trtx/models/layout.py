@@ -115,7 +115,8 @@ class Layout:
     """All tensors of one rank file, in file order, and the digest that ties programs to weights.
 
     The digest covers everything a program has compiled in, so also the numbers of ModelConfig that leave no trace
-    in shapes (norm epsilon, head count), but not the dtype that the checkpoint happened to be stored in.
+    in shapes (norm epsilon, head count), but not the dtype that the checkpoint happened to be stored in, nor which of
+    the tensor ranks this is: their shapes are alike, and one program serves all of them.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -138,7 +139,7 @@ def make_layout(
         "algorithm": SAME_PROGRAM.get(quantization.algorithm, quantization.algorithm),
         "kv_cache": quantization.kv_cache,
         "dtype": dtype,
-        "rank": [tensor, pipeline, rank],
+        "rank": [tensor, pipeline, rank // tensor],
         "tensors": [[spec.name, list(spec.shape), spec.dtype] for spec in tensors],
     }
     return Layout(tensors, sha256_bytes(canonical_json(facts)))

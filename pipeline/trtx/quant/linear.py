@@ -170,7 +170,10 @@ def linear_factory(
     shard: Shard,
     linears: Mapping[str, type[Linear]] = LINEARS,
 ) -> MakeLinear:
-    """The `make_linear` of one rank of one model: the module by the number format that the layout gives it."""
+    """The `make_linear` of one rank of one model: the module by the number format that the layout gives it.
+
+    What a rank has a part of, its module completes: sums of the ranks' columns, and logits of all their rows.
+    """
     specs = {spec.name: spec for layer in shard.layers for spec in layer_linears(config, quantization, shard, layer)}
     specs["lm_head"] = head_linear(config, shard)
     with_experts = [layer for layer in shard.layers if config.has_experts(layer)]
@@ -180,6 +183,19 @@ def linear_factory(
         spec = experts[name].first if name in experts else specs[name]
         if (spec.in_features, spec.out_features, spec.bias) != (in_features, out_features, bias):
             raise ValueError(f"{name}: the module wants {in_features} → {out_features}, the layout has {spec}")
-        return make_experts(experts[name], dtype) if name in experts else linears[spec.algorithm](spec, dtype)
+        if name in experts:
+            return make_experts(experts[name], dtype)
+        module = linears[spec.algorithm](spec, dtype)
+        if shard.tensor > 1:
+            complete(module, spec, shard.tensor)
+        return module
 
     return make_linear
+
+
+def complete(module: Linear, spec: LinearSpec, ranks: int) -> None:
+    """Have a linear give what all ranks' parts of it give together, where others take that."""
+    if spec.cut == "columns":
+        module.register_forward_hook(lambda _module, _inputs, y: ops.all_reduce(y))
+    elif spec.name == "lm_head":
+        module.register_forward_hook(lambda _module, _inputs, y: ops.all_gather(y, ranks))

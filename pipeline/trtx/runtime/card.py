@@ -42,7 +42,7 @@ class KvCache(_Part):
 
 
 class Rank(_Part):
-    """Which shard of the model this is."""
+    """Which shard of the model this is. An engine's card names its first rank: one program serves all tensor ranks."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -101,6 +101,10 @@ class EngineCard(_Part):
     products: tuple[str, ...] = ()
     weights_layout_sha256: str
     toolchain: dict[str, str]
+
+    def for_rank(self, rank: int) -> EngineCard:
+        """The card as one of the engine's ranks reads it."""
+        return self.model_copy(update={"rank": self.rank.model_copy(update={"rank": rank})})
 
     @property
     def code(self) -> dict[str, Program | Kernels]:

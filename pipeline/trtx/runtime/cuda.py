@@ -8,7 +8,7 @@ Legend: see staging.py; V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,11 @@ from trtx.runtime.card import EngineCard
 from trtx.runtime.device_sampler import Draws, choose_largest, draw_tokens
 from trtx.runtime.inputs import StepInputs
 from trtx.runtime.memory import blocks_per_sequence
+from trtx.runtime.ranks import Run
 from trtx.runtime.staging import Layout, decode_layout, write_inputs
 
 # Blocks of inputs and of tokens on the host: one that a step is being made in, two under way.
 RING = 3
-
-Run = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 @dataclass
@@ -34,6 +33,11 @@ class Pending:
     _tokens_N: Tensor
     _done: torch.cuda.Event
     logits_NV: Tensor
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the tokens are there, so that nobody has to wait."""
+        return self._done.query()
 
     def tokens(self) -> list[int]:
         """Wait for the tokens; BROKEN of device_sampler where the logits are not numbers."""
@@ -56,6 +60,9 @@ class CudaPrograms:
 
     `run` takes the program's inputs and the pools. `num_blocks` counts the null block.
     """
+
+    # What may not happen while a graph is captured, in any thread.
+    capture_error_mode = "global"
 
     def __init__(self, card: EngineCard, run: Run, pools: Sequence[Tensor], num_blocks: int) -> None:
         self.card = card
@@ -80,6 +87,10 @@ class CudaPrograms:
         """Numbers of sequences that there are graphs for."""
         return graph_sizes(min(self.card.limits.max_batch_size, self.card.limits.max_num_tokens))
 
+    def release(self) -> None:
+        """Give the graphs up: what they hold of a group of ranks must go before the group."""
+        self._graphs.clear()
+
     def warm_up(self) -> None:
         """Capture all graphs, the largest first, which the others share their memory with."""
         for rows in reversed(self.sizes):
@@ -100,13 +111,17 @@ class CudaPrograms:
             logits_NV = self._submit_decode(inputs, sources) if _is_decode(inputs) else self._submit(inputs, sources)
             count = inputs.select_N.size
             if draws is not None:
-                self._last_N.index_copy_(0, draws.rows_R.to(self._device), draw_tokens(logits_NV, draws))
+                self._draw(logits_NV, draws)
             found_N = self._found[self._turn][:count]
             found_N.copy_(self._last_N[:count], non_blocking=True)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
         self._turn = (self._turn + 1) % RING
         return Pending(found_N, done, logits_NV[:count])
+
+    def _draw(self, logits_NV: Tensor, draws: Draws) -> None:
+        """Put the tokens that are drawn in place of the most likely ones."""
+        self._last_N.index_copy_(0, draws.rows_R.to(self._device), draw_tokens(logits_NV, draws))
 
     def _submit_decode(self, inputs: StepInputs, sources: Sequence[int]) -> Tensor:
         rows = next(size for size in self.sizes if size >= inputs.tokens_M.size)
@@ -146,7 +161,9 @@ class CudaPrograms:
                 self._compute(layout)  # what is loaded at first use cannot be captured
                 self._stream.synchronize()
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
+                with torch.cuda.graph(
+                    graph, pool=self._memory, stream=self._stream, capture_error_mode=self.capture_error_mode
+                ):
                     logits_NV = self._compute(layout)
             self._memory = graph.pool()
             self._graphs[rows] = _Graph(layout, graph, logits_NV)

@@ -14,25 +14,31 @@ from torch import Tensor
 from trtx.errors import EnvironmentProblem, VerificationFailed
 from trtx.kernels import ops
 from trtx.runtime.card import EngineCard
-from trtx.runtime.cuda import CudaPrograms
+from trtx.runtime.cuda import CudaPrograms, Run
+from trtx.runtime.cuda_ranks import CudaRank
 from trtx.runtime.native import NativeProgram, load_kernels
 from trtx.runtime.program import PACKAGE_MODEL, load_weights, make_pools
+from trtx.runtime.ranks import Join
 
 # Weights pass through pinned memory in pieces: large enough for the bus, small enough for many to be under way.
 PIECE_BYTES = 32 << 20
 READERS = 12
 
 
-def load_programs(engine: Path, weights: Path, card: EngineCard, num_blocks: int) -> CudaPrograms:
-    """The programs of an engine whose code was verified, on the first GPU, ready to run.
+def load_programs(
+    engine: Path, weights: Path, card: EngineCard, num_blocks: int, join: Join | None = None
+) -> CudaPrograms:
+    """The programs of an engine whose code was verified, on the first GPU, ready to run; `join` as of load_rank.
 
     Raises VerificationFailed when weights or kernels are not the card's, EnvironmentProblem when memory is short.
     """
     moved = copy_weights(load_weights(card, weights))
-    return make_programs(engine, card, moved, num_blocks)
+    return make_programs(engine, card, moved, num_blocks, join)
 
 
-def make_programs(engine: Path, card: EngineCard, weights: Mapping[str, Tensor], num_blocks: int) -> CudaPrograms:
+def make_programs(
+    engine: Path, card: EngineCard, weights: Mapping[str, Tensor], num_blocks: int, join: Join | None = None
+) -> CudaPrograms:
     """The programs of an engine over weights that are on the device."""
     if card.kernels is None:
         raise VerificationFailed(
@@ -41,8 +47,13 @@ def make_programs(engine: Path, card: EngineCard, weights: Mapping[str, Tensor],
     ops.use_namespace(card.kernels.namespace)
     operators = load_kernels(engine / card.kernels.path, card.kernels.namespace)
     operators.use_products(list(card.products))
-    program = NativeProgram(operators, engine / card.programs["step"].path, PACKAGE_MODEL, weights)
-    programs = CudaPrograms(card, program, make_pools(card.kv_cache, num_blocks, "cuda"), num_blocks)
+    program: Run = NativeProgram(operators, engine / card.programs["step"].path, PACKAGE_MODEL, weights)
+    pools = make_pools(card.kv_cache, num_blocks, "cuda")
+    programs = (
+        CudaPrograms(card, program, pools, num_blocks)
+        if join is None
+        else CudaRank(card, program, pools, num_blocks, join())
+    )
     programs.warm_up()
     return programs
 

@@ -28,7 +28,7 @@ from trtx.runtime.card import load_card
 from trtx.runtime.fit import check_machine
 from trtx.runtime.folders import find_folders
 from trtx.runtime.inputs import InputBuilder, StepInputs
-from trtx.runtime.memory import blocks_per_sequence, plan_num_blocks
+from trtx.runtime.memory import available_bytes, blocks_per_sequence, plan_num_blocks
 from trtx.runtime.program import Programs, load_programs
 from trtx.runtime.request import FinishReason, Output, Request, Sampled, SamplingParams
 from trtx.runtime.sampler import sample, score
@@ -130,10 +130,12 @@ class Engine:
             kv_cache_bytes=kv_cache_bytes,
             memory_fraction=memory_fraction,
             weights_bytes=weights_bytes,
-            available=torch.cuda.mem_get_info(0)[0] if is_cuda else None,
+            # Each rank has a GPU of its own, or its share of this machine.
+            available=torch.cuda.mem_get_info(0)[0] if is_cuda else available_bytes() // card.rank.tensor,
         )
         # torch obeys OMP_NUM_THREADS, else counts cores; a container may have fewer processors than its machine cores.
-        max_threads = min(torch.get_num_threads(), count_cpus(Path("/proc"), Path("/sys/fs/cgroup")))
+        cpus = min(torch.get_num_threads(), count_cpus(Path("/proc"), Path("/sys/fs/cgroup")))
+        max_threads = max(1, cpus // card.rank.tensor)
         programs = load_programs(folders.engine, folders.weights, num_blocks, verify=verify)
         if is_cuda:
             from trtx.runtime.device_engine import DeviceEngine

@@ -44,7 +44,7 @@ def check_machine(card: EngineCard, machine: Machine | None = None) -> None:
     found = machine or read_machine()
     target = card.compiled_for
     if target.device == "cuda":
-        check_gpu(target.arch, read_gpus() if machine is None else machine.gpus)
+        check_gpus(target.arch, read_gpus() if machine is None else machine.gpus, card.rank.tensor)
     elif found.processor != _processor(target.arch):
         raise EnvironmentProblem(
             f"this engine was compiled for {_processor(target.arch)} processors and this one is {found.processor}",
@@ -71,13 +71,20 @@ def read_gpus() -> tuple[str, ...]:
     return tuple(gpu.arch for gpu in visible_gpus(read_host(), os.environ))
 
 
-def check_gpu(arch: str, gpus: Sequence[str]) -> None:
-    """Raise EnvironmentProblem unless the first GPU, the one that an engine runs on, has an architecture."""
-    if not gpus or gpus[0] != arch:
+def check_gpus(arch: str, gpus: Sequence[str], count: int = 1) -> None:
+    """Raise EnvironmentProblem unless the first GPUs, those that an engine's ranks run on, have an architecture."""
+    if not gpus or any(found != arch for found in gpus[:count]):
+        wrong = next((found for found in gpus[:count] if found != arch), "none")
         raise EnvironmentProblem(
-            f"this engine was compiled for {arch} GPUs and this machine has {gpus[0] if gpus else 'none'}",
+            f"this engine was compiled for {arch} GPUs and this machine has {wrong}",
             why="machine code of one architecture does not run on another",
             fix="run it on a machine with such a GPU, or build the recipe for a target of this machine",
+        )
+    if len(gpus) < count:
+        raise EnvironmentProblem(
+            f"this engine runs on {count} GPUs and this machine has {len(gpus)}",
+            why="each of its tensor-parallel ranks has a GPU of its own",
+            fix=f"give it {count} GPUs (CUDA_VISIBLE_DEVICES may hide some), or build it with less tensor parallelism",
         )
 
 

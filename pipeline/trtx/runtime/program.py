@@ -23,6 +23,7 @@ from trtx.models.weights_file import map_weights
 from trtx.runtime.card import EngineCard, KvCache, load_card
 from trtx.runtime.fit import check_machine
 from trtx.runtime.native import NativeProgram, load_kernels
+from trtx.runtime.ranks import Join, Run, in_group
 
 # The name under which the compiler files its code in a package.
 PACKAGE_MODEL = "model"
@@ -91,7 +92,7 @@ class CompiledPrograms:
     A call releases the GIL. Pools are changed without locks, so it is for one thread at a time: RuntimeError otherwise.
     """
 
-    def __init__(self, card: EngineCard, program: NativeProgram, num_blocks: int) -> None:
+    def __init__(self, card: EngineCard, program: Run, num_blocks: int) -> None:
         self.card = card
         self.num_blocks = num_blocks
         self._pools = make_pools(card.kv_cache, num_blocks)
@@ -111,10 +112,11 @@ class CompiledPrograms:
 
 
 def load_programs(engine: Path, weights: Path, num_blocks: int, *, verify: bool = True) -> Programs:
-    """Load an engine folder with the weights of one rank: CompiledPrograms, or CudaPrograms for a GPU.
+    """Load an engine folder with its weights: CompiledPrograms, CudaPrograms for a GPU, or RankPrograms of several.
 
     `engine` holds engine.json and programs/, `weights` config.json and rankN.safetensors; `num_blocks` counts the
-    null block. `verify` reads the programs once more to compare their digests: they are machine code.
+    null block. `verify` reads the programs once more to compare their digests: they are machine code. Tensor-parallel
+    ranks other than 0 are processes that live as long as what is returned.
 
     Raises EnvironmentProblem when the engine does not fit this machine, VerificationFailed when a program is not
     what the card says or the weights have another layout.
@@ -128,10 +130,22 @@ def load_programs(engine: Path, weights: Path, num_blocks: int, *, verify: bool 
                 why=f"{code.path} is missing or its SHA-256 differs",
                 fix="rebuild the engine with `trtx apply`",
             )
+    if card.rank.tensor > 1:
+        from trtx.runtime.rank_programs import load_ranks
+
+        return load_ranks(engine, weights, card, num_blocks)
+    return load_rank(engine, weights, card, num_blocks)
+
+
+def load_rank(engine: Path, weights: Path, card: EngineCard, num_blocks: int, join: Join | None = None) -> Programs:
+    """The programs of the card's rank; `join`, of several ranks, is called once what needs no other is loaded.
+
+    Raises VerificationFailed when weights or kernels are not the card's, EnvironmentProblem when memory is short.
+    """
     if card.compiled_for.device == "cuda":
         from trtx.runtime import cuda_load
 
-        return cuda_load.load_programs(engine, weights, card, num_blocks)
+        return cuda_load.load_programs(engine, weights, card, num_blocks, join)
     if card.kernels is None:
         raise VerificationFailed(
             f"{engine} has no kernels", why="its card names none", fix="build it with `trtx apply`"
@@ -142,7 +156,9 @@ def load_programs(engine: Path, weights: Path, num_blocks: int, *, verify: bool 
     with tempfile.TemporaryDirectory(prefix="trtx-program-") as folder:
         with zipfile.ZipFile(engine / card.programs["step"].path) as archive:
             archive.extractall(folder)
-        program = NativeProgram(operators, Path(folder), PACKAGE_MODEL, mapped)
+        program: Run = NativeProgram(operators, Path(folder), PACKAGE_MODEL, mapped)
+    if join is not None:
+        program = in_group(program, join())
     return CompiledPrograms(card, program, num_blocks)
 
 

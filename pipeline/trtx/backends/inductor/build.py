@@ -45,11 +45,17 @@ def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]
     Raises UsageProblem for a target or parallelism that cannot be built, EnvironmentProblem when this machine has no
     compiler or cannot run the result, StepFailed when compiling fails.
     """
-    if spec.rank.tensor * spec.rank.pipeline > 1:
+    if spec.rank.pipeline > 1:
         raise UsageProblem(
-            "the inductor backend runs one rank",
-            why=f"the recipe asks for tensor {spec.rank.tensor} × pipeline {spec.rank.pipeline}",
-            fix="set both to 1",
+            "the inductor backend runs no pipelines",
+            why=f"the recipe asks for pipeline {spec.rank.pipeline}",
+            fix="set pipeline to 1; tensor parallelism spreads a model as well",
+        )
+    if spec.rank.rank:
+        raise UsageProblem(
+            f"no engine is built for rank {spec.rank.rank} alone",
+            why="one program serves all ranks",
+            fix="build rank 0",
         )
     compiler = find_compiler()
     toolchain = {"torch": version("torch"), "g++": compiler_version(compiler)}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import BrokenBarrierError
 
 import torch
 from torch import Tensor
 
 from trtx.errors import UsageProblem
+from trtx.kernels.collectives import use_group
 from trtx.models.attention import AttentionKind
 from trtx.models.config import DType, ModelConfig
 from trtx.models.decoder import Decoder
@@ -18,6 +21,7 @@ from trtx.quant.linear import LINEARS, linear_factory
 from trtx.quant.linear_cuda import CUDA_LINEARS
 from trtx.runtime.card import Device, EngineCard, Rank, load_card
 from trtx.runtime.program import EagerPrograms, load_weights
+from trtx.runtime.ranks import Meeting, ThreadRanks
 
 
 def make_module(
@@ -57,10 +61,42 @@ def make_eager(
     return EagerPrograms(card, module, num_blocks)
 
 
-def load_eager(engine: Path, weights: Path, num_blocks: int, attention: AttentionKind = "gather") -> EagerPrograms:
-    """The eager twin of `trtx.runtime.program.load_programs`; needs no compiled programs.
+class EagerRanks:
+    """The modules of all ranks in this one process, each in a thread, on the first device."""
+
+    def __init__(self, ranks: Sequence[EagerPrograms]) -> None:
+        self.card, self.num_blocks = ranks[0].card, ranks[0].num_blocks
+        self._ranks = ranks
+
+    def step(self, *inputs: Tensor) -> Tensor:
+        """See Programs: the logits of rank 0."""
+        meeting = Meeting(len(self._ranks))
+
+        def run(rank: int) -> Tensor:
+            try:
+                with use_group(ThreadRanks(meeting, rank)):
+                    return self._ranks[rank].step(*inputs)
+            except BaseException:
+                meeting.leave()
+                raise
+
+        with ThreadPoolExecutor(len(self._ranks)) as pool:
+            running = [pool.submit(run, rank) for rank in range(len(self._ranks))]
+        # An error before those of the ranks that only heard of it.
+        errors = [error for one in running if (error := one.exception()) is not None]
+        for error in sorted(errors, key=lambda error: isinstance(error, BrokenBarrierError)):
+            raise error
+        return running[0].result()
+
+
+def load_eager(
+    engine: Path, weights: Path, num_blocks: int, attention: AttentionKind = "gather"
+) -> EagerPrograms | EagerRanks:
+    """The eager twin of `trtx.runtime.program.load_programs`; needs no compiled programs, and no other process.
 
     Raises VerificationFailed when the weights have another layout than the card's.
     """
     card = load_card(engine)
-    return make_eager(card, load_weights(card, weights), num_blocks, attention)
+    cards = [card.for_rank(rank) for rank in range(card.rank.tensor)]
+    ranks = [make_eager(own, load_weights(own, weights), num_blocks, attention) for own in cards]
+    return ranks[0] if len(ranks) == 1 else EagerRanks(ranks)

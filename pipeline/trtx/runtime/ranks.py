@@ -1,0 +1,165 @@
+"""Groups of the ranks of one engine: processes over torch.distributed, or threads of one process.
+
+Groups are made for one engine each and stand beside whatever else a process uses torch.distributed for: none of its
+process-wide state is touched, nothing listens beyond this machine, and the ranks find one another by a private file.
+
+Legend: R ranks of a group.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trtx.kernels.collectives import Group, use_group
+from trtx.runtime.card import Device
+
+# How long a rank waits for the others in one operation, and for all of them to meet at first.
+TIMEOUT_S = 300.0
+STORE_NAME = "store"
+
+# Inputs → outputs of a program.
+Run = Callable[[Sequence[Tensor]], list[Tensor]]
+# Meets the other ranks when this one has loaded what it needs no others for.
+Join = Callable[[], "ProcessRanks"]
+
+
+class ProcessRanks:
+    """One rank of several processes, each with a device of its own: gloo between processors, NCCL between GPUs."""
+
+    def __init__(self, device: Device, folder: Path, rank: int, size: int) -> None:
+        """Returns when all ranks have come. Raises RuntimeError when they do not within TIMEOUT_S."""
+        self.rank, self.size = rank, size
+        self._is_cuda = device == "cuda"
+        store = dist.FileStore(str(folder / STORE_NAME), size)
+        self._backend: Any = (_make_nccl if self._is_cuda else _make_gloo)(store, rank, size)
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """See Group. Processors add up in float32, in the order of the ranks."""
+        if not self._is_cuda:
+            sums: Tensor = self._collect(x).float().sum(0).to(x.dtype)
+            return sums
+        y = x.clone(memory_format=torch.contiguous_format)
+        self._backend.allreduce([y], _in_order(dist.AllreduceOptions())).wait()
+        return y
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """See Group."""
+        return self._collect(x).movedim(0, -2).flatten(-2)
+
+    def broadcast(self, x: Tensor) -> None:
+        """Overwrite x with that of rank 0."""
+        options = _in_order(dist.BroadcastOptions())
+        options.rootRank = options.rootTensor = 0
+        self._backend.broadcast([x], options).wait()
+
+    def abort(self) -> None:
+        """Let operations under way end without an answer; for any thread. Nothing can be asked of the group again."""
+        if (abort := getattr(self._backend, "abort", None)) is not None:
+            abort()
+
+    def _collect(self, x: Tensor) -> Tensor:
+        """The x of all ranks, [R, …]."""
+        x = x.contiguous()
+        all_x = x.new_empty((self.size, *x.shape))
+        self._backend._allgather_base(all_x.view(-1), x.view(-1), _in_order(dist.AllgatherOptions())).wait()
+        return all_x
+
+
+class ThreadRanks:
+    """One rank of several threads of this process, over one device: what compiled ranks are compared with."""
+
+    def __init__(self, meeting: Meeting, rank: int) -> None:
+        self._meeting, self._rank = meeting, rank
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """See Group."""
+        return torch.stack(self._meeting.exchange(self._rank, x)).float().sum(0).to(x.dtype)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """See Group."""
+        return torch.cat(self._meeting.exchange(self._rank, x), -1)
+
+
+class Meeting:
+    """Where the threads of ThreadRanks meet."""
+
+    def __init__(self, size: int) -> None:
+        self._brought: list[Tensor] = [torch.empty(0)] * size
+        self._barrier = threading.Barrier(size, timeout=TIMEOUT_S)
+
+    def exchange(self, rank: int, x: Tensor) -> list[Tensor]:
+        """What every rank brought. Raises BrokenBarrierError, a RuntimeError, where one of them left."""
+        self._brought[rank] = x
+        self._barrier.wait()
+        found = list(self._brought)
+        # Nobody may bring the next one before all have taken this.
+        self._barrier.wait()
+        return found
+
+    def leave(self) -> None:
+        """Have all that wait for a rank hear that it will not come."""
+        self._barrier.abort()
+
+
+def in_group(run: Run, group: Group) -> Run:
+    """A program whose operators meet in a group."""
+
+    def run_in_group(inputs: Sequence[Tensor]) -> list[Tensor]:
+        with use_group(group):
+            return run(inputs)
+
+    return run_in_group
+
+
+def rank_environment(device: Device, rank: int, environ: dict[str, str]) -> dict[str, str]:
+    """The environment of a rank other than 0: this process's, and of its GPUs the one with the rank's number alone.
+
+    So every rank computes on what is the first GPU to it, which is what programs are compiled for.
+    """
+    if device != "cuda":
+        return dict(environ)
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    own = str(rank) if visible is None else visible.split(",")[rank].strip()
+    return {**nccl_defaults(environ), **environ, "CUDA_VISIBLE_DEVICES": own}
+
+
+def nccl_defaults(environ: dict[str, str]) -> dict[str, str]:
+    """What NCCL is told unless the user did: no NVLink multicast, which needs rights that containers rarely have."""
+    return {name: value for name, value in {"NCCL_NVLS_ENABLE": "0"}.items() if name not in environ}
+
+
+def _make_gloo(store: dist.Store, rank: int, size: int) -> Any:
+    options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = timedelta(seconds=TIMEOUT_S)
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+def _make_nccl(store: dist.Store, rank: int, size: int) -> Any:
+    # Read by NCCL when its first group is made.
+    os.environ.update(nccl_defaults(dict(os.environ)))
+    options: Any = dist.ProcessGroupNCCL.Options()  # type: ignore[attr-defined]
+    options._timeout = timedelta(seconds=TIMEOUT_S)
+    group: Any = dist.ProcessGroupNCCL(store, rank, size, options)  # type: ignore[attr-defined]
+    # Connects the ranks now: what is done at first use cannot be captured into a graph.
+    one = torch.ones(1, device="cuda")
+    group.allreduce([one], dist.AllreduceOptions()).wait()
+    if one.item() != size:
+        raise RuntimeError(f"the GPUs of {size} ranks do not add up: 1 from each gave {one.item():g}")
+    return group
+
+
+def _in_order(options: Any) -> Any:
+    """Run on the current stream, as the operators around it, where this release of torch can."""
+    if hasattr(options, "asyncOp"):
+        options.asyncOp = False
+    return options
