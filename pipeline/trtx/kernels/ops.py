@@ -13,6 +13,7 @@ products are taken in float32, or by the library through torch where weights are
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,21 +68,28 @@ LIBRARY: dict[str, str] = {
 }
 
 _declared: dict[str, Library] = {}
+_declaring = threading.Lock()
 _current = DEFAULT_NAMESPACE
 
 
 def declare(namespace: str) -> Any:
     """The operators of a namespace, `torch.ops.<namespace>`, declared when this is the first call for it."""
     if namespace not in _declared:
-        library = Library(namespace, "DEF")  # type: ignore[no-untyped-call]
-        for name, schema in {**KERNELS, **COLLECTIVES, **LIBRARY}.items():
-            library.define(name + schema)  # type: ignore[no-untyped-call]
-        for name in (*KERNELS, *COLLECTIVES):
-            plain = getattr(collectives if name in COLLECTIVES else reference, name)
-            library.impl(name, plain, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-            register_fake(f"{namespace}::{name}", _fake(name), lib=library)
-        _declared[namespace] = library
+        with _declaring:
+            if namespace not in _declared:
+                _declared[namespace] = _declare(namespace)
     return getattr(torch.ops, namespace)
+
+
+def _declare(namespace: str) -> Library:
+    library = Library(namespace, "DEF")  # type: ignore[no-untyped-call]
+    for name, schema in {**KERNELS, **COLLECTIVES, **LIBRARY}.items():
+        library.define(name + schema)  # type: ignore[no-untyped-call]
+    for name in (*KERNELS, *COLLECTIVES):
+        plain = getattr(collectives if name in COLLECTIVES else reference, name)
+        library.impl(name, plain, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        register_fake(f"{namespace}::{name}", _fake(name), lib=library)
+    return library
 
 
 def use_namespace(namespace: str) -> None:

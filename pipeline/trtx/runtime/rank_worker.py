@@ -116,8 +116,9 @@ def main(arguments: list[str]) -> int:
     except TrtxError as error:
         process.tell(Failed(type(error).__name__, error.what, error.why, error.fix))
         return 1
-    except RuntimeError:
+    except Exception as error:  # noqa: BLE001 - whatever it is, its words are the last of this process
         traceback.print_exc()
+        print(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", flush=True)
         # Another rank may be the reason: it is to be seen first.
         time.sleep(SETTLE_S)
         return 1

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions, BroadcastOptions
 
 from trtx.kernels.collectives import Group, use_group
 from trtx.runtime.card import Device
@@ -48,7 +49,7 @@ class ProcessRanks:
             sums: Tensor = self._collect(x).float().sum(0).to(x.dtype)
             return sums
         y = x.clone(memory_format=torch.contiguous_format)
-        self._backend.allreduce([y], _in_order(dist.AllreduceOptions())).wait()
+        self._backend.allreduce([y], _in_order(AllreduceOptions())).wait()
         return y
 
     def all_gather(self, x: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ class ProcessRanks:
 
     def broadcast(self, x: Tensor) -> None:
         """Overwrite x with that of rank 0."""
-        options = _in_order(dist.BroadcastOptions())
+        options = _in_order(BroadcastOptions())
         options.rootRank = options.rootTensor = 0
         self._backend.broadcast([x], options).wait()
 
@@ -70,7 +71,7 @@ class ProcessRanks:
         """The x of all ranks, [R, …]."""
         x = x.contiguous()
         all_x = x.new_empty((self.size, *x.shape))
-        self._backend._allgather_base(all_x.view(-1), x.view(-1), _in_order(dist.AllgatherOptions())).wait()
+        self._backend._allgather_base(all_x.view(-1), x.view(-1), _in_order(AllgatherOptions())).wait()
         return all_x
 
 
@@ -110,12 +111,39 @@ class Meeting:
         self._barrier.abort()
 
 
+class Noting:
+    """A group that keeps the error of an operation: compiled code tells no more of it than that there was one."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self.error: Exception | None = None
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return self._note(lambda: self._group.all_reduce(x))
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return self._note(lambda: self._group.all_gather(x))
+
+    def _note(self, ask: Callable[[], Tensor]) -> Tensor:
+        try:
+            return ask()
+        except Exception as error:
+            self.error = error
+            raise
+
+
 def in_group(run: Run, group: Group) -> Run:
-    """A program whose operators meet in a group."""
+    """A program whose operators meet in a group; raises what they raised."""
+    noting = Noting(group)
 
     def run_in_group(inputs: Sequence[Tensor]) -> list[Tensor]:
-        with use_group(group):
-            return run(inputs)
+        try:
+            with use_group(noting):
+                return run(inputs)
+        except RuntimeError:
+            if noting.error is not None:
+                raise noting.error from None
+            raise
 
     return run_in_group
 
@@ -152,7 +180,7 @@ def _make_nccl(store: dist.Store, rank: int, size: int) -> Any:
     group: Any = dist.ProcessGroupNCCL(store, rank, size, options)  # type: ignore[attr-defined]
     # Connects the ranks now: what is done at first use cannot be captured into a graph.
     one = torch.ones(1, device="cuda")
-    group.allreduce([one], dist.AllreduceOptions()).wait()
+    group.allreduce([one], AllreduceOptions()).wait()
     if one.item() != size:
         raise RuntimeError(f"the GPUs of {size} ranks do not add up: 1 from each gave {one.item():g}")
     return group
