@@ -17,10 +17,10 @@ from torch import Tensor
 
 
 class Group(Protocol):
-    """Ranks that run the same program over their own shares; each of them must make the same calls in the same order."""
+    """Ranks that run one program over their own shares. Each must make the same calls in the same order."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum of x over the ranks, the same bits on each, in a new tensor. Raises RuntimeError without an answer."""
+        """The sum of x over the ranks, a new tensor of the same bits on each. Raises RuntimeError without one."""
         ...
 
     def all_gather(self, x: Tensor) -> Tensor:

@@ -20,6 +20,16 @@ def check_format(config: ModelConfig, quantization: QuantFormat) -> None:
         raise _refuse(config, algorithm, "the engine does not sort the input columns of experts (desc_act)")
 
 
+def check_cut(quantization: QuantFormat, tensor: int) -> None:
+    """Raise UsageProblem for a format whose matrices cannot be cut into tensor-parallel ranks."""
+    if tensor > 1 and quantization.reordered:
+        raise UsageProblem(
+            f"{quantization.algorithm} with scattered groups cannot be cut into {tensor} tensor-parallel ranks",
+            why="columns that share a scale lie all over the row (desc_act), so a rank's are of no whole groups",
+            fix="set tensor parallelism to 1, or take a checkpoint without desc_act",
+        )
+
+
 def check_calibration(config: ModelConfig, quantization: QuantFormat) -> None:
     """Raise UsageProblem for a format that engines can have and that ModelOpt cannot make for a model of this kind."""
     if config.num_experts and quantization.algorithm in NOT_CALIBRATED_FOR_EXPERTS:

@@ -31,7 +31,7 @@ from trtx.errors import UsageProblem
 from trtx.files import canonical_json, sha256_bytes
 from trtx.models.architecture import Architecture, ExpertNames
 from trtx.models.config import DType, ModelConfig, load_architecture
-from trtx.models.format_checks import check_format
+from trtx.models.format_checks import check_cut, check_format
 from trtx.models.formats import SAME_PROGRAM, QuantFormat, is_excluded
 from trtx.models.linear_layout import (
     Cut,
@@ -132,6 +132,7 @@ def make_layout(
     """
     shard = make_shard(config, tensor, pipeline, rank)
     check_format(config, quantization)
+    check_cut(quantization, tensor)
     parts = rank_parts(config, quantization, shard)
     tensors = tuple(spec for part in parts for spec in _part_tensors(part, dtype))
     facts = {

@@ -102,8 +102,8 @@ OWN_EFFECTS: Mapping[str, Effect] = {
             "benchmark": ("machine.gpu",),
         }
     ),
-    "targets.*.parallelism.tensor": _becomes(convert="tensor"),
-    "targets.*.parallelism.pipeline": _becomes(convert="pipeline"),
+    "targets.*.parallelism.tensor": _becomes(convert="tensor", build="rank.tensor"),
+    "targets.*.parallelism.pipeline": _becomes(convert="pipeline", build="rank.pipeline"),
     "targets.*.parallelism.context": Effect(),
     "targets.*.parallelism.expert": Effect(),
     "targets.*.parallelism.gpus_per_node": _becomes(package="gpus_per_node"),

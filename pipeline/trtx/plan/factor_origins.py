@@ -51,7 +51,7 @@ DERIVED: Mapping[str, Derived] = {
     "build.params.dtype": Derived("model", "config.json; a CPU takes bfloat16 for float16"),
     "build.params.model": Derived("model", "config.json"),
     "build.params.arch": Derived("recipe", "what the catalogue compiles for this device"),
-    "build.params.rank": Derived("trtx", "an engine is one process"),
+    "build.params.rank.rank": Derived("trtx", "one program serves all ranks"),
     "package.params.cell": Derived("recipe", "names of the target, the variant and the matrix's values"),
     **{
         f"{stage}.params.quantization.{name}": Derived("trtx", "how ModelOpt packs the algorithm")

@@ -210,7 +210,7 @@ class Planner:
         return self.add(f"convert/{cell.name}", params, {"checkpoint": made["calibrate"]}, cell=cell)
 
     def _add_build(self, cell: Cell, engine: Engine, gpu: Gpu, made: dict[str, Step]) -> Step:
-        limits = engine.limits
+        limits, parallelism = engine.limits, cell.recipe.targets[cell.target].parallelism
         params = BuildParams(
             model=self.sources.model_of(cell).shape,
             quantization=make_format(cell.recipe.quantization[cell.variant], self.sources.model_of(cell)),
@@ -221,7 +221,8 @@ class Planner:
                 max_seq_len=limits.max_seq_len,
             ),
             tokens_per_block=engine.kv_cache.block_tokens,
-            rank=Rank(),
+            # One program serves all ranks; that of pipelines is refused.
+            rank=Rank(tensor=parallelism.tensor, pipeline=parallelism.pipeline),
             arch=gpu.arch,
         )
         return self.add(

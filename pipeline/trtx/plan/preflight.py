@@ -14,7 +14,7 @@ from trtx.hardware.host import check_can_build, read_host, visible_gpus
 from trtx.hardware.versions import installed_version
 from trtx.models.config import ModelConfig
 from trtx.models.format_checks import check_calibration
-from trtx.models.layout import make_layout
+from trtx.models.layout import make_layout, make_shard
 from trtx.plan.facts import ABSENT, Facts
 from trtx.plan.formats import make_format
 from trtx.plan.make import resolve_dtype
@@ -62,12 +62,16 @@ def check_machine(
             )
     if stages & {"build", "benchmark"}:
         # What is measured here is built here.
-        here = {step.params["arch"] for step in own if step.stage == "build"}
+        here = {step.params["arch"]: 1 for step in own if step.stage == "build"}
+        for step in own:
+            if step.stage == "build":
+                arch, rank = step.params["arch"], step.params["rank"]
+                here[arch] = max(here[arch], rank["tensor"])
         for device in map(find_gpu, plan.gpus):
             if device.arch in here:
                 check_can_build(facts.host, device)
                 if device.kind == "gpu":
-                    check_gpu_here(device, environ)
+                    check_gpu_here(device, environ, here[device.arch])
     if "build" in stages and facts.compiler == ABSENT:
         raise EnvironmentProblem(
             "there is no C++ compiler",
@@ -82,13 +86,16 @@ def check_machine(
         )
 
 
-def check_gpu_here(device: Gpu, environ: Mapping[str, str]) -> None:
-    """Raise EnvironmentProblem unless the first GPU that CUDA_VISIBLE_DEVICES leaves is the device of a target."""
+def check_gpu_here(device: Gpu, environ: Mapping[str, str], count: int = 1) -> None:
+    """Raise EnvironmentProblem unless the first GPUs that CUDA_VISIBLE_DEVICES leaves are so many of a target's."""
     host = read_host()
     gpus = visible_gpus(host, environ)
-    if gpus and gpus[0].arch == device.arch and gpus[0].catalogue_name in (device.name, None):
+    others = [g for g in gpus[:count] if g.arch != device.arch or g.catalogue_name not in (device.name, None)]
+    if len(gpus) >= count and not others:
         return
-    found = f"its GPU is {gpus[0].name} ({gpus[0].arch})" if gpus else host.gpus_problem or "it has no NVIDIA GPU"
+    found = f"its GPU is {others[0].name} ({others[0].arch})" if others else host.gpus_problem or "it has no NVIDIA GPU"
+    if gpus and not others:
+        found = f"the target's tensor parallelism takes {count} GPUs, and it has {len(gpus)}"
     raise EnvironmentProblem(
         f"engines for {device.name} cannot be built and measured on this machine",
         why=found,
@@ -121,6 +128,12 @@ def check_fit(
         gpu, variant = find_gpu(target.gpu), recipe.quantization[cell.variant]
         dtype, quantization = resolve_dtype(engine, gpu, shape), make_format(variant, sources.model_of(cell))
         try:
+            make_shard(shape, target.parallelism.tensor, target.parallelism.pipeline)
+        except UsageProblem as error:
+            way = "tensor" if target.parallelism.tensor > 1 else "pipeline"
+            cut = ("targets", cell.target, "parallelism", way)
+            point.refuse(cut, f"{cell.name}: {error.what}", why=error.why, fix=error.fix)
+        try:
             if variant.algorithm != AS_STORED:
                 check_calibration(shape, quantization)
             make_layout(shape, quantization, dtype, target.parallelism.tensor, target.parallelism.pipeline)
@@ -148,6 +161,9 @@ def check_fit(
         memory, holder = gpu.memory_bytes, gpu.name
         if memory is None:
             memory, holder = placement.memory_of(cell, facts.host.memory_bytes)
+            if memory is not None and target.parallelism.tensor > 1:
+                memory //= target.parallelism.tensor
+                holder = f"each of {target.parallelism.tensor} ranks on {holder}"
         misfit = find_misfit(compute_need(shape, setup), setup, memory, holder)
         if misfit is not None:
             place = origin(point, cell.target, *misfit.setting) if misfit.setting else ("targets", cell.target, "gpu")

@@ -103,7 +103,8 @@ def _check_shards(loaded: LoadedRecipe, target: str, model: ModelShape) -> Itera
         ("pipeline", parallelism.pipeline, {"layers": model.num_layers}),
     ):
         for noun, size in sizes.items():
-            if size % count:
+            # Ranks may have the same key-value head, when there are more of them.
+            if size % count and not (noun == "key-value heads" and count % size == 0):
                 what = f"{size} {noun} cannot be divided by {way} parallelism {count}"
                 fix = f"use one of {', '.join(map(str, _divisors(list(sizes.values()))))}"
                 yield loaded.problem(("targets", target, "parallelism", way), what, fix=fix)

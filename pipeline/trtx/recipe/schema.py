@@ -148,7 +148,9 @@ class KvCache(Part):
     memory_fraction: Annotated[float, Field(gt=0, le=0.95)] = Field(
         default=0.9, description="Share of the memory that is free after loading. Not together with `size`."
     )
-    size: ByteSize | None = Field(default=None, description="Fixed size, with unit, instead of `memory_fraction`.")
+    size: ByteSize | None = Field(
+        default=None, description="Fixed size, with unit, instead of `memory_fraction`; of each rank."
+    )
     reuse: bool = Field(
         default=True, description="Keep full blocks of ended requests for later ones that begin with the same tokens."
     )

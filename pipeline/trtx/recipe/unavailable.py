@@ -48,9 +48,11 @@ RULES: tuple[Unavailable, ...] = (
         _rule(path, _among("float16"), "use bfloat16, which is faster on CPUs, or float32", EMBEDDED)
         for path in ("engine.dtype", "targets.*.engine.dtype")
     ),
-    *(
-        _rule(f"targets.*.parallelism.{way}", _more_than_one, "use 1: an engine runs in one process", EMBEDDED)
-        for way in ("tensor", "pipeline")
+    _rule(
+        "targets.*.parallelism.pipeline",
+        _more_than_one,
+        "use 1, and more tensor ranks: they share each layer of one host's devices",
+        EMBEDDED,
     ),
     _rule("gates", _any, "leave the gates out and read benchmark.json"),
     _rule("package.emit.*", _among("kubernetes"), "use compose or triton"),

@@ -37,7 +37,7 @@ class Pending:
     @property
     def is_done(self) -> bool:
         """Whether the tokens are there, so that nobody has to wait."""
-        return self._done.query()
+        return bool(self._done.query())  # type: ignore[no-untyped-call]
 
     def tokens(self) -> list[int]:
         """Wait for the tokens; BROKEN of device_sampler where the logits are not numbers."""

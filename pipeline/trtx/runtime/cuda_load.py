@@ -14,11 +14,11 @@ from torch import Tensor
 from trtx.errors import EnvironmentProblem, VerificationFailed
 from trtx.kernels import ops
 from trtx.runtime.card import EngineCard
-from trtx.runtime.cuda import CudaPrograms, Run
+from trtx.runtime.cuda import CudaPrograms
 from trtx.runtime.cuda_ranks import CudaRank
 from trtx.runtime.native import NativeProgram, load_kernels
 from trtx.runtime.program import PACKAGE_MODEL, load_weights, make_pools
-from trtx.runtime.ranks import Join
+from trtx.runtime.ranks import Join, Run
 
 # Weights pass through pinned memory in pieces: large enough for the bus, small enough for many to be under way.
 PIECE_BYTES = 32 << 20

@@ -1,4 +1,4 @@
-"""The processes of the ranks other than 0, as rank 0 sees them: started, told what to do, watched, and ended with it."""
+"""The processes of the ranks other than 0, as rank 0 sees them: started, told what to do, watched, ended with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from trtx.errors import BY_NAME, EnvironmentProblem, TrtxError
 from trtx.processes import start_process
@@ -28,7 +28,7 @@ from trtx.runtime.ranks import ProcessRanks, rank_environment
 LEAVE_S = 10.0
 # A rank that fails takes the answers of the others with it. Which of them is to blame is known a moment later.
 SETTLE_S = 5.0
-# Rank 0 may wait for a device that waits for a rank which is gone. If nothing else gets it out of there, the process ends.
+# Rank 0 may wait for a device that waits for a rank which is gone. If nothing else gets it out of there, it ends.
 STUCK_S = 60.0
 TAIL_LINES = 12
 
@@ -145,7 +145,7 @@ class RankProcesses:
             for connection in wait(list(open_ones)):
                 rank = open_ones[connection]
                 try:
-                    answer: Answer = connection.recv()  # type: ignore[union-attr]
+                    answer: Answer = cast(Any, connection).recv()
                 except (EOFError, OSError):
                     del open_ones[connection]
                     if not self._is_closed:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions, BroadcastOptions
+from torch._C._distributed_c10d import AllgatherOptions, AllreduceOptions, BroadcastOptions, FileStore, Store
 
 from trtx.kernels.collectives import Group, use_group
 from trtx.runtime.card import Device
@@ -40,7 +40,7 @@ class ProcessRanks:
         """Returns when all ranks have come. Raises RuntimeError when they do not within TIMEOUT_S."""
         self.rank, self.size = rank, size
         self._is_cuda = device == "cuda"
-        store = dist.FileStore(str(folder / STORE_NAME), size)
+        store = FileStore(str(folder / STORE_NAME), size)
         self._backend: Any = (_make_nccl if self._is_cuda else _make_gloo)(store, rank, size)
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -165,19 +165,19 @@ def nccl_defaults(environ: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in {"NCCL_NVLS_ENABLE": "0"}.items() if name not in environ}
 
 
-def _make_gloo(store: dist.Store, rank: int, size: int) -> Any:
+def _make_gloo(store: Store, rank: int, size: int) -> Any:
     options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=TIMEOUT_S)
     options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
     return dist.ProcessGroupGloo(store, rank, size, options)
 
 
-def _make_nccl(store: dist.Store, rank: int, size: int) -> Any:
+def _make_nccl(store: Store, rank: int, size: int) -> Any:
     # Read by NCCL when its first group is made.
     os.environ.update(nccl_defaults(dict(os.environ)))
-    options: Any = dist.ProcessGroupNCCL.Options()  # type: ignore[attr-defined]
+    options: Any = dist.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=TIMEOUT_S)
-    group: Any = dist.ProcessGroupNCCL(store, rank, size, options)  # type: ignore[attr-defined]
+    group: Any = dist.ProcessGroupNCCL(store, rank, size, options)
     # Connects the ranks now: what is done at first use cannot be captured into a graph.
     one = torch.ones(1, device="cuda")
     group.allreduce([one], AllreduceOptions()).wait()

@@ -44,7 +44,7 @@ SCHEMA = "trtx.deployment/v1"
 TRITON_FOLDER = "triton-server"
 # From triton-server/models/NAME, where the model is, to the engine.
 ENGINE_FROM_MODEL = f"../../../{ENGINE_FOLDER}"
-# What a server on a CPU needs beside its weights and its KV cache: Python, torch, activations.
+# What a rank of a server on a CPU needs beside its weights and its KV cache: Python, torch, activations.
 OVERHEAD_MIB = 1024
 
 
@@ -202,7 +202,7 @@ def describe(deployment: Deployment, card: EngineCard) -> dict[str, Any]:
 
 def _template_values(target: Path, deployment: Deployment, card: EngineCard) -> dict[str, Any]:
     weights_bytes = sum(path.stat().st_size for path in (target / ENGINE_FOLDER / WEIGHTS_FOLDER).iterdir())
-    compiled_for = card.compiled_for
+    compiled_for, ranks = card.compiled_for, card.rank.tensor * card.rank.pipeline
     return {
         "name": deployment.name,
         "cell": deployment.cell,
@@ -218,8 +218,8 @@ def _template_values(target: Path, deployment: Deployment, card: EngineCard) -> 
         "trtx_version": trtx.__version__,
         "description": f"{card.model.architecture} {card.quantization.algorithm} for {compiled_for.arch}",
         "device": compiled_for.device,
-        "num_devices": card.rank.tensor * card.rank.pipeline,
-        "memory_mib": (weights_bytes + (deployment.kv_cache_bytes or 0)) // 2**20 + OVERHEAD_MIB,
+        "num_devices": ranks,
+        "memory_mib": (weights_bytes + ranks * (deployment.kv_cache_bytes or 0)) // 2**20 + ranks * OVERHEAD_MIB,
         "weights_mib": max(1, weights_bytes // 2**20),
         "card": card,
         "python": ".".join(platform.python_version_tuple()[:2]),
