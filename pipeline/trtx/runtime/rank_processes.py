@@ -103,6 +103,9 @@ class RankProcesses:
         if self._is_closed or os.getpid() != self._pid:
             return
         self._is_closed = True
+        # After a failure it ends already, and maybe waits for a device.
+        if self._group is not None and self._failure is None:
+            self._group.abort()
         for connection in self._connections:
             # Not closed: the thread that watches still reads. The other side sees the end all the same.
             with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as both:

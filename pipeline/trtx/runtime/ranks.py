@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import AllgatherOptions, AllreduceOptions, BroadcastOptions, FileStore, Store
+from torch._C import _distributed_c10d as c10d
 
 from trtx.kernels.collectives import Group, use_group
 from trtx.runtime.card import Device
@@ -40,7 +39,8 @@ class ProcessRanks:
         """Returns when all ranks have come. Raises RuntimeError when they do not within TIMEOUT_S."""
         self.rank, self.size = rank, size
         self._is_cuda = device == "cuda"
-        store = FileStore(str(folder / STORE_NAME), size)
+        self._ending, self._is_over = threading.Lock(), False
+        store = c10d.FileStore(str(folder / STORE_NAME), size)
         self._backend: Any = (_make_nccl if self._is_cuda else _make_gloo)(store, rank, size)
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class ProcessRanks:
             sums: Tensor = self._collect(x).float().sum(0).to(x.dtype)
             return sums
         y = x.clone(memory_format=torch.contiguous_format)
-        self._backend.allreduce([y], _in_order(AllreduceOptions())).wait()
+        self._backend.allreduce([y], _in_order(c10d.AllreduceOptions())).wait()
         return y
 
     def all_gather(self, x: Tensor) -> Tensor:
@@ -58,20 +58,25 @@ class ProcessRanks:
 
     def broadcast(self, x: Tensor) -> None:
         """Overwrite x with that of rank 0."""
-        options = _in_order(BroadcastOptions())
+        options = _in_order(c10d.BroadcastOptions())
         options.rootRank = options.rootTensor = 0
         self._backend.broadcast([x], options).wait()
 
     def abort(self) -> None:
-        """Let operations under way end without an answer; for any thread. Nothing can be asked of the group again."""
-        if (abort := getattr(self._backend, "abort", None)) is not None:
-            abort()
+        """Let operations under way end without an answer; for any thread. Nothing can be asked of the group again.
+
+        Between GPUs it waits for graphs that hold operations of the group.
+        """
+        with self._ending:
+            if not self._is_over:
+                self._is_over = True
+                self._backend.abort()
 
     def _collect(self, x: Tensor) -> Tensor:
         """The x of all ranks, [R, …]."""
         x = x.contiguous()
         all_x = x.new_empty((self.size, *x.shape))
-        self._backend._allgather_base(all_x.view(-1), x.view(-1), _in_order(AllgatherOptions())).wait()
+        self._backend._allgather_base(all_x.view(-1), x.view(-1), _in_order(c10d.AllgatherOptions())).wait()
         return all_x
 
 
@@ -165,22 +170,22 @@ def nccl_defaults(environ: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in {"NCCL_NVLS_ENABLE": "0"}.items() if name not in environ}
 
 
-def _make_gloo(store: Store, rank: int, size: int) -> Any:
-    options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+def _make_gloo(store: c10d.Store, rank: int, size: int) -> Any:
+    options: Any = c10d.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=TIMEOUT_S)
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-    return dist.ProcessGroupGloo(store, rank, size, options)
+    options._devices = [c10d.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    return c10d.ProcessGroupGloo(store, rank, size, options)
 
 
-def _make_nccl(store: Store, rank: int, size: int) -> Any:
+def _make_nccl(store: c10d.Store, rank: int, size: int) -> Any:
     # Read by NCCL when its first group is made.
     os.environ.update(nccl_defaults(dict(os.environ)))
-    options: Any = dist.ProcessGroupNCCL.Options()
+    options: Any = c10d.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=TIMEOUT_S)
-    group: Any = dist.ProcessGroupNCCL(store, rank, size, options)
+    group: Any = c10d.ProcessGroupNCCL(store, rank, size, options)
     # Connects the ranks now: what is done at first use cannot be captured into a graph.
     one = torch.ones(1, device="cuda")
-    group.allreduce([one], AllreduceOptions()).wait()
+    group.allreduce([one], c10d.AllreduceOptions()).wait()
     if one.item() != size:
         raise RuntimeError(f"the GPUs of {size} ranks do not add up: 1 from each gave {one.item():g}")
     return group
