@@ -13,7 +13,6 @@ products are taken in float32, or by the library through torch where weights are
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -68,28 +67,21 @@ LIBRARY: dict[str, str] = {
 }
 
 _declared: dict[str, Library] = {}
-_declaring = threading.Lock()
 _current = DEFAULT_NAMESPACE
 
 
 def declare(namespace: str) -> Any:
     """The operators of a namespace, `torch.ops.<namespace>`, declared when this is the first call for it."""
     if namespace not in _declared:
-        with _declaring:
-            if namespace not in _declared:
-                _declared[namespace] = _declare(namespace)
+        library = Library(namespace, "DEF")  # type: ignore[no-untyped-call]
+        for name, schema in {**KERNELS, **COLLECTIVES, **LIBRARY}.items():
+            library.define(name + schema)  # type: ignore[no-untyped-call]
+        for name in (*KERNELS, *COLLECTIVES):
+            plain = getattr(collectives if name in COLLECTIVES else reference, name)
+            library.impl(name, plain, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+            register_fake(f"{namespace}::{name}", _fake(name), lib=library)
+        _declared[namespace] = library
     return getattr(torch.ops, namespace)
-
-
-def _declare(namespace: str) -> Library:
-    library = Library(namespace, "DEF")  # type: ignore[no-untyped-call]
-    for name, schema in {**KERNELS, **COLLECTIVES, **LIBRARY}.items():
-        library.define(name + schema)  # type: ignore[no-untyped-call]
-    for name in (*KERNELS, *COLLECTIVES):
-        plain = getattr(collectives if name in COLLECTIVES else reference, name)
-        library.impl(name, plain, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-        register_fake(f"{namespace}::{name}", _fake(name), lib=library)
-    return library
 
 
 def use_namespace(namespace: str) -> None:

@@ -63,14 +63,14 @@ class ProcessRanks:
         self._backend.broadcast([x], options).wait()
 
     def abort(self) -> None:
-        """Let operations under way end without an answer; for any thread. Nothing can be asked of the group again.
+        """Let operations of GPUs end without an answer, for any thread; processors hear of a rank's end by themselves.
 
-        Between GPUs it waits for graphs that hold operations of the group.
+        Nothing can be asked of the group again. Waits for the end of graphs that hold operations of the group.
         """
         with self._ending:
-            if not self._is_over:
-                self._is_over = True
-                self._backend.abort()
+            is_over, self._is_over = self._is_over, True
+        if self._is_cuda and not is_over:
+            self._backend.abort()
 
     def _collect(self, x: Tensor) -> Tensor:
         """The x of all ranks, [R, …]."""
@@ -96,24 +96,32 @@ class ThreadRanks:
 
 
 class Meeting:
-    """Where the threads of ThreadRanks meet."""
+    """Where the threads of ThreadRanks meet. A thread holds `turn` while it computes, so that one does at a time."""
 
     def __init__(self, size: int) -> None:
+        self.turn = threading.Lock()
         self._brought: list[Tensor] = [torch.empty(0)] * size
         self._barrier = threading.Barrier(size, timeout=TIMEOUT_S)
 
     def exchange(self, rank: int, x: Tensor) -> list[Tensor]:
         """What every rank brought. Raises BrokenBarrierError, a RuntimeError, where one of them left."""
         self._brought[rank] = x
-        self._barrier.wait()
+        self._wait()
         found = list(self._brought)
         # Nobody may bring the next one before all have taken this.
-        self._barrier.wait()
+        self._wait()
         return found
 
     def leave(self) -> None:
         """Have all that wait for a rank hear that it will not come."""
         self._barrier.abort()
+
+    def _wait(self) -> None:
+        self.turn.release()
+        try:
+            self._barrier.wait()
+        finally:
+            self.turn.acquire()
 
 
 class Noting:

@@ -93,7 +93,7 @@ def test_ranks_in_bfloat16_stay_as_near_as_its_rounding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["fp8", "fp8_dynamic", "int8_sq", "int8_wo", "int4_awq", "nvfp4", "mxfp8"])
 def test_ranks_of_quantized_models_compute_what_one_does(tmp_path: Path, algorithm: str) -> None:
-    """Over threads: the same modules and sums as in processes. A rank's tokens have scales of their own in fp8_dynamic."""
+    """Over threads: the same modules and sums as in processes. Tokens in fp8_dynamic have scales of their own."""
     sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
     make_unified(tmp_path / "model", algorithm, kv_cache="fp8" if algorithm == "fp8" else "auto", **sizes)
     answers = []

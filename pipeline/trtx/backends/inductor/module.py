@@ -74,7 +74,7 @@ class EagerRanks:
 
         def run(rank: int) -> Tensor:
             try:
-                with use_group(ThreadRanks(meeting, rank)):
+                with meeting.turn, use_group(ThreadRanks(meeting, rank)):
                     return self._ranks[rank].step(*inputs)
             except BaseException:
                 meeting.leave()

@@ -1,0 +1,134 @@
+"""Tensor-parallel ranks on GPUs of their own beside one GPU: the same logits, and tokens from graphs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.checkpoints import make_llama, make_unified
+from support.engines import VOCAB_SIZE, make_tokenizer
+from support.modules import convert_quietly, make_spec, run_in_pieces
+from torch import Tensor
+
+from trtx.backends.inductor.build import build
+from trtx.errors import TrtxError
+from trtx.runtime.card import Limits
+from trtx.runtime.device_engine import DeviceEngine
+from trtx.runtime.params import SamplingParams
+from trtx.runtime.program import Programs, load_programs
+
+COUNT = torch.cuda.device_count()
+pytestmark = pytest.mark.skipif(COUNT < 2, reason="there are fewer than two GPUs")
+
+SIZES = {
+    "vocab_size": VOCAB_SIZE + 6,
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "initializer_range": 0.05,
+}
+LIMITS = Limits(max_batch_size=16, max_num_tokens=128, max_seq_len=128)
+NUM_BLOCKS = 16 * 16 + 1
+RANKS = [size for size in (2, 4) if size <= COUNT]
+PROMPTS = [[11 + at, 40, 90 + 3 * at, 7] * (1 + at % 3) for at in range(12)]
+GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+
+
+@dataclass(frozen=True)
+class Built:
+    """The engines of one model, one for each number of ranks: where they and their weights lie."""
+
+    folders: dict[int, Path]
+
+    def load(self, size: int) -> Any:
+        folder = self.folders[size]
+        return load_programs(folder / "engine", folder / "weights", NUM_BLOCKS)
+
+
+def build_engines(folder: Path, algorithm: str) -> Built:
+    folder.mkdir()
+    if algorithm == "none":
+        make_llama(folder / "model", **SIZES)
+    else:
+        make_unified(folder / "model", algorithm, kv_cache="fp8", **SIZES)
+    folders = {size: folder / str(size) for size in (1, *RANKS)}
+
+    def build_one(size: int) -> None:
+        config = convert_quietly(folder / "model", folders[size] / "weights", "bfloat16", size)
+        for name in ("engine", "work"):
+            (folders[size] / name).mkdir()
+        spec = make_spec(config, LIMITS).model_copy(update={"arch": "sm_90"})
+        build(spec, folders[size] / "engine", folders[size] / "work", lambda line: print(size, line, flush=True))
+
+    # The kernels of the first one serve all: they are on the shelf afterwards.
+    with ThreadPoolExecutor(len(folders)) as pool:
+        list(pool.map(build_one, folders))
+    return Built(folders)
+
+
+@pytest.fixture(scope="module", params=["none", "fp8"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build_engines(tmp_path_factory.mktemp("ranks") / request.param, request.param)
+
+
+def ask(programs: Programs) -> Tensor:
+    """Logits of prompts in chunks and token by token, [3, 40, V]."""
+    tokens = torch.randint(0, VOCAB_SIZE, (3, 40), generator=torch.Generator().manual_seed(0))
+    return run_in_pieces(programs, tokens, (9, 21), 6)
+
+
+def generate(programs: Any, params: SamplingParams) -> list[list[int]]:
+    engine = DeviceEngine(programs, make_tokenizer())
+    found = [list(one.token_ids) for one in engine.generate(PROMPTS, params)]
+    engine.check_integrity()
+    return found
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("size", RANKS)
+def test_ranks_answer_as_one_gpu_does(built: Built, size: int) -> None:
+    one = built.load(1)
+    expected, alone = ask(one), generate(one, GREEDY)
+    del one
+    several = built.load(size)
+    found = ask(several)
+    distance = float((found - expected).norm() / expected.norm())
+    print(f"{size} ranks: logits are {distance:.4f} away from those of one GPU", flush=True)
+    # Partial sums are rounded to bfloat16, and in FP8 some activations to their neighbours.
+    assert distance < 0.06
+    together = generate(several, GREEDY)
+    begin_alike = sum(mine[:4] == theirs[:4] for mine, theirs in zip(together, alone, strict=True))
+    print(f"{size} ranks: {begin_alike} of {len(PROMPTS)} answers begin with the same four tokens", flush=True)
+    # Logits of a random model are close to one another; one token that differs changes all after it.
+    assert begin_alike >= 8
+    assert generate(several, GREEDY) == together
+    drawn = [generate(several, SamplingParams(max_tokens=24, temperature=0.9, top_p=0.9, seed=3)) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.timeout(240)
+def test_a_rank_that_is_killed_ends_the_engine_within_a_minute(built: Built) -> None:
+    programs = built.load(2)
+    engine = DeviceEngine(programs, make_tokenizer())
+    for prompt in PROMPTS:
+        engine.add_request(
+            engine.make_request(prompt, SamplingParams(max_tokens=100, temperature=0.0, ignore_eos=True))
+        )
+    for _ in range(5):
+        engine.step()
+    (pid,) = (process.pid for process in programs._processes._processes.values())
+    os.kill(pid, signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(TrtxError, match="rank 1 of 2 ended by SIGKILL"):
+        while engine.has_work:
+            engine.step()
+    assert time.monotonic() - started < 60
