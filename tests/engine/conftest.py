@@ -90,18 +90,18 @@ def calibrate(model: Path, output: Path, quantization: QuantFormat) -> Path:
     return output
 
 
-def build_engine(folder: Path, quantization: QuantFormat, model: Path | None = None, tensor: int = 1) -> Built:
+def build_engine(folder: Path, quantization: QuantFormat, model: Path | None = None) -> Built:
     """Everything from a model, a random Llama by default, to a checked engine, by the steps' own code."""
     model = model or make_model(folder / "model", seed=0)
     checkpoint = calibrate(model, folder / "checkpoint", quantization)
-    convert_quietly(checkpoint, folder / "weights", tensor=tensor)
+    convert_quietly(checkpoint, folder / "weights")
     params = BuildParams(
         model=load_model_config(model),
         quantization=quantization,
         dtype="float32",
         limits=LIMITS,
         tokens_per_block=8,
-        rank=Rank(tensor=tensor),
+        rank=Rank(),
         arch="x86-64-v3",
     )
     built = Built(model, checkpoint, folder / "weights", folder / "engine", params, {})

@@ -151,6 +151,12 @@ class Engine:
         if self._num_threads is not None:
             torch.set_num_threads(self._num_threads)
 
+    def when_broken(self, tell: Callable[[Exception], None]) -> None:
+        """Have `tell` called once, from any thread, when programs break by themselves, in a step or between two."""
+        watch = getattr(self._programs, "when_broken", None)
+        if watch is not None:
+            watch(tell)
+
     @property
     def max_request_tokens(self) -> int:
         """The longest prompt plus output that a request may have here."""

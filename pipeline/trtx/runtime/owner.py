@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 
 from trtx.runtime.engine import Engine
@@ -39,6 +40,9 @@ class EngineOwner:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
+        # What watches programs lives as long as they do, and must not keep their engine.
+        hear = weakref.WeakMethod(self._hear)
+        self._engine.when_broken(lambda error: found(error) if (found := hear()) else None)
         self._thread.start()
 
     def post(self, command: Callable[[], None]) -> None:
@@ -50,6 +54,14 @@ class EngineOwner:
         self._commands.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _hear(self, error: Exception) -> None:
+        """Let programs that broke fail the engine, also where it waits for something to do."""
+
+        def fail() -> None:
+            raise error
+
+        self.post(fail)
 
     def _run(self) -> None:
         try:

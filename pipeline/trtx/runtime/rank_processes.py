@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
@@ -43,6 +43,7 @@ class RankProcesses:
         self._changed = threading.Condition()
         self._stages: dict[int, Stage] = {}
         self._failure: TrtxError | None = None
+        self._listeners: list[Callable[[Exception], None]] = []
         self._group: ProcessRanks | None = None
         self._is_closed = self._is_busy = False
         self._connections: dict[Any, int] = {}
@@ -79,6 +80,14 @@ class RankProcesses:
                 connection.send_bytes(message)
         except OSError:
             raise self._settle() from None
+
+    def when_failed(self, tell: Callable[[Exception], None]) -> None:
+        """Have `tell` called with the error of the first rank that fails, or at once when one has."""
+        with self._changed:
+            if self._failure is None:
+                self._listeners.append(tell)
+                return
+        tell(self._failure)
 
     def check(self) -> None:
         """Raise the error of a rank that failed."""
@@ -168,6 +177,9 @@ class RankProcesses:
                 return
             self._failure = failure
             self._changed.notify_all()
+            listeners = list(self._listeners)
+        for tell in listeners:
+            tell(failure)
         for process in self._processes.values():
             process.kill()
         threading.Thread(target=self._free_rank_0, name="free rank 0", daemon=True).start()

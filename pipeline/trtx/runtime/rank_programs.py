@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class RankPrograms:
         self._processes = processes
         self._busy = threading.Lock()
         weakref.finalize(self, _end, own, processes)
+
+    def when_broken(self, tell: Callable[[Exception], None]) -> None:
+        """See Engine: of a rank that fails."""
+        self._processes.when_failed(tell)
 
     def step(self, *inputs: Tensor) -> Tensor:
         """See Programs; for one thread at a time, else RuntimeError. Raises the error of a rank that failed."""
