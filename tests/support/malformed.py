@@ -223,7 +223,6 @@ SCHEMA_CASES = (
 
 UNAVAILABLE_CASES = (
     case("float16", engine("  dtype: «float16"), ("float16", "bfloat16")),
-    case("tensor parallelism", target(", parallelism: {tensor: «2}"), ("tensor: 2", "not available")),
     case("pipeline parallelism", target(", parallelism: {pipeline: «2}"), ("pipeline: 2", "not available")),
     case("gates", recipe(gates="«gates: {accuracy: {baseline: fp32, max_rise: 2%}}\n"), ("gates", "not available")),
     case("Kubernetes", recipe(package="package: {emit: [compose, «kubernetes]}\n"), ("emit[1]: kubernetes", "compose")),

@@ -12,11 +12,12 @@ import pytest
 from trtx.backends.inductor import build as module
 from trtx.backends.inductor.build import build, check_constants, compile_code, compiler_version, find_compiler
 from trtx.backends.inductor.choices import ProgramChoices
-from trtx.backends.inductor.compile import make_options, write_compiler, write_package
+from trtx.backends.inductor.compile import export_program, make_options, write_compiler, write_package
 from trtx.backends.inductor.process import Child, clean_environ, run_children
 from trtx.backends.inductor.spec import CompileFacts, EngineSpec, find_isa, make_card
 from trtx.errors import EnvironmentProblem, StepFailed, UsageProblem
 from trtx.hardware.gpus import ISAS
+from trtx.kernels.ops import COLLECTIVES
 from trtx.models.layout import make_layout
 
 
@@ -84,9 +85,19 @@ def test_an_architecture_of_another_device_is_refused(tmp_path: Path) -> None:
         refuse(make_spec(arch="sm_80"), tmp_path)
 
 
-def test_several_ranks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageProblem, match="runs one rank"):
-        refuse(make_spec(rank={"tensor": 2, "pipeline": 1, "rank": 0}), tmp_path)
+def test_pipelines_are_refused_and_so_is_a_program_for_one_rank_of_several(tmp_path: Path) -> None:
+    with pytest.raises(UsageProblem, match="runs no pipelines"):
+        refuse(make_spec(rank={"tensor": 1, "pipeline": 2, "rank": 0}), tmp_path)
+    with pytest.raises(UsageProblem, match="for rank 1 alone"):
+        refuse(make_spec(rank={"tensor": 2, "pipeline": 1, "rank": 1}), tmp_path)
+
+
+def test_the_programs_of_one_rank_have_no_operator_that_meets_others() -> None:
+    for tensor, expected in ((1, set()), (2, {"all_gather", "all_reduce"})):
+        model = {**make_spec().model.model_dump(), "tie_word_embeddings": False}
+        exported = export_program(make_spec(model=model, rank={"tensor": tensor}))
+        words = {word for node in exported.graph.nodes for word in str(node.target).split(".")}
+        assert words & COLLECTIVES.keys() == expected
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from support.plans import edited, make_facts, pin
 
@@ -15,7 +17,7 @@ from trtx.recipe.checks import read_recipe
 from trtx.recipe.problems import RecipeInvalid
 
 
-def refusal(tmp_path: Path, changes: dict[str, Any], memory_bytes: int = 8 << 30) -> str:
+def refusal(tmp_path: Path, changes: dict[str, Any], memory_bytes: int = 8 << 30, **config: Any) -> str:
     """The problems that check_fit finds in an edited recipe; empty when there are none."""
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(edited(changes), sort_keys=False))
@@ -23,7 +25,7 @@ def refusal(tmp_path: Path, changes: dict[str, Any], memory_bytes: int = 8 << 30
     facts = make_facts(tmp_path)
     facts = dataclasses.replace(facts, host=dataclasses.replace(facts.host, memory_bytes=memory_bytes))
     try:
-        check_fit(loaded, loaded.cells(), pin(loaded.recipe), facts)
+        check_fit(loaded, loaded.cells(), pin(loaded.recipe, **config), facts)
     except RecipeInvalid as error:
         return error.render()
     return ""
@@ -50,3 +52,32 @@ def test_a_part_of_a_fused_matrix_cannot_be_excluded_alone(tmp_path: Path) -> No
     text = refusal(tmp_path, {"quantization.int8.exclude": ["lm_head", "*q_proj"]})
     assert "cannot be excluded from quantization alone" in text
     assert "exclude all of them or none" in text
+
+
+MIXTURE = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MIXTURE, "a mixture of experts cannot be cut into 2 tensor-parallel ranks yet"),
+        ({"vocab_size": 513}, "513 vocabulary rows do not divide by 2"),
+        ({"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 32}, "5 attention heads"),
+    ],
+)
+def test_a_model_that_cannot_be_cut_is_refused_where_the_recipe_asks_for_ranks(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    changes = {"targets.cpu.parallelism": {"tensor": 2}}
+    text = refusal(tmp_path, changes, **config)
+    assert message in text
+    assert re.search(r"recipe.yaml:\d+:\d+: error: cpu/fp32", text)
+    assert "tensor: 2" in text
+    assert refusal(tmp_path, changes) == ""
+
+
+def test_ranks_on_processors_share_the_memory_of_the_machine(tmp_path: Path) -> None:
+    changes = {"targets.cpu.parallelism": {"tensor": 2}, "engine.kv_cache": {"size": "1GiB"}}
+    assert refusal(tmp_path, changes, memory_bytes=3 << 30) == ""
+    text = refusal(tmp_path, changes, memory_bytes=2 << 30)
+    assert "each of 2 ranks on this machine has 1.00 GiB" in text

@@ -154,7 +154,7 @@ def test_groups_must_divide_the_columns() -> None:
 
 
 class Parallel:
-    """A recipe with parallelism, which this version refuses to load but whose rules stand."""
+    """A recipe with parallelism; that of pipelines this version refuses to load, but its rules stand."""
 
     def __init__(self, algorithm: str = "none", **parallelism: int) -> None:
         text = recipe(quantization=f"quantization:\n  a: {{algorithm: {algorithm}}}\n")
@@ -170,7 +170,9 @@ class Parallel:
 
 def test_heads_and_layers_must_be_divisible() -> None:
     assert Parallel(tensor=4, pipeline=3).refusals(shape()) == []
-    assert Parallel(tensor=8).refusals(shape()) == ["4 key-value heads cannot be divided by tensor parallelism 8"]
+    assert Parallel(tensor=8).refusals(shape()) == []  # Two ranks have the same key-value head.
+    odd = shape(num_heads=6, num_kv_heads=3)
+    assert Parallel(tensor=2).refusals(odd) == ["3 key-value heads cannot be divided by tensor parallelism 2"]
     assert Parallel(tensor=3).refusals(shape()) == [
         "8 attention heads cannot be divided by tensor parallelism 3",
         "4 key-value heads cannot be divided by tensor parallelism 3",

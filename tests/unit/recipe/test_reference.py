@@ -59,7 +59,7 @@ def test_defaults_bounds_choices_and_what_is_required_are_shown() -> None:
         "| `memory_fraction` | number, more than 0, at most 0.95 | `0.9` |",
         "| `emit` | list of `compose`, `kubernetes`†, `triton` | `[compose]` |",
         "| `reuse` | `false`, `true` | `true` |",
-        "| `tensor` | whole number, at least 1, more than 1‡ | `1` |",
+        "| `pipeline` | whole number, at least 1, more than 1‡ | `1` |",
         "| [`gates`](#gates) † |",
         "| `size` | [size](#units) |  |",
     ):
