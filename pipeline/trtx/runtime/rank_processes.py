@@ -143,9 +143,9 @@ class RankProcesses:
             connection: Connection[Any, Any] = Connection(ours.detach())
             self._connections[connection] = rank
             self._processes[rank] = start_process(
-                [sys.executable, "-m", "trtx.runtime.rank_worker", job.model_dump_json()],
+                [_find_python(), "-m", "trtx.runtime.rank_worker", job.model_dump_json()],
                 folder=Path.cwd(),
-                environment=rank_environment(self._device, rank, dict(os.environ)),
+                environment=rank_environment(self._device, rank, {**os.environ, **_same_modules()}),
                 log=self._log(rank),
                 own_group=False,
                 pass_fds=[theirs.fileno()],
@@ -230,3 +230,14 @@ class RankProcesses:
 
     def _log(self, rank: int) -> Path:
         return self._folder / f"rank{rank}.log"
+
+
+def _same_modules() -> dict[str, str]:
+    """What has a process find the modules that this one finds."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def _find_python() -> str:
+    """The interpreter, also where it is part of another program, as in Triton's server."""
+    is_python = Path(sys.executable or "").name.startswith("python")
+    return sys.executable if is_python else str(Path(sys.exec_prefix, "bin", "python3"))

@@ -15,7 +15,6 @@ import torch
 from support.checkpoints import make_llama, make_unified
 from support.engines import expected_tokens, make_card, make_tokenizer
 from support.modules import convert_quietly, make_eager_engine, run_in_pieces
-from support.project import ROOT
 from torch import Tensor
 
 from trtx.backends.inductor.check import generate_greedily
@@ -32,11 +31,6 @@ from trtx.runtime.request import Request
 
 EAGER = "support.ranks:load_eager"
 NUM_BLOCKS = 40
-
-
-@pytest.fixture(autouse=True)
-def loaders_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'pipeline'}:{ROOT / 'tests'}")
 
 
 def tokens(count: int = 3) -> Tensor:
@@ -160,7 +154,8 @@ def test_no_rank_outlives_an_engine_that_was_killed(tmp_path: Path) -> None:
     make_llama(tmp_path / "model")
     make_eager_engine(tmp_path, tmp_path / "model", tensor=2)
     script = f"""
-import time
+import sys, time
+sys.path[:] = {sys.path!r}
 from pathlib import Path
 from trtx.runtime.card import load_card
 from trtx.runtime.rank_programs import load_ranks
