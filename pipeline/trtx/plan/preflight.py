@@ -26,7 +26,7 @@ from trtx.plan.survey import State, StepStatus
 from trtx.recipe.cells import Cell
 from trtx.recipe.checks import origin
 from trtx.recipe.load import LoadedRecipe
-from trtx.recipe.schema import AS_STORED
+from trtx.recipe.schema import AS_STORED, Parallelism
 
 # Distribution → the stages that import it.
 NEEDED = {
@@ -112,6 +112,19 @@ def gpu_gap(shape: ModelConfig) -> str:
     return ""
 
 
+def check_cut(point: LoadedRecipe, cell: Cell, shape: ModelConfig, ways: Parallelism) -> None:
+    """Refuse ranks that the model cannot be cut into, or one host does not have, where the recipe asks for them."""
+    place = ("targets", cell.target, "parallelism", "tensor" if ways.tensor > 1 else "pipeline")
+    try:
+        make_shard(shape, ways.tensor, ways.pipeline)
+    except UsageProblem as error:
+        point.refuse(place, f"{cell.name}: {error.what}", why=error.why, fix=error.fix)
+    if ways.tensor > ways.gpus_per_node:
+        what = f"{cell.name}: {ways.tensor} ranks are more than the {ways.gpus_per_node} devices of one host"
+        why = "the ranks of an embedded engine are processes of one host"
+        point.refuse(place, what, why=why, fix="use fewer ranks, or the backend tensorrt-llm")
+
+
 def check_fit(
     loaded: LoadedRecipe, cells: Iterable[Cell], sources: PinnedSources, facts: Facts, placement: Placement = HERE
 ) -> None:
@@ -127,12 +140,7 @@ def check_fit(
         engine, target = recipe.engine_for(cell.target), recipe.targets[cell.target]
         gpu, variant = find_gpu(target.gpu), recipe.quantization[cell.variant]
         dtype, quantization = resolve_dtype(engine, gpu, shape), make_format(variant, sources.model_of(cell))
-        try:
-            make_shard(shape, target.parallelism.tensor, target.parallelism.pipeline)
-        except UsageProblem as error:
-            way = "tensor" if target.parallelism.tensor > 1 else "pipeline"
-            cut = ("targets", cell.target, "parallelism", way)
-            point.refuse(cut, f"{cell.name}: {error.what}", why=error.why, fix=error.fix)
+        check_cut(point, cell, shape, target.parallelism)
         try:
             if variant.algorithm != AS_STORED:
                 check_calibration(shape, quantization)

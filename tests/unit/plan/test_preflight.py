@@ -76,6 +76,13 @@ def test_a_model_that_cannot_be_cut_is_refused_where_the_recipe_asks_for_ranks(
     assert refusal(tmp_path, changes) == ""
 
 
+def test_more_ranks_than_a_host_has_devices_are_refused(tmp_path: Path) -> None:
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 8}
+    text = refusal(tmp_path, {"targets.cpu.parallelism": {"tensor": 16}}, **heads)
+    assert "16 ranks are more than the 8 devices of one host" in text
+    assert "tensor: 16" in text
+
+
 def test_ranks_on_processors_share_the_memory_of_the_machine(tmp_path: Path) -> None:
     changes = {"targets.cpu.parallelism": {"tensor": 2}, "engine.kv_cache": {"size": "1GiB"}}
     assert refusal(tmp_path, changes, memory_bytes=3 << 30) == ""
