@@ -38,6 +38,7 @@ SIZES = {
 }
 LIMITS = Limits(max_batch_size=16, max_num_tokens=128, max_seq_len=128)
 NUM_BLOCKS = 16 * 16 + 1
+ALGORITHMS = ("none", "fp8")
 RANKS = [size for size in (2, 4) if size <= COUNT]
 PROMPTS = [[11 + at, 40, 90 + 3 * at, 7] * (1 + at % 3) for at in range(12)]
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
@@ -54,30 +55,30 @@ class Built:
         return load_programs(folder / "engine", folder / "weights", NUM_BLOCKS)
 
 
-def build_engines(folder: Path, algorithm: str) -> Built:
-    folder.mkdir()
-    if algorithm == "none":
-        make_llama(folder / "model", **SIZES)
-    else:
-        make_unified(folder / "model", algorithm, kv_cache="fp8", **SIZES)
-    folders = {size: folder / str(size) for size in (1, *RANKS)}
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
+    """All of them, built side by side."""
+    folder = tmp_path_factory.mktemp("ranks")
+    make_llama(folder / "none", **SIZES)
+    make_unified(folder / "fp8", "fp8", kv_cache="fp8", **SIZES)
+    built = {name: Built({size: folder / f"{name}-{size}" for size in (1, *RANKS)}) for name in ALGORITHMS}
 
-    def build_one(size: int) -> None:
-        config = convert_quietly(folder / "model", folders[size] / "weights", "bfloat16", size)
-        for name in ("engine", "work"):
-            (folders[size] / name).mkdir()
+    def build_one(name: str, size: int, target: Path) -> None:
+        config = convert_quietly(folder / name, target / "weights", "bfloat16", size)
+        for part in ("engine", "work"):
+            (target / part).mkdir()
         spec = make_spec(config, LIMITS).model_copy(update={"arch": "sm_90"})
-        build(spec, folders[size] / "engine", folders[size] / "work", lambda line: print(size, line, flush=True))
+        build(spec, target / "engine", target / "work", lambda line: print(name, size, line, flush=True))
 
-    # The kernels of the first one serve all: they are on the shelf afterwards.
-    with ThreadPoolExecutor(len(folders)) as pool:
-        list(pool.map(build_one, folders))
-    return Built(folders)
+    with ThreadPoolExecutor() as pool:
+        jobs = [(name, size, target) for name, one in built.items() for size, target in one.folders.items()]
+        list(pool.map(lambda job: build_one(*job), jobs))
+    return built
 
 
-@pytest.fixture(scope="module", params=["none", "fp8"])
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return build_engines(tmp_path_factory.mktemp("ranks") / request.param, request.param)
+@pytest.fixture(params=ALGORITHMS)
+def built(request: pytest.FixtureRequest, engines: dict[str, Built]) -> Built:
+    return engines[request.param]
 
 
 def ask(programs: Programs) -> Tensor:
@@ -93,7 +94,7 @@ def generate(programs: Any, params: SamplingParams) -> list[list[int]]:
     return found
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize("size", RANKS)
 def test_ranks_answer_as_one_gpu_does(built: Built, size: int) -> None:
     one = built.load(1)

@@ -113,8 +113,8 @@ class RankProcesses:
             return
         self._is_closed = True
         # After a failure it ends already, and maybe waits for a device.
-        if self._group is not None and self._failure is None:
-            self._group.abort()
+        if self._failure is None:
+            self._end_group()
         for connection in self._connections:
             # Not closed: the thread that watches still reads. The other side sees the end all the same.
             with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as both:
@@ -193,6 +193,16 @@ class RankProcesses:
                 print(self._failure.render(), file=sys.stderr, flush=True)
                 os._exit(self._failure.exit_code)
             time.sleep(0.1)
+
+    def _end_group(self) -> None:
+        """Leave the other ranks, who are about to end: not longer than a moment, where that can be had."""
+        ending = threading.Thread(target=self._abort, name="abort", daemon=True)
+        try:
+            ending.start()
+        except RuntimeError:  # an interpreter that ends starts no threads
+            self._abort()
+        else:
+            ending.join(LEAVE_S)
 
     def _abort(self) -> None:
         if self._group is not None:

@@ -150,6 +150,7 @@ def in_group(run: Run, group: Group) -> Run:
     noting = Noting(group)
 
     def run_in_group(inputs: Sequence[Tensor]) -> list[Tensor]:
+        noting.error = None
         try:
             with use_group(noting):
                 return run(inputs)
