@@ -151,7 +151,7 @@ def make_rows(figures: dict[tuple[str, int], dict[str, list[float]]]) -> list[di
     rows = []
     for (name, size), loads in sorted(figures.items()):
         for load, runs in loads.items():
-            found = statistics.median(runs)
+            found = round(statistics.median(runs), 1)
             alone = figures.get((name, 1), {}).get(load)
             scaling = round(found / statistics.median(alone), 2) if alone else None
             rows.append(

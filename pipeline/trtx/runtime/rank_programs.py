@@ -107,7 +107,7 @@ def load_ranks(engine: Path, weights: Path, card: EngineCard, num_blocks: int, l
     except BaseException:
         processes.close()
         raise
-    kind = DeviceRankPrograms if card.compiled_for.device == "cuda" else RankPrograms
+    kind = DeviceRankPrograms if hasattr(own, "submit") else RankPrograms
     return kind(own, processes)
 
 

@@ -187,8 +187,8 @@ def test_a_device_engine_of_ranks_gives_every_prompt_its_own_tokens(tmp_path: Pa
     """Started ahead, with drawn tokens that rank 0 alone chooses; the ranks compare their tokens in every step."""
     card = write_card(tmp_path, 2)
     programs = load_ranks(tmp_path, tmp_path, card, 65, "support.ranks:load_device")
-    device = DeviceRankPrograms(programs._own, programs._processes)
-    engine = DeviceEngine(device, make_tokenizer())
+    assert isinstance(programs, DeviceRankPrograms)
+    engine = DeviceEngine(programs, make_tokenizer())
     prompts = [[1, 2, 3], [7] * 9, [40, 41], [5]]
     greedy = SamplingParams(max_tokens=12, temperature=0.0)
     found = engine.generate(prompts, greedy)
@@ -204,8 +204,8 @@ def test_a_device_engine_of_ranks_gives_every_prompt_its_own_tokens(tmp_path: Pa
 def test_a_step_of_a_device_that_waits_for_a_rank_ends_with_it(tmp_path: Path) -> None:
     card = write_card(tmp_path, 2)
     programs = load_ranks(tmp_path, tmp_path, card, 65, "support.ranks:load_device")
-    device = DeviceRankPrograms(programs._own, programs._processes)
-    engine = DeviceEngine(device, make_tokenizer())
+    assert isinstance(programs, DeviceRankPrograms)
+    engine = DeviceEngine(programs, make_tokenizer())
     request: Request = engine.make_request([1, 2, 3], SamplingParams(max_tokens=12, temperature=0.0))
     engine.add_request(request)
     engine.step()
