@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,3 +135,33 @@ def test_a_rank_that_is_killed_ends_the_engine_within_a_minute(built: Built) -> 
         while engine.has_work:
             engine.step()
     assert time.monotonic() - started < 60
+
+
+RECIPE = """\
+schema: trtx/v1
+name: two-gpus
+model: {source: "random://llama-tiny"}
+quantization:
+  bf16: {algorithm: none, calibration: {samples: 1, heldout: 8, max_length: 128}}
+engine:
+  limits: {max_batch_size: 8, max_num_tokens: 256, max_seq_len: 256}
+targets:
+  pair: {gpu: h200-sxm-141gb, parallelism: {tensor: 2}}
+benchmark:
+  workloads: {chat: {input_tokens: 32, output_tokens: 16, concurrency: [8]}}
+  repeats: 1
+"""
+
+
+@pytest.mark.timeout(360)
+def test_a_recipe_of_two_gpus_is_built_checked_measured_and_answers(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    command = [sys.executable, "-c", "from trtx.cli.main import run; run()", "apply", "recipe.yaml"]
+    environment = {**os.environ, "TRTX_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    from trtx.llm import LLM
+
+    llm = LLM(tmp_path / "out" / "two-gpus" / "pair" / "bf16")
+    found = llm.generate(["Return the", "A list of"], SamplingParams(max_tokens=16, temperature=0.0, ignore_eos=True))
+    assert [len(output.outputs[0].token_ids) for output in found] == [16, 16]

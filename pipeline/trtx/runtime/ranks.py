@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ from trtx.runtime.card import Device
 # How long a rank waits for the others in one operation, and for all of them to meet at first.
 TIMEOUT_S = 300.0
 STORE_NAME = "store"
+
+NCCL_DEFAULTS = {
+    # NVLink multicast needs rights that containers rarely have.
+    "NCCL_NVLS_ENABLE": "0",
+    # A rank that ends is noticed and named by rank_processes.py. torch would end this process without a word of it, also
+    # one that was only stopped for a while.
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+}
 
 # Inputs → outputs of a program.
 Run = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -175,8 +186,20 @@ def rank_environment(device: Device, rank: int, environ: dict[str, str]) -> dict
 
 
 def nccl_defaults(environ: dict[str, str]) -> dict[str, str]:
-    """What NCCL is told unless the user did: no NVLink multicast, which needs rights that containers rarely have."""
-    return {name: value for name, value in {"NCCL_NVLS_ENABLE": "0"}.items() if name not in environ}
+    """What NCCL, and torch's threads around it, are told unless the user did."""
+    return {name: value for name, value in NCCL_DEFAULTS.items() if name not in environ}
+
+
+@contextmanager
+def _nccl_environment() -> Iterator[None]:
+    """Have this process read the defaults while a group is made, and leave its environment as it was."""
+    added = nccl_defaults(dict(os.environ))
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _make_gloo(store: c10d.Store, rank: int, size: int) -> Any:
@@ -187,14 +210,13 @@ def _make_gloo(store: c10d.Store, rank: int, size: int) -> Any:
 
 
 def _make_nccl(store: c10d.Store, rank: int, size: int) -> Any:
-    # Read by NCCL when its first group is made.
-    os.environ.update(nccl_defaults(dict(os.environ)))
     options: Any = c10d.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=TIMEOUT_S)
-    group: Any = c10d.ProcessGroupNCCL(store, rank, size, options)
-    # Connects the ranks now: what is done at first use cannot be captured into a graph.
     one = torch.ones(1, device="cuda")
-    group.allreduce([one], c10d.AllreduceOptions()).wait()
+    with _nccl_environment():
+        group: Any = c10d.ProcessGroupNCCL(store, rank, size, options)
+        # Connects the ranks now: what is done at first use cannot be captured into a graph.
+        group.allreduce([one], c10d.AllreduceOptions()).wait()
     if one.item() != size:
         raise RuntimeError(f"the GPUs of {size} ranks do not add up: 1 from each gave {one.item():g}")
     return group

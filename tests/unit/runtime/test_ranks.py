@@ -26,7 +26,7 @@ from trtx.runtime.device_engine import DeviceEngine
 from trtx.runtime.fit import Machine, check_machine
 from trtx.runtime.params import SamplingParams
 from trtx.runtime.rank_programs import DeviceRankPrograms, RankPrograms, load_ranks
-from trtx.runtime.ranks import rank_environment
+from trtx.runtime.ranks import NCCL_DEFAULTS, rank_environment
 from trtx.runtime.request import Request
 
 EAGER = "support.ranks:load_eager"
@@ -219,9 +219,10 @@ def test_a_step_of_a_device_that_waits_for_a_rank_ends_with_it(tmp_path: Path) -
 
 def test_every_rank_sees_its_own_gpu_alone() -> None:
     assert rank_environment("cpu", 1, {"A": "b"}) == {"A": "b"}
-    assert rank_environment("cuda", 1, {}) == {"CUDA_VISIBLE_DEVICES": "1", "NCCL_NVLS_ENABLE": "0"}
+    assert rank_environment("cuda", 1, {}) == {"CUDA_VISIBLE_DEVICES": "1", **NCCL_DEFAULTS}
     chosen = {"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b", "NCCL_NVLS_ENABLE": "1"}
-    assert rank_environment("cuda", 1, chosen) == {"CUDA_VISIBLE_DEVICES": "GPU-b", "NCCL_NVLS_ENABLE": "1"}
+    expected = {**NCCL_DEFAULTS, "CUDA_VISIBLE_DEVICES": "GPU-b", "NCCL_NVLS_ENABLE": "1"}
+    assert rank_environment("cuda", 1, chosen) == expected
 
 
 @pytest.mark.parametrize(
