@@ -12,6 +12,7 @@ import argparse
 import faulthandler
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from gpu import LOADS, describe_machine, run_load
 from gpu_engines import LIMITS, make_spec, make_tokenizer, make_weights
 
 from trtx.backends.inductor.build import build
+from trtx.errors import TrtxError
 from trtx.runtime.card import EngineCard, Rank, load_card
 from trtx.runtime.cuda import CudaPrograms
 from trtx.runtime.cuda_load import make_programs
@@ -67,11 +69,11 @@ def measure_one(folder: Path, name: str, size: int) -> None:
     blocks = LIMITS.max_batch_size * -(-LIMITS.max_seq_len // card.kv_cache.tokens_per_block) + 1
     started = time.monotonic()
     loader = f"{Path(__file__).stem}:{load_random_rank.__name__}"
+    threading.Thread(target=tell_where_ranks_stand, daemon=True).start()
     if size == 1:
         programs: Any = load_random_rank(folder, folder, card, blocks)
     else:
         programs = load_ranks(folder, folder, card, blocks, loader)
-        threading.Thread(target=tell_where_ranks_stand, args=(programs,), daemon=True).start()
     print(f"{name} × {size}: loaded in {time.monotonic() - started:.1f} s", flush=True)
     engine = DeviceEngine(programs, make_tokenizer(card.model.vocab_size))
     figures: dict[str, list[float]] = {}
@@ -82,13 +84,14 @@ def measure_one(folder: Path, name: str, size: int) -> None:
         print(MARK + json.dumps(figures), flush=True)
 
 
-def tell_where_ranks_stand(programs: Any) -> None:
+def tell_where_ranks_stand() -> None:
     """Shortly before this process is ended, let its ranks say where they are, and print it."""
     time.sleep(MEASURE_LIMIT_S - 15)
-    for process in programs._processes._processes.values():
-        process.send_signal(6)  # SIGABRT: faulthandler prints the stacks.
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in map(int, children.read_text().split()):
+            os.kill(pid, signal.SIGABRT)  # faulthandler prints the stacks
     time.sleep(3)
-    for log in sorted(programs._processes._folder.glob("*.log")):
+    for log in sorted(Path(gettempdir()).glob("trtx-ranks-*/*.log")):
         print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", flush=True)
 
 
@@ -210,7 +213,11 @@ def main() -> int:
     if options.measure:
         faulthandler.dump_traceback_later(MEASURE_LIMIT_S - 20)
         folder, name, size = options.measure
-        measure_one(Path(folder), name, int(size))
+        try:
+            measure_one(Path(folder), name, int(size))
+        except TrtxError as error:
+            print(error.render(), flush=True)
+            return 1
         return 0
     sizes = options.sizes or [size for size in (1, 2, 4) if size <= torch.cuda.device_count()]
     return run_all(sizes, options.layers, options.out, options.minutes)

@@ -30,8 +30,8 @@ STORE_NAME = "store"
 NCCL_DEFAULTS = {
     # NVLink multicast needs rights that containers rarely have.
     "NCCL_NVLS_ENABLE": "0",
-    # A rank that ends is noticed and named by rank_processes.py. torch would end this process without a word of it, also
-    # one that was only stopped for a while.
+    # A rank that ends is noticed and named by rank_processes.py. torch would end this process without a word of it,
+    # also one that was only stopped for a while.
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
     "TORCH_NCCL_ENABLE_MONITORING": "0",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
