@@ -64,6 +64,22 @@ def leave(engine: Path, weights: Path, card: EngineCard, num_blocks: int, join: 
     raise AssertionError("ranks met that could not")
 
 
+class Stuck(FakeDevice):
+    """A device whose rank 0 waits for something that no error reaches, while the others end."""
+
+    def step(self, *inputs: Tensor) -> Tensor:
+        if self.card.rank.rank:
+            raise SystemExit(7)
+        time.sleep(60)
+        raise AssertionError("nobody ended this process")
+
+
+def get_stuck(engine: Path, weights: Path, card: EngineCard, num_blocks: int, join: Join) -> Stuck:
+    """One rank of an engine that gets stuck in its first step."""
+    join()
+    return Stuck(card, num_blocks)
+
+
 class RankDevice(FakeDevice):
     """A device that is none, whose ranks tell one another their tokens after every step."""
 

@@ -175,6 +175,25 @@ time.sleep(60)
     wait_until_gone(numbers)
 
 
+def test_an_engine_that_stays_stuck_when_a_rank_ends_is_ended_and_says_why(tmp_path: Path) -> None:
+    write_card(tmp_path, 2)
+    script = f"""
+import sys
+sys.path[:] = {sys.path!r}
+from pathlib import Path
+import torch
+from trtx.runtime import rank_processes
+from trtx.runtime.card import load_card
+from trtx.runtime.rank_programs import load_ranks
+rank_processes.STUCK_S = 0.5
+folder = Path({str(tmp_path)!r})
+load_ranks(folder, folder, load_card(folder), 8, "support.ranks:get_stuck").step(torch.zeros(1))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == EnvironmentProblem.exit_code
+    assert "error: the process of rank 1 of 2 ended with exit code 7" in done.stderr
+
+
 def test_signals_for_all_processes_of_a_terminal_are_rank_0_s_business(tmp_path: Path) -> None:
     make_llama(tmp_path / "model")
     programs = load_small(tmp_path, 2)
