@@ -230,7 +230,9 @@ class RankProcesses:
             process.kill()
             code = process.wait()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        words = [line for line in self._log(rank).read_text(errors="replace").splitlines() if line.strip()]
+        log = self._log(rank)
+        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+        words = [line for line in lines if line.strip()]
         said = f"its last words were: {words[-1].strip()}" if words else "it said nothing"
         return EnvironmentProblem(
             f"the process of rank {rank} of {self.size} ended {how}; {said}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -83,10 +84,11 @@ class RankProcess:
                 # A process that rank 0 forked may keep the connection open after it.
                 while not self._connection.poll(LOOK_S):
                     if os.getppid() != self._job.parent:
-                        os._exit(0)
+                        raise EOFError
                 self._commands.put(self._connection.recv())
         except (EOFError, OSError):
-            # Whatever the other threads wait for will not come.
+            # Rank 0 may have had no time to tidy up. Whatever the other threads wait for will not come.
+            shutil.rmtree(self._job.folder, ignore_errors=True)
             os._exit(0)
 
 

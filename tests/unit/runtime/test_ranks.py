@@ -161,18 +161,20 @@ from trtx.runtime.card import load_card
 from trtx.runtime.rank_programs import load_ranks
 folder = Path({str(tmp_path)!r})
 programs = load_ranks(folder / "engine", folder / "weights", load_card(folder / "engine"), 8, {EAGER!r})
-print(*[process.pid for process in programs._processes._processes.values()], flush=True)
+print(programs._processes._folder, *[one.pid for one in programs._processes._processes.values()], flush=True)
 time.sleep(60)
 """
     engine = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert engine.stdout is not None
-    numbers = [int(word) for word in engine.stdout.readline().split()]
+    folder, *words = engine.stdout.readline().split()
+    numbers = [int(word) for word in words]
     assert len(numbers) == 1
     assert is_running(numbers[0])
     engine.kill()
     engine.wait()
     engine.stdout.close()
     wait_until_gone(numbers)
+    assert not Path(folder).exists()
 
 
 def test_an_engine_that_stays_stuck_when_a_rank_ends_is_ended_and_says_why(tmp_path: Path) -> None:
