@@ -24,8 +24,18 @@ from trtx.kernels.build import LibraryJob, run_compiler, run_job, torch_folder
 from trtx.kernels.shelf import put, take
 
 SOURCES = Path(__file__).parent / "cuda"
-KERNELS = ("prompt_attention", "decode_attention", "few_tokens", "argmax", "widen")
-GLUE = ("ops", "products")
+KERNELS = (
+    "prompt_attention",
+    "decode_attention",
+    "streamed_product",
+    "few_tokens",
+    "norm",
+    "rotate",
+    "gate",
+    "argmax",
+    "widen",
+)
+GLUE = ("ops", "layer_ops", "products")
 COMMON_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden")
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo")
 # Products of 8 bits and Hopper's own instructions are only in the code that is for exactly this architecture.

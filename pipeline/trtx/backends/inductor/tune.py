@@ -1,8 +1,8 @@
-"""Measures which algorithms of cuBLASLt are fastest: `python -m trtx.backends.inductor.tune job.json`.
+"""Measures which kernels compute a model's products fastest: `python -m trtx.backends.inductor.tune job.json`.
 
 Every matrix of the model is multiplied with every number of tokens that has a record of its own, from weights that are
 not in the cache, as in a step. The records go into the engine's card, so that every load computes with the same
-algorithms, and so does a rebuild that is given them.
+ones, and so does a rebuild that is given them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from trtx.backends.inductor.spec import EngineSpec, TuneJob
 from trtx.errors import UsageProblem
 from trtx.files import write_json
 from trtx.kernels import ops
+from trtx.models.fused import can_fuse
 from trtx.models.layout import head_linear, layer_linears, make_shard
 from trtx.processes import die_with_parent
 from trtx.runtime.native import load_kernels
 
-# Up to so many tokens products have a kernel of their own (kernels/cuda/few_tokens.cu).
-FEW_TOKENS = 8
+# The kernels for a gated product, and for any of few tokens, are kernels/cuda/streamed_product.cu and few_tokens.cu.
+FEW_TOKENS, MAX_STREAMED_TOKENS = 8, 128
+GATED = "-gated"
 MAX_CANDIDATES = 16
 ROUNDS = 5
 # Weights are taken in turn, several times what the cache of any GPU holds.
@@ -35,7 +37,7 @@ COLD_BYTES = 300_000_000
 
 
 class Tuned(BaseModel):
-    """One product: its record, the time that it takes, that of cuBLASLt's own first choice, and how many were tried."""
+    """One product: its record, the time that it takes, that of the first candidate, and how many were tried."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,26 +47,33 @@ class Tuned(BaseModel):
     candidates: int
 
 
-def list_shapes(spec: EngineSpec) -> dict[tuple[str, int, int], None]:
-    """(kind, rows, columns) of the products of a model that cuBLASLt computes, each once."""
+def list_shapes(spec: EngineSpec) -> dict[tuple[str, int, int], int]:
+    """(kind, rows, columns) of the products of a model, and the most tokens each is computed with."""
     shard = make_shard(spec.model, spec.rank.tensor, spec.rank.pipeline, spec.rank.rank)
-    linears = [
-        linear for layer in shard.layers for linear in layer_linears(spec.model, spec.quantization, shard, layer)
-    ]
-    linears.append(head_linear(spec.model, shard))
+    is_fused = can_fuse(spec.model, shard, spec.dtype)
     kinds = {"fp8": "e4m3", "fp8_dynamic": "e4m3"}
-    return {(kinds.get(linear.algorithm, "bf16"), linear.out_features, linear.in_features): None for linear in linears}
+    shapes: dict[tuple[str, int, int], int] = {}
+    for layer in shard.layers:
+        for linear in layer_linears(spec.model, spec.quantization, shard, layer):
+            kind, size = kinds.get(linear.algorithm, "bf16"), (linear.out_features, linear.in_features)
+            shapes[kind, *size] = spec.limits.max_num_tokens
+            is_gate = is_fused and linear.name.endswith(".gate_up") and not linear.bias
+            if is_gate and linear.algorithm in ("none", "fp8"):
+                shapes[f"{kind}{GATED}", *size] = min(MAX_STREAMED_TOKENS, spec.limits.max_num_tokens)
+    head = head_linear(spec.model, shard)
+    shapes.setdefault(("bf16", head.out_features, head.in_features), spec.limits.max_batch_size)
+    return shapes
 
 
 def list_tokens(largest: int) -> Iterator[int]:
     """Numbers of tokens that have records, up to the first that covers `largest`; see round_tokens in products.cpp."""
-    tokens = 16
+    tokens = FEW_TOKENS
     while True:
         yield tokens
         if tokens >= largest:
             return
         if tokens < 128:
-            tokens += 16
+            tokens = tokens // 16 * 16 + 16
         else:
             # 128, 192, 256, 384, 512, …
             is_power = tokens & (tokens - 1) == 0
@@ -73,12 +82,8 @@ def list_tokens(largest: int) -> Iterator[int]:
 
 def tune(spec: EngineSpec, operators: Any) -> list[Tuned]:
     """Measure all products of a model on the first GPU."""
-    rows = {"head": spec.limits.max_batch_size}
-    head = head_linear(spec.model, make_shard(spec.model, spec.rank.tensor, spec.rank.pipeline, spec.rank.rank))
     found = []
-    for kind, out_features, in_features in list_shapes(spec):
-        is_head = (out_features, in_features) == (head.out_features, head.in_features)
-        largest = rows["head"] if is_head else spec.limits.max_num_tokens
+    for (kind, out_features, in_features), largest in list_shapes(spec).items():
         weights = make_weights(kind, out_features, in_features)
         for tokens in list_tokens(largest):
             found.append(tune_product(kind, tokens, weights, operators))
@@ -88,21 +93,18 @@ def tune(spec: EngineSpec, operators: Any) -> list[Tuned]:
 
 def make_weights(kind: str, out_features: int, in_features: int) -> list[Tensor]:
     """Random weights of one shape, as many as a cold cache takes."""
-    size = out_features * in_features * (1 if kind == "e4m3" else 2)
-    dtype = torch.float8_e4m3fn if kind == "e4m3" else torch.bfloat16
+    dtype = _dtype(kind)
+    size = out_features * in_features * dtype.itemsize
     count = max(1, min(32, COLD_BYTES // size + 1))
     return [torch.randn(out_features, in_features, device="cuda", dtype=torch.bfloat16).to(dtype) for _ in range(count)]
 
 
 def tune_product(kind: str, tokens: int, weights: list[Tensor], operators: Any) -> Tuned:
-    """The fastest algorithm of one product."""
-    dtype = torch.float8_e4m3fn if kind == "e4m3" else torch.bfloat16
-    x = torch.randn(tokens, weights[0].shape[1], device="cuda", dtype=torch.bfloat16).to(dtype)
-    multiply: Callable[[Tensor], Tensor] = (
-        (lambda weight: ops.linear_e4m3(x, weight)) if kind == "e4m3" else (lambda weight: ops.linear_bf16(x, weight))
-    )
+    """The fastest way of one product."""
+    x = torch.randn(tokens, weights[0].shape[1], device="cuda", dtype=torch.bfloat16).to(_dtype(kind))
+    multiply = _multiplication(kind, x)
     times: list[tuple[float, str]] = []
-    for record in operators.product_candidates(x, weights[0], MAX_CANDIDATES):
+    for record in operators.product_candidates(x, weights[0], kind.endswith(GATED), MAX_CANDIDATES):
         try:
             operators.use_products([record])
             times.append((time_us(multiply, weights), record))
@@ -116,19 +118,36 @@ def tune_product(kind: str, tokens: int, weights: list[Tensor], operators: Any) 
 
 
 def time_us(multiply: Callable[[Tensor], Tensor], weights: list[Tensor]) -> float:
-    """Median time of one product in microseconds."""
-    for weight in weights[:2]:
-        multiply(weight)
+    """Median time of one product in microseconds, one after another as in a step: from a graph."""
+    multiply(weights[0])
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for weight in weights:
+            multiply(weight)
+    graph.replay()
     figures = []
     for _ in range(ROUNDS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
-        for weight in weights:
-            multiply(weight)
+        graph.replay()
         end.record()
         torch.cuda.synchronize()
         figures.append(float(start.elapsed_time(end)) * 1000 / len(weights))
     return statistics.median(figures)
+
+
+def _dtype(kind: str) -> torch.dtype:
+    return torch.float8_e4m3fn if kind.startswith("e4m3") else torch.bfloat16
+
+
+def _multiplication(kind: str, x: Tensor) -> Callable[[Tensor], Tensor]:
+    if kind.endswith(GATED):
+        y_scale = torch.ones((), device="cuda") if kind.startswith("e4m3") else None
+        return lambda weight: ops.gated_linear(x, weight, y_scale=y_scale)
+    if kind == "e4m3":
+        return lambda weight: ops.linear_e4m3(x, weight)
+    return lambda weight: ops.linear_bf16(x, weight)
 
 
 def main(arguments: list[str]) -> int:
