@@ -7,8 +7,8 @@ from pathlib import Path
 from support.gpu_flow import PACKAGE, apply
 
 PROMPTS = [f"Return the {number} of" for number in range(12)]
-# In nats. The random model's most likely token is about one nat above the others' mean; rounding moves logits by 0.01.
-NEARLY_EQUAL = 0.1
+# In nats. The logits of the random model have a deviation of 1.3, and rounding moves them by a few hundredths.
+NEARLY_EQUAL = 0.3
 
 
 def test_a_second_apply_finds_everything_in_the_cache(applied: Path) -> None:
