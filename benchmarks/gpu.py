@@ -158,8 +158,8 @@ def profile_steps(engine: DeviceEngine, load: Load) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["ms"])[:12]
 
 
-def measure_format(name: str, built: Built, ceilings: Ceilings) -> list[dict[str, Any]]:
-    """All loads of one engine."""
+def measure_format(name: str, built: Built, ceilings: Ceilings, *, with_profiles: bool) -> list[dict[str, Any]]:
+    """All loads of one engine; `with_profiles` of its steps where a goal is missed."""
     weights = make_weights(built.card)
     size = sum(tensor.nbytes for tensor in weights.values())
     blocks = LIMITS.max_batch_size * -(-LIMITS.max_seq_len // built.card.kv_cache.tokens_per_block) + 1
@@ -173,7 +173,7 @@ def measure_format(name: str, built: Built, ceilings: Ceilings) -> list[dict[str
         found, goal = statistics.median(figures), load.goals.get(name)
         row = {"load": load.name, "format": name, "tokens_s": round(found, 1), "goal": goal, "limit": round(limit, 1)}
         row |= {"share_of_limit": round(found / limit, 3), "runs": [round(figure, 1) for figure in figures]}
-        if goal is not None and found < goal:
+        if with_profiles and goal is not None and found < goal:
             row["profile"] = profile_steps(engine, load)
         rows.append(row)
         share = f"{found / limit:.0%} of the limit {limit:,.0f}"
@@ -225,7 +225,9 @@ def build_engines(names: Sequence[str], folder: Path, num_layers: int) -> dict[s
     return dict(zip(names, engines, strict=True))
 
 
-def measure(names: Sequence[str], num_layers: int, *, with_start: bool) -> Iterator[dict[str, Any]]:
+def measure(
+    names: Sequence[str], num_layers: int, *, with_start: bool, with_profiles: bool
+) -> Iterator[dict[str, Any]]:
     """The content of the file of figures, as far as it is known: each time something is added, all of it."""
     parts, rows = Parts(), list[dict[str, Any]]()
     with parts.time("ceilings"):
@@ -241,9 +243,10 @@ def measure(names: Sequence[str], num_layers: int, *, with_start: bool) -> Itera
             built = build_engines(names, Path(folder), num_layers)
         result["builds"] = {one: {"seconds": round(it.seconds, 1), "log": list(it.log)} for one, it in built.items()}
         result |= {"rows": rows, "start": None, "parts_s": parts.seconds}
+        yield result
         for name, engine in built.items():
             with parts.time(f"measuring {name}"):
-                rows += measure_format(name, engine, ceilings)
+                rows += measure_format(name, engine, ceilings, with_profiles=with_profiles)
             yield result
         if with_start:
             with parts.time("start"):
@@ -257,6 +260,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="file for the figures, JSON")
     parser.add_argument("--layers", type=int, default=32, help="layers of the model; 32 is the published shape")
     parser.add_argument("--no-start", action="store_true", help="leave out the start from a file of weights")
+    parser.add_argument(
+        "--profile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="kernels of the steps of loads that miss their goal",
+    )
     parser.add_argument("--formats", default=",".join(FORMATS), help="number formats, with commas between them")
     options = parser.parse_args()
     names = options.formats.split(",")
@@ -264,7 +273,8 @@ def main() -> int:
         parser.error(f"there is no format {unknown[0]}; there are {', '.join(FORMATS)}")
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU")
-    for result in measure(names, options.layers, with_start=not options.no_start):
+    figures = measure(names, options.layers, with_start=not options.no_start, with_profiles=options.profile)
+    for result in figures:
         # Written each time, so that a part that fails or takes too long does not take the others' figures with it.
         if options.out:
             options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -74,6 +75,31 @@ def test_fewer_bits_have_a_higher_limit_and_prompts_are_computed_in_bf16(
     assert gpu.limit_tokens_s(many, built, size, gpu.replace(ceilings, fp8_tflop_s=1.0)) == gpu.limit_tokens_s(
         many, built, size, ceilings
     )
+
+
+def test_figures_are_written_as_soon_as_they_are_known(
+    modules: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu, engines = modules
+    monkeypatch.setattr(gpu, "measure_ceilings", lambda: gpu.Ceilings(4.0, 800.0, 1600.0))
+    monkeypatch.setattr(gpu, "describe_machine", lambda: {"gpu": "none"})
+    monkeypatch.setattr(gpu, "build_engine", lambda name, *_: engines.Built(tmp_path, None, 1.23, (f"built {name}",)))
+
+    def measure_format(name: str, *_: object, with_profiles: bool) -> list[dict[str, object]]:
+        if name == "int8_wo":
+            raise RuntimeError("no memory")
+        return [{"format": name, "profiles": with_profiles}]
+
+    monkeypatch.setattr(gpu, "measure_format", measure_format)
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
+    out = tmp_path / "figures.json"
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--out", str(out), "--formats", "fp8,int8_wo", "--no-profile"])
+    with pytest.raises(RuntimeError, match="no memory"):
+        gpu.main()
+    found = json.loads(out.read_text())
+    assert found["rows"] == [{"format": "fp8", "profiles": False}]
+    assert found["builds"] == {name: {"seconds": 1.2, "log": [f"built {name}"]} for name in ("fp8", "int8_wo")}
+    assert set(found["parts_s"]) == {"ceilings", "builds", "measuring fp8"}
 
 
 def test_a_format_without_a_goal_has_none(modules: tuple[ModuleType, ModuleType]) -> None:
