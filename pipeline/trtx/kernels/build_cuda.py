@@ -21,7 +21,7 @@ from trtx.errors import EnvironmentProblem, StepFailed
 from trtx.files import canonical_json, sha256_bytes, sha256_file
 from trtx.kernels.build import SOURCES as CPP_SOURCES
 from trtx.kernels.build import LibraryJob, run_compiler, run_job, torch_folder
-from trtx.kernels.shelf import put, take
+from trtx.kernels.shelf import alone, put, take
 
 SOURCES = Path(__file__).parent / "cuda"
 KERNELS = (
@@ -70,10 +70,15 @@ def make_namespace(arch: str, compilers: str) -> str:
 def build_library(job: LibraryJob) -> None:
     """Take the library from the shelf, or compile, link and put it there; `march` of the job is the architecture.
 
-    Raises StepFailed with the compiler's first complaint.
+    Of builds side by side one compiles, and the others wait for it. Raises StepFailed with the compiler's first
+    complaint.
     """
-    if take(Path(job.shelf), job.namespace, Path(job.library)):
-        return
+    with alone(Path(job.shelf), job.namespace):
+        if not take(Path(job.shelf), job.namespace, Path(job.library)):
+            _compile_library(job)
+
+
+def _compile_library(job: LibraryJob) -> None:
     nvcc, work = find_nvcc(), Path(job.work)
     code = EXACT.get(job.march, job.march.removeprefix("sm_"))
     target = f"-gencode=arch=compute_{code},code=sm_{code}"

@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trtx.errors import EnvironmentProblem, VerificationFailed
+from trtx.errors import VerificationFailed
 from trtx.kernels import ops
 from trtx.runtime.card import EngineCard
 from trtx.runtime.cuda import CudaPrograms
+from trtx.runtime.cuda_memory import CudaMemory, DeviceMemory, make_fitting, memory_errors
+from trtx.runtime.memory import PoolSize
 from trtx.runtime.native import NativeProgram, load_kernels
 from trtx.runtime.program import PACKAGE_MODEL, load_weights, make_pools
 
@@ -23,17 +25,43 @@ PIECE_BYTES = 32 << 20
 READERS = 12
 
 
-def load_programs(engine: Path, weights: Path, card: EngineCard, num_blocks: int) -> CudaPrograms:
+def load_programs(engine: Path, weights: Path, card: EngineCard, num_blocks: int | PoolSize) -> CudaPrograms:
     """The programs of an engine whose code was verified, on the first GPU, ready to run.
+
+    `num_blocks` counts the null block, or says how large the pools shall be.
 
     Raises VerificationFailed when weights or kernels are not the card's, EnvironmentProblem when memory is short.
     """
+    memory = CudaMemory()
+    if isinstance(num_blocks, PoolSize):
+        # Known before the weights are read, as far as it can be.
+        num_blocks.count_blocks(card, memory.available)
     moved = copy_weights(load_weights(card, weights))
+    if isinstance(num_blocks, PoolSize):
+        return make_sized_programs(engine, card, moved, num_blocks, memory)
     return make_programs(engine, card, moved, num_blocks)
 
 
+def make_sized_programs(
+    engine: Path, card: EngineCard, weights: Mapping[str, Tensor], size: PoolSize, memory: DeviceMemory
+) -> CudaPrograms:
+    """The programs of an engine over weights that are on the device, with as many blocks as fit beside them.
+
+    `memory` is from before the weights were there. Raises EnvironmentProblem when it is short.
+    """
+    program = load_program(engine, card, weights)
+    return make_fitting(card, size, memory, lambda num_blocks: make_ready(card, program, num_blocks))
+
+
 def make_programs(engine: Path, card: EngineCard, weights: Mapping[str, Tensor], num_blocks: int) -> CudaPrograms:
-    """The programs of an engine over weights that are on the device."""
+    """The programs of an engine over weights that are on the device. Raises EnvironmentProblem when memory is short."""
+    program = load_program(engine, card, weights)
+    with memory_errors("the engine does not fit into the GPU's memory", "end what else uses the GPU"):
+        return make_ready(card, program, num_blocks)
+
+
+def load_program(engine: Path, card: EngineCard, weights: Mapping[str, Tensor]) -> NativeProgram:
+    """The compiled program with its kernels. Raises VerificationFailed when they are not the card's."""
     if card.kernels is None:
         raise VerificationFailed(
             f"{engine} has no kernels", why="its card names none", fix="build it with `trtx apply`"
@@ -41,7 +69,12 @@ def make_programs(engine: Path, card: EngineCard, weights: Mapping[str, Tensor],
     ops.use_namespace(card.kernels.namespace)
     operators = load_kernels(engine / card.kernels.path, card.kernels.namespace)
     operators.use_products(list(card.products))
-    program = NativeProgram(operators, engine / card.programs["step"].path, PACKAGE_MODEL, weights)
+    with memory_errors("the engine's code does not fit into the GPU's memory", "end what else uses the GPU"):
+        return NativeProgram(operators, engine / card.programs["step"].path, PACKAGE_MODEL, weights)
+
+
+def make_ready(card: EngineCard, program: NativeProgram, num_blocks: int) -> CudaPrograms:
+    """Programs with pools of so many blocks, all graphs captured."""
     programs = CudaPrograms(card, program, make_pools(card.kv_cache, num_blocks, "cuda"), num_blocks)
     programs.warm_up()
     return programs
@@ -55,14 +88,9 @@ def copy_weights(mapped: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises EnvironmentProblem when the device has too little memory.
     """
-    try:
+    fix = "end what else uses the GPU, or quantize the model to fewer bits"
+    with memory_errors("the weights do not fit into the GPU's memory", fix):
         moved = {name: torch.empty_like(tensor, device="cuda") for name, tensor in mapped.items()}
-    except torch.cuda.OutOfMemoryError as error:
-        raise EnvironmentProblem(
-            "the weights do not fit into the GPU's memory",
-            why=str(error).splitlines()[0],
-            fix="end what else uses the GPU, or quantize the model to fewer bits",
-        ) from error
     pieces = [
         (source[start : start + PIECE_BYTES], target[start : start + PIECE_BYTES])
         for source, target in ((_bytes(mapped[name]), _bytes(moved[name])) for name in mapped)

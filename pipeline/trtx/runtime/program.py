@@ -22,6 +22,7 @@ from trtx.models.weights_config import load_weights_config
 from trtx.models.weights_file import map_weights
 from trtx.runtime.card import EngineCard, KvCache, load_card
 from trtx.runtime.fit import check_machine
+from trtx.runtime.memory import PoolSize
 from trtx.runtime.native import NativeProgram, load_kernels
 
 # The name under which the compiler files its code in a package.
@@ -110,14 +111,15 @@ class CompiledPrograms:
             self._busy.release()
 
 
-def load_programs(engine: Path, weights: Path, num_blocks: int, *, verify: bool = True) -> Programs:
+def load_programs(engine: Path, weights: Path, num_blocks: int | PoolSize, *, verify: bool = True) -> Programs:
     """Load an engine folder with the weights of one rank: CompiledPrograms, or CudaPrograms for a GPU.
 
     `engine` holds engine.json and programs/, `weights` config.json and rankN.safetensors; `num_blocks` counts the
-    null block. `verify` reads the programs once more to compare their digests: they are machine code.
+    null block, or says how large the pools shall be. `verify` reads the programs once more to compare their digests:
+    they are machine code.
 
-    Raises EnvironmentProblem when the engine does not fit this machine, VerificationFailed when a program is not
-    what the card says or the weights have another layout.
+    Raises EnvironmentProblem when the engine does not fit this machine or its memory, VerificationFailed when a program
+    is not what the card says or the weights have another layout.
     """
     card = load_card(engine)
     check_machine(card)
@@ -136,6 +138,8 @@ def load_programs(engine: Path, weights: Path, num_blocks: int, *, verify: bool 
         raise VerificationFailed(
             f"{engine} has no kernels", why="its card names none", fix="build it with `trtx apply`"
         )
+    if isinstance(num_blocks, PoolSize):
+        num_blocks = num_blocks.count_blocks(card)
     mapped = load_weights(card, weights)
     operators = load_kernels(engine / card.kernels.path, card.kernels.namespace)
     # Unpacked by ourselves and deleted once mapped: the loader's own copy would stay behind after a crash.

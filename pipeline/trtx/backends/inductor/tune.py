@@ -7,6 +7,7 @@ ones, and so does a rebuild that is given them.
 
 from __future__ import annotations
 
+import os
 import signal
 import statistics
 import sys
@@ -22,8 +23,10 @@ from trtx.backends.inductor.spec import EngineSpec, TuneJob
 from trtx.errors import UsageProblem
 from trtx.files import write_json
 from trtx.kernels import ops
+from trtx.kernels.shelf import alone
 from trtx.models.fused import can_fuse
 from trtx.models.layout import head_linear, layer_linears, make_shard
+from trtx.paths import kernels_dir
 from trtx.processes import die_with_parent
 from trtx.runtime.native import load_kernels
 
@@ -32,6 +35,8 @@ FEW_TOKENS, MAX_STREAMED_TOKENS = 8, 128
 GATED = "-gated"
 MAX_CANDIDATES = 16
 ROUNDS = 5
+# Only one process of a machine measures at a time.
+MEASURING = "measuring"
 # Weights are taken in turn, several times what the cache of any GPU holds.
 COLD_BYTES = 300_000_000
 
@@ -157,7 +162,8 @@ def main(arguments: list[str]) -> int:
     operators = load_kernels(Path(job.library), job.namespace)
     ops.use_namespace(job.namespace)
     torch.manual_seed(0)
-    with torch.inference_mode():
+    # Two that measure at once would each find what suits a GPU that is half busy.
+    with alone(kernels_dir(os.environ), MEASURING), torch.inference_mode():
         found = tune(job.spec, operators)
     write_json(Path(job.records), [one.model_dump(mode="json") for one in found])
     return 0
