@@ -26,7 +26,7 @@ from trtx.kernels.shelf import put, take
 SOURCES = Path(__file__).parent / "cuda"
 KERNELS = ("prompt_attention", "decode_attention", "few_tokens", "argmax", "widen")
 GLUE = ("ops", "products")
-COMMON_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden")
+COMMON_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-frandom-seed=trtx")
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo")
 # Products of 8 bits and Hopper's own instructions are only in the code that is for exactly this architecture.
 EXACT = {"sm_90": "90a", "sm_100": "100a", "sm_103": "103a", "sm_120": "120a"}
