@@ -13,33 +13,19 @@ import time
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Literal
-
-from pydantic import Field
 
 from trtx.backends.rebuilt import Comparison
 from trtx.cache.store import Store
 from trtx.errors import TrtxError, UsageProblem, VerificationFailed
 from trtx.files import disk_errors, write_text
 from trtx.stages.base import StepContext
-from trtx.stages.job import Failure, Job, JobFile, dump_file
+from trtx.stages.job import Failure, Job, dump_file
+from trtx.stages.rebuild_report import REPORT_NAME, Report
 from trtx.stages.toolchain import check_toolchain
 from trtx.stages.worker import describe_unexpected, follow_parent, open_input, read_job, run_stage
 
-REPORT_NAME = "rebuild.json"
 # The shelf of kernel libraries is in it: what is compared must have been compiled, and not taken from there.
 PRIVATE_CACHE = "XDG_CACHE_HOME"
-
-
-class Report(JobFile):
-    """What came of a rebuild: a comparison, or why there is none. `seconds` is how long the rebuild alone took."""
-
-    schema_: Literal["trtx.rebuilt/v1"] = Field(default="trtx.rebuilt/v1", alias="schema")
-    step: str
-    key: str
-    comparison: Comparison | None = None
-    failure: Failure | None = None
-    seconds: float | None = None
 
 
 def main(arguments: list[str]) -> int:

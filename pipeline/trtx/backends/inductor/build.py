@@ -198,7 +198,7 @@ def compile_code(
     """
     folder = output / CODE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    given = {program: replay.configs.get(program, {}) for program in PROGRAMS}
+    given: dict[str, KernelConfigs] = {program: replay.configs.get(program, {}) for program in PROGRAMS}
     jobs = {
         f"{program} program": _make_job(spec, program, compiler, folder, work, given[program]) for program in PROGRAMS
     }

@@ -33,7 +33,7 @@ class Replay:
     configs: Mapping[str, KernelConfigs] = field(default_factory=dict)
 
     def to_groups(self) -> dict[str, dict[str, Any]]:
-        """Two levels of plain values: a product by its shape, a kernel by its name; empty where nothing was measured."""
+        """Two levels of plain values: products by shape, kernels by name; empty where nothing was measured."""
         groups: dict[str, dict[str, Any]] = {}
         if self.products:
             groups[PRODUCTS] = dict(split_record(record) for record in self.products)
