@@ -45,7 +45,7 @@ def rebuild(console: Console, request: Request, keep: Path | None) -> list[Repor
                 reports.append(Report(step=step.id, key=step.key, failure=failure))
                 continue
             console.say(f"rebuilding {step.id}")
-            reports.append(run_rebuild(prepared.plan, step, status.manifest, folder / step.id, prepared.environ))
+            reports.append(run_rebuild(prepared.plan, step, status.manifest, folder, prepared.environ))
     _tell(console, prepared, reports)
     return reports
 

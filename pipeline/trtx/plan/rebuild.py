@@ -24,6 +24,8 @@ from trtx.runners.local import LocalRunner
 from trtx.stages.job import JOB_NAME, Failure, dump_file
 from trtx.stages.rebuild_report import REPORT_NAME, Report
 
+# The shelf of kernel libraries is below it: what is compared must have been compiled in this call.
+SHELF = "XDG_CACHE_HOME"
 LOG_NAME = "rebuild.log"
 POLL_S = 1.0
 GRACE_S = 10.0
@@ -75,11 +77,12 @@ def _find_like(step: Step, entries: Entries, lock: Lock | None) -> Manifest | No
     return entries.by_key.get(named or "") or entries.nearest(step)
 
 
-def run_rebuild(plan: Plan, step: Step, manifest: Manifest, folder: Path, environ: Mapping[str, str]) -> Report:
-    """Build once more into `folder`, on this machine, with what the entry's manifest says was measured, and compare.
+def run_rebuild(plan: Plan, step: Step, manifest: Manifest, scratch: Path, environ: Mapping[str, str]) -> Report:
+    """Build once more below `scratch`, on this machine, with what the entry's manifest says was measured, and compare.
 
     Raises nothing for what fails: the report has it. A KeyboardInterrupt ends the build and passes on.
     """
+    folder = scratch / step.id
     folder.mkdir(parents=True)
     job = replace(step, choices=read_choices(manifest)).job(plan)
     write_text(folder / JOB_NAME, dump_file(job))
@@ -87,7 +90,7 @@ def run_rebuild(plan: Plan, step: Step, manifest: Manifest, folder: Path, enviro
         step=step.id,
         argv=(sys.executable, "-m", "trtx.stages.rebuild", JOB_NAME),
         folder=folder,
-        environment=fill_environment(step.environment, step.inherit, environ),
+        environment=fill_environment(step.environment, step.inherit, environ) | {SHELF: str(scratch / "cache")},
         log=folder / LOG_NAME,
     )
     runner = LocalRunner(1)

