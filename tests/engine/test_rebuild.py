@@ -89,9 +89,9 @@ def test_what_differs_decides_between_the_good_verdicts(
 
 
 def test_an_engine_that_computes_something_else_differs_and_the_deviation_is_told(plain: Built, tmp_path: Path) -> None:
-    """As if the compiler had a fault: angles of positions are others, and the card says nothing of it."""
+    """As if the compiler had a fault: norms are others, and the card says nothing of it."""
     spec = EngineSpec.model_validate(plain.params.model_dump())
-    model = spec.model.model_copy(update={"rope_theta": 100.0})
+    model = spec.model.model_copy(update={"norm_epsilon": 1.0})
     other, work = tmp_path / "other", tmp_path / "build"
     for folder in (other, work):
         folder.mkdir()
