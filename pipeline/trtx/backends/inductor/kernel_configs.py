@@ -2,7 +2,9 @@
 
 Where more than one is possible, inductor times them all while it compiles, and leaves the fastest beside the kernel's
 source as `<two characters>/<digest>.best_config` (torch/_inductor/runtime/autotune_cache.py). It takes what lies there
-already, so that a program that is compiled in a folder with the same files has the same kernels. Imports no torch.
+already, so that a program that is compiled in a folder with the same files has the same kernels. What it adds by itself
+(CachingAutotuner._dynamic_scale_rblock) is for more rows than a GPU has multiprocessors, and the example that programs
+are compiled with has fewer. Imports no torch.
 """
 
 from __future__ import annotations
