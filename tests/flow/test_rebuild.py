@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -55,21 +59,27 @@ def snapshot(project: Project) -> dict[str, str]:
     return {str(path): sha256_file(path) for path in entries.rglob("*") if path.is_file()}
 
 
-def test_engines_for_processors_are_bit_identical_and_what_another_build_chose_is_named(tmp_path: Path) -> None:
-    project = make_project(tmp_path / "project", tmp_path / "cache")
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose recipe was built for this machine's processor."""
+    folder = tmp_path_factory.mktemp("built")
+    project = make_project(folder / "project", folder / "cache")
     (project.folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     assert project.trtx("apply", "recipe.yaml", "--until", "build").returncode == 0
+    return project
 
+
+def test_engines_for_processors_are_bit_identical_and_what_another_build_chose_is_named(built: Project) -> None:
     def choose_otherwise(engine: Path) -> None:
         choices = read_json(engine / "compile.json")
         choices["programs"]["step"]["kernels"] += 1
         write_json(engine / "compile.json", choices)
 
-    alter_entry(project, "build/cpu/int8", choose_otherwise)
-    before = snapshot(project)
-    done = project.trtx("verify", "recipe.yaml", "--rebuild", "--keep", "kept", "-o", "json")
+    alter_entry(built, "build/cpu/int8", choose_otherwise)
+    before = snapshot(built)
+    done = built.trtx("verify", "recipe.yaml", "--rebuild", "--keep", "kept", "-o", "json")
     assert done.returncode == 0, done.stderr
-    assert snapshot(project) == before
+    assert snapshot(built) == before
     body = json.loads(done.stdout)
     assert (body["schema"], body["passed"]) == ("trtx.rebuild/v1", True)
     same, other = body["engines"]
@@ -82,11 +92,33 @@ def test_engines_for_processors_are_bit_identical_and_what_another_build_chose_i
     assert other["files"]["different"] == ["compile.json"]
     [choice] = other["choices"]["different"]
     assert choice.startswith("programs.step.kernels: ")
-    assert "build/cpu/bf16  bit-identical         4 of 4 equal" in done.stderr
-    assert f"build/cpu/int8: choice differs: {choice}" in done.stderr
-    kept = project.folder / "kept" / "build/cpu/bf16"
+    kept = built.folder / "kept" / "build/cpu/bf16"
     assert (kept / "output/engine.json").is_file()
     assert "compiled step program, kernels" in (kept / "rebuild.log").read_text(), "nothing is taken from a shelf"
+
+
+def test_a_rebuild_that_is_stopped_leaves_nothing_behind(built: Project, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    argv = built.argv("verify", "recipe.yaml:cpu/bf16", "--rebuild")
+    environ = {**built.environ, "TMPDIR": str(scratch)}
+    with subprocess.Popen(argv, cwd=built.folder, env=environ, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while not any(scratch.glob("trtx-rebuild-*/build/cpu/bf16/work/kernels")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(60) == 130, said
+    assert list(scratch.iterdir()) == []
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(scratch).encode() in read(path)]
+
+
+def read(path: Path) -> bytes:
+    """A file of a process that may be gone."""
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return b""
 
 
 @pytest.fixture

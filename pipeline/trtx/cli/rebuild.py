@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from trtx.backends.rebuilt import Compared, Comparison, Outputs, worst
-from trtx.cli.prepare import Prepared, Request, prepare
+from trtx.cli.prepare import Request, prepare
 from trtx.console import Console
 from trtx.errors import EnvironmentProblem, UsageProblem, VerificationFailed
 from trtx.plan.rebuild import find_obstacle, list_builds, run_rebuild
-from trtx.plan.steps import Step
 from trtx.plan.why import Entries
 from trtx.stages.job import Failure
 from trtx.stages.rebuild_report import Report
@@ -24,7 +23,7 @@ MAX_LINES = 8
 
 
 def rebuild(console: Console, request: Request, keep: Path | None) -> list[Report]:
-    """Build every engine of a recipe that is in the cache once more, one after another; say what came of each.
+    """Build every engine of a recipe that is in the cache once more, one after another.
 
     What was built is kept in the folder `keep`, by step. Raises UsageProblem for a recipe that builds nothing.
     """
@@ -46,7 +45,6 @@ def rebuild(console: Console, request: Request, keep: Path | None) -> list[Repor
                 continue
             console.say(f"rebuilding {step.id}")
             reports.append(run_rebuild(prepared.plan, step, status.manifest, folder, prepared.environ))
-    _tell(console, prepared, reports)
     return reports
 
 
@@ -90,8 +88,8 @@ def _describe(found: Comparison | None) -> dict[str, Any]:
     return found.model_dump(mode="json") if found else dict.fromkeys(Comparison.model_fields)
 
 
-def _tell(console: Console, prepared: Prepared, reports: Sequence[Report]) -> None:
-    """The table, and below it what differs and what failed."""
+def tell_verdicts(console: Console, reports: Sequence[Report]) -> None:
+    """Print the table, and below it what differs."""
     rows, styles = [], []
     for report in reports:
         found = report.comparison
@@ -102,18 +100,23 @@ def _tell(console: Console, prepared: Prepared, reports: Sequence[Report]) -> No
     console.table(("engine", "verdict", "files", "choices", "records", "outputs"), rows, styles=styles)
     for report in reports:
         if report.comparison is not None:
-            _tell_differences(console, prepared.plan.step(report.step), report.comparison)
+            _tell_differences(console, report.step, report.comparison)
+
+
+def tell_failures(console: Console, reports: Sequence[Report]) -> None:
+    """Print why engines were not rebuilt."""
+    for report in reports:
         if report.failure is not None:
             console.error(report.failure.error().render())
 
 
-def _tell_differences(console: Console, step: Step, found: Comparison) -> None:
+def _tell_differences(console: Console, step: str, found: Comparison) -> None:
     for title, part in (("file", found.files), ("choice", found.choices), ("record", found.records)):
         different = part.different if part else ()
         for text in different[:MAX_LINES]:
-            console.say(f"{step.id}: {title} differs: {text}")
+            console.say(f"{step}: {title} differs: {text}")
         if len(different) > MAX_LINES:
-            console.say(f"{step.id}: and {len(different) - MAX_LINES} more; -o json has all of them")
+            console.say(f"{step}: and {len(different) - MAX_LINES} more; -o json has all of them")
 
 
 def _count(part: Compared | None) -> str:

@@ -100,10 +100,13 @@ def _rebuild(
     console: Console, recipe: str, overrides: Overrides, keep: Path | None, output: OutputFormat, *, offline: bool
 ) -> None:
     from trtx.cli.prepare import Request
-    from trtx.cli.rebuild import decide_exit_code, rebuild, to_json
+    from trtx.cli.rebuild import decide_exit_code, rebuild, tell_failures, tell_verdicts, to_json
 
     reports = rebuild(console, Request(recipe, overrides, offline=offline), keep)
     if output is OutputFormat.JSON:
         console.json(to_json(recipe, reports))
+    else:
+        tell_verdicts(console, reports)
+    tell_failures(console, reports)
     if code := decide_exit_code(reports):
         raise typer.Exit(code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,14 @@ from support.plans import edited
 
 from trtx.backends.rebuilt import Compared, Comparison, Outputs
 from trtx.cli.main import main
-from trtx.cli.rebuild import decide_exit_code, to_json
+from trtx.cli.rebuild import decide_exit_code, tell_verdicts, to_json
+from trtx.console import Console
 from trtx.errors import EnvironmentProblem, StepFailed
 from trtx.stages.job import Failure
 from trtx.stages.rebuild_report import Report
 
 GOOD = Comparison(files=Compared(count=4))
+SAME = Compared(count=88)
 BAD = Comparison(files=Compared(count=4, different=("rank0.engine",)), choices=Compared(count=2))
 
 
@@ -84,7 +88,23 @@ def test_engines_that_were_never_built_are_told_one_by_one(recipe: str, capsys: 
     out, err = capsys.readouterr()
     errors = [engine["error"]["what"] for engine in json.loads(out)["engines"]]
     assert errors == ["build/cpu/fp32 has no entry to compare with", "build/cpu/int8 has no entry to compare with"]
-    assert "build/cpu/int8  not rebuilt  not told  not told  not told  not asked" in err
+    assert err.count("error: ") == 2 and "not rebuilt" not in err
+
+
+def test_people_get_a_table_and_what_differs() -> None:
+    console = Console(io.StringIO(), io.StringIO(), color=False)
+    many = Compared(count=20, different=tuple(f"c{number}: 1 → 2" for number in range(10)))
+    asked = Outputs(sequences=4, tokens=24, largest=0.5, distance=0.02, bound=0.01, mismatches=3)
+    found = Comparison(files=Compared(count=4, different=("compile.json",)), choices=many, records=SAME, outputs=asked)
+    tell_verdicts(console, [report(found), report(error=EnvironmentProblem)])
+    assert isinstance(console.err, io.StringIO)
+    lines = console.err.getvalue().splitlines()
+    rows = [re.split(r"\s{2,}", line) for line in lines[1:3]]
+    answers = "logits differ by 0.5 at most; distance 0.02 of 0.01, 3 other tokens"
+    assert rows[0] == ["build/a", "differs", "3 of 4 equal", "10 of 20 equal", "88 of 88 equal", answers]
+    assert rows[1] == ["build/a", "not rebuilt", "not told", "not told", "not told", "not asked"]
+    assert lines[3:5] == ["build/a: file differs: compile.json", "build/a: choice differs: c0: 1 → 2"]
+    assert lines[-1] == "build/a: and 2 more; -o json has all of them"
 
 
 def test_a_folder_is_still_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
