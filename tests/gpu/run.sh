@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What needs a GPU, on a machine with one; all figures go into one file.
-#   tests/gpu/run.sh RESULT.json [tests|recipe|benchmark ...]
-# Without names all parts run, one after another, so that none disturbs what another measures. Each has a time limit and
+#   tests/gpu/run.sh RESULT.json [tests|rebuild|recipe|benchmark ...]
+# Without names all parts but the rebuild run, one after another, so that none disturbs what another measures. Each has a time limit and
 # a failure of its own, and all of them end after TOTAL_S seconds: 540 where nothing else is said. That is enough for
 # tests and recipe, or for tests and benchmark; all three take 13 minutes.
 set -uo pipefail
@@ -42,11 +42,12 @@ run() {
 for name in "$@"; do
   case $name in
     tests)
-      run tests 240 python3 -m pytest tests/gpu -q -p no:cacheprovider -o filterwarnings=default \
+      run tests 240 python3 -m pytest tests/gpu --ignore tests/gpu/test_rebuild.py -q -p no:cacheprovider -o filterwarnings=default \
         --junitxml "$figures/tests.xml" ;;
+    rebuild) run rebuild 300 python3 -m pytest tests/gpu/test_rebuild.py -q -s -p no:cacheprovider -o filterwarnings=default ;;
     recipe) run recipe 420 python3 benchmarks/gpu_recipe.py --out "$figures/recipe.json" ;;
     benchmark) run benchmark 300 python3 benchmarks/gpu.py --out "$figures/benchmark.json" ;;
-    *) echo "there is no part $name; there are tests, recipe and benchmark" >&2; exit 2 ;;
+    *) echo "there is no part $name; there are tests, rebuild, recipe and benchmark" >&2; exit 2 ;;
   esac
 done
 exit "$failed"

@@ -2,7 +2,7 @@
 
 Every matrix of the model is multiplied with every number of tokens that has a record of its own, from weights that are
 not in the cache, as in a step. The records go into the engine's card, so that every load computes with the same
-ones, and so does a rebuild that is given them.
+ones, and so does a rebuild that is given them: it measures what it has no record of, or one that the library refuses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import signal
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from trtx.backends.inductor.replay import split_record
 from trtx.backends.inductor.spec import EngineSpec, TuneJob
 from trtx.errors import UsageProblem
 from trtx.files import write_json
@@ -30,6 +31,7 @@ from trtx.paths import kernels_dir
 from trtx.processes import die_with_parent
 from trtx.runtime.native import load_kernels
 
+DEVICE = "cuda"
 # The kernels for a gated product, and for any of few tokens, are kernels/cuda/streamed_product.cu and few_tokens.cu.
 FEW_TOKENS, MAX_STREAMED_TOKENS = 8, 128
 GATED = "-gated"
@@ -42,13 +44,16 @@ COLD_BYTES = 300_000_000
 
 
 class Tuned(BaseModel):
-    """One product: its record, the time that it takes, that of the first candidate, and how many were tried."""
+    """One product: its record, the time that it takes, that of the first candidate, and how many were tried.
+
+    Times are None where the record is an earlier build's, and nothing was measured.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     record: str
-    time_us: float
-    first_us: float
+    time_us: float | None
+    first_us: float | None
     candidates: int
 
 
@@ -85,29 +90,66 @@ def list_tokens(largest: int) -> Iterator[int]:
             tokens = tokens * 3 // 2 if is_power else tokens * 4 // 3
 
 
-def tune(spec: EngineSpec, operators: Any) -> list[Tuned]:
-    """Measure all products of a model on the first GPU."""
+def tune(spec: EngineSpec, operators: Any, given: Iterable[str] = ()) -> list[Tuned]:
+    """Measure all products of a model on the first GPU, but for those that a `given` record computes."""
+    known = {split_record(record)[0]: record for record in given}
     found = []
     for (kind, out_features, in_features), largest in list_shapes(spec).items():
-        weights = make_weights(kind, out_features, in_features)
+        weights: list[Tensor] = []
         for tokens in list_tokens(largest):
+            record = known.get(f"{kind} {tokens} {out_features} {in_features}")
+            if record is not None and accepts(record, kind, tokens, out_features, in_features, operators):
+                found.append(Tuned(record=record, time_us=None, first_us=None, candidates=0))
+                continue
+            weights = weights or make_weights(kind, out_features, in_features)
             found.append(tune_product(kind, tokens, weights, operators))
         del weights
     return found
 
 
-def make_weights(kind: str, out_features: int, in_features: int) -> list[Tensor]:
-    """Random weights of one shape, as many as a cold cache takes."""
+def accepts(record: str, kind: str, tokens: int, out_features: int, in_features: int, operators: Any) -> bool:
+    """Whether the library computes a product in the way of a record, which it is told to do from then on."""
+    multiply = multiply_by(make_activations(kind, tokens, in_features), kind)
+    try:
+        operators.use_products([record])
+        multiply(make_weights(kind, out_features, in_features, count=1)[0])
+        synchronize()
+    except RuntimeError:  # another cuBLASLt, another GPU, or no record at all
+        return False
+    return True
+
+
+def synchronize() -> None:
+    """Wait for the device, so that what went wrong there is raised here."""
+    torch.cuda.synchronize()
+
+
+def make_weights(kind: str, out_features: int, in_features: int, count: int | None = None) -> list[Tensor]:
+    """Random weights of one shape, as many as a cold cache takes, or `count`."""
     dtype = _dtype(kind)
-    size = out_features * in_features * dtype.itemsize
-    count = max(1, min(32, COLD_BYTES // size + 1))
-    return [torch.randn(out_features, in_features, device="cuda", dtype=torch.bfloat16).to(dtype) for _ in range(count)]
+    count = count or max(1, min(32, COLD_BYTES // (out_features * in_features * dtype.itemsize) + 1))
+    return [torch.randn(out_features, in_features, device=DEVICE, dtype=torch.bfloat16).to(dtype) for _ in range(count)]
+
+
+def make_activations(kind: str, tokens: int, in_features: int) -> Tensor:
+    """Random activations of so many tokens."""
+    return torch.randn(tokens, in_features, device=DEVICE, dtype=torch.bfloat16).to(_dtype(kind))
+
+
+def multiply_by(x: Tensor, kind: str) -> Callable[[Tensor], Tensor]:
+    """What multiplies these activations with a weight."""
+    if kind.endswith(GATED):
+        y_scale = torch.ones((), device=DEVICE) if kind.startswith("e4m3") else None
+        return lambda weight: ops.gated_linear(x, weight, y_scale=y_scale)
+    if kind == "e4m3":
+        return lambda weight: ops.linear_e4m3(x, weight)
+    return lambda weight: ops.linear_bf16(x, weight)
 
 
 def tune_product(kind: str, tokens: int, weights: list[Tensor], operators: Any) -> Tuned:
     """The fastest way of one product."""
-    x = torch.randn(tokens, weights[0].shape[1], device="cuda", dtype=torch.bfloat16).to(_dtype(kind))
-    multiply = _multiplication(kind, x)
+    x = make_activations(kind, tokens, weights[0].shape[1])
+    multiply = multiply_by(x, kind)
     times: list[tuple[float, str]] = []
     for record in operators.product_candidates(x, weights[0], kind.endswith(GATED), MAX_CANDIDATES):
         try:
@@ -146,15 +188,6 @@ def _dtype(kind: str) -> torch.dtype:
     return torch.float8_e4m3fn if kind.startswith("e4m3") else torch.bfloat16
 
 
-def _multiplication(kind: str, x: Tensor) -> Callable[[Tensor], Tensor]:
-    if kind.endswith(GATED):
-        y_scale = torch.ones((), device="cuda") if kind.startswith("e4m3") else None
-        return lambda weight: ops.gated_linear(x, weight, y_scale=y_scale)
-    if kind == "e4m3":
-        return lambda weight: ops.linear_e4m3(x, weight)
-    return lambda weight: ops.linear_bf16(x, weight)
-
-
 def main(arguments: list[str]) -> int:
     """Tune for the job file named by the one argument."""
     die_with_parent(signal.SIGKILL)
@@ -164,7 +197,7 @@ def main(arguments: list[str]) -> int:
     torch.manual_seed(0)
     # Two that measure at once would each find what suits a GPU that is half busy.
     with alone(kernels_dir(os.environ), MEASURING), torch.inference_mode():
-        found = tune(job.spec, operators)
+        found = tune(job.spec, operators, job.given)
     write_json(Path(job.records), [one.model_dump(mode="json") for one in found])
     return 0
 
