@@ -5,7 +5,8 @@
 In one call it measures the device's own ceilings (a copy, products of 8192³), builds the engines as a build step does,
 and runs every load of the table through the whole engine: requests in, text out. A limit is what the measured copy
 bandwidth allows when a step reads all weights and every key and value once, and what the measured products allow where
-prompts are computed. Loads whose goal is missed come with the profile of a step.
+prompts are computed: those of bf16 for all formats but fp8, whose activations have 8 bits, too. Loads whose goal is
+missed come with the profile of a step; int4_awq and int8_wo have no goal.
 
 The peers' figures stand in docs/gpu.md: they were measured on such a machine, not in this call.
 """
@@ -21,27 +22,32 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_engines import FORMATS, LIMITS, Built, build_engine, load_engine, make_weights
+from gpu_engines import FORMATS, LIMITS, Built, build_engine, count_products, load_engine, make_weights
 from gpu_start import measure_start
 
 from trtx.runtime.device_engine import DeviceEngine
 from trtx.runtime.request import SamplingParams
 
 SIDE = 8192
-REPEATS = 3
+# Output tokens of runs that warm up or are looked into.
+SHORT_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Load:
-    """So many requests, of them `concurrency` under way at once; `goals` are tokens per second by format."""
+    """So many requests, of them `concurrency` under way at once; `goals` are tokens per second by format.
+
+    The longer a run, the fewer `repeats` it takes to know it.
+    """
 
     name: str
     requests: int
@@ -49,12 +55,17 @@ class Load:
     output_tokens: int
     concurrency: int
     goals: dict[str, float]
+    repeats: int
+
+    def shorten(self, waves: int) -> Load:
+        """The same with few output tokens, and with so many requests for each that is under way at once."""
+        return replace(self, requests=min(self.requests, waves * self.concurrency), output_tokens=SHORT_TOKENS)
 
 
 LOADS = (
-    Load("decode, 128 requests, 8 in / 248 out", 128, 8, 248, 128, {"bf16": 27000, "fp8": 40000}),
-    Load("512 requests at 128, 128 in / 128 out", 512, 128, 128, 128, {"bf16": 16500, "fp8": 26000}),
-    Load("one request, 8 in / 248 out", 1, 8, 248, 1, {"bf16": 260, "fp8": 480}),
+    Load("decode, 128 requests, 8 in / 248 out", 128, 8, 248, 128, {"bf16": 27000, "fp8": 40000}, 3),
+    Load("512 requests at 128, 128 in / 128 out", 512, 128, 128, 128, {"bf16": 16500, "fp8": 26000}, 2),
+    Load("one request, 8 in / 248 out", 1, 8, 248, 1, {"bf16": 260, "fp8": 480}, 3),
 )
 
 
@@ -108,8 +119,7 @@ def limit_tokens_s(load: Load, built: Built, weight_bytes: int, ceilings: Ceilin
     length = load.input_tokens + load.output_tokens / 2
     step_s = (read + load.concurrency * length * kv_bytes) / (ceilings.copy_tb_s * 1e12)
     rate = ceilings.fp8_tflop_s if card.quantization.algorithm == "fp8" else ceilings.bf16_tflop_s
-    numbers = read / (1 if card.quantization.algorithm == "fp8" else 2)
-    prompts_s = load.requests * load.input_tokens * 2 * numbers / (rate * 1e12)
+    prompts_s = load.requests * load.input_tokens * 2 * count_products(card) / (rate * 1e12)
     steps = load.requests / load.concurrency * load.output_tokens
     return load.requests * load.output_tokens / (steps * step_s + prompts_s)
 
@@ -138,9 +148,8 @@ def profile_steps(engine: DeviceEngine, load: Load) -> list[dict[str, Any]]:
     """Where the device's time goes in the steps of a short run: kernels by name, longest first."""
     from torch.profiler import ProfilerActivity, profile
 
-    short = Load(load.name, load.concurrency, load.input_tokens, 16, load.concurrency, {})
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        run_load(engine, short, seed=3)
+        run_load(engine, load.shorten(waves=1), seed=3)
         torch.cuda.synchronize()
     rows = [
         {"kernel": event.key[:80], "calls": event.count, "ms": round(event.self_device_time_total / 1000, 3)}
@@ -149,30 +158,35 @@ def profile_steps(engine: DeviceEngine, load: Load) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["ms"])[:12]
 
 
-def measure_format(name: str, built: Built, ceilings: Ceilings) -> list[dict[str, Any]]:
-    """All loads of one engine."""
+def measure_format(name: str, built: Built, ceilings: Ceilings, *, with_profiles: bool) -> list[dict[str, Any]]:
+    """All loads of one engine; `with_profiles` of its steps where a goal is missed."""
     weights = make_weights(built.card)
     size = sum(tensor.nbytes for tensor in weights.values())
     blocks = LIMITS.max_batch_size * -(-LIMITS.max_seq_len // built.card.kv_cache.tokens_per_block) + 1
     engine = load_engine(built, weights, blocks)
     rows = []
     for load in LOADS:
-        run_load(engine, load, seed=1)
-        figures = [run_load(engine, load, seed=2 + repeat) for repeat in range(REPEATS)]
+        # Requests that come while others decode make steps of sizes of their own.
+        run_load(engine, load.shorten(waves=2), seed=1)
+        figures = [run_load(engine, load, seed=2 + repeat) for repeat in range(load.repeats)]
         limit = limit_tokens_s(load, built, size, ceilings)
-        found, goal = statistics.median(figures), load.goals[name]
+        found, goal = statistics.median(figures), load.goals.get(name)
         row = {"load": load.name, "format": name, "tokens_s": round(found, 1), "goal": goal, "limit": round(limit, 1)}
         row |= {"share_of_limit": round(found / limit, 3), "runs": [round(figure, 1) for figure in figures]}
-        if found < goal:
+        if with_profiles and goal is not None and found < goal:
             row["profile"] = profile_steps(engine, load)
         rows.append(row)
-        mark = "reached" if found >= goal else "missed"
         share = f"{found / limit:.0%} of the limit {limit:,.0f}"
-        print(f"{name:5} {load.name:40} {found:9,.0f} tok/s, {share}; goal {goal:,.0f} {mark}", flush=True)
+        print(f"{name:8} {load.name:40} {found:9,.0f} tok/s, {share}; {describe_goal(found, goal)}", flush=True)
     del engine, weights
     gc.collect()
     torch.cuda.empty_cache()
     return rows
+
+
+def describe_goal(found: float, goal: float | None) -> str:
+    """Whether a figure reaches its goal, in words."""
+    return "no goal" if goal is None else f"goal {goal:,.0f} {'reached' if found >= goal else 'missed'}"
 
 
 def describe_machine() -> dict[str, str]:
@@ -187,39 +201,83 @@ def describe_machine() -> dict[str, str]:
     }
 
 
+class Parts:
+    """How long each part of the benchmark takes."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Take the time of a part, and say it."""
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 1)
+        print(f"part {name}: {self.seconds[name]} s", flush=True)
+
+
+def build_engines(names: Sequence[str], folder: Path, num_layers: int) -> dict[str, Built]:
+    """Engines of all formats, built side by side."""
+    with ThreadPoolExecutor(len(names)) as pool:
+        engines = list(pool.map(lambda name: build_engine(name, folder, num_layers), names))
+    for name, engine in zip(names, engines, strict=True):
+        print(f"{name:8} built in {engine.seconds:.0f} s: {'; '.join(engine.log)}", flush=True)
+    return dict(zip(names, engines, strict=True))
+
+
+def measure(
+    names: Sequence[str], num_layers: int, *, with_start: bool, with_profiles: bool
+) -> Iterator[dict[str, Any]]:
+    """The content of the file of figures, as far as it is known: each time something is added, all of it."""
+    parts, rows = Parts(), list[dict[str, Any]]()
+    with parts.time("ceilings"):
+        ceilings = measure_ceilings()
+    print(
+        f"copy {ceilings.copy_tb_s:.2f} TB/s, "
+        f"bf16 {ceilings.bf16_tflop_s:.0f} and fp8 {ceilings.fp8_tflop_s:.0f} TFLOP/s",
+        flush=True,
+    )
+    result = {"machine": describe_machine(), "layers": num_layers, "ceilings": asdict(ceilings)}
+    with tempfile.TemporaryDirectory() as folder:
+        with parts.time("builds"):
+            built = build_engines(names, Path(folder), num_layers)
+        result["builds"] = {one: {"seconds": round(it.seconds, 1), "log": list(it.log)} for one, it in built.items()}
+        result |= {"rows": rows, "start": None, "parts_s": parts.seconds}
+        yield result
+        for name, engine in built.items():
+            with parts.time(f"measuring {name}"):
+                rows += measure_format(name, engine, ceilings, with_profiles=with_profiles)
+            yield result
+        if with_start:
+            with parts.time("start"):
+                start = result["start"] = measure_start(built[names[0]])
+            print(f"start to first token: {start['seconds']} s, {start['parts']}", flush=True)
+            yield result
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="file for the figures, JSON")
     parser.add_argument("--layers", type=int, default=32, help="layers of the model; 32 is the published shape")
     parser.add_argument("--no-start", action="store_true", help="leave out the start from a file of weights")
+    parser.add_argument(
+        "--profile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="kernels of the steps of loads that miss their goal",
+    )
+    parser.add_argument("--formats", default=",".join(FORMATS), help="number formats, with commas between them")
     options = parser.parse_args()
+    names = options.formats.split(",")
+    if unknown := [name for name in names if name not in FORMATS]:
+        parser.error(f"there is no format {unknown[0]}; there are {', '.join(FORMATS)}")
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU")
-    ceilings = measure_ceilings()
-    print(
-        f"copy {ceilings.copy_tb_s:.2f} TB/s, "
-        f"bf16 {ceilings.bf16_tflop_s:.0f} and fp8 {ceilings.fp8_tflop_s:.0f} TFLOP/s"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        with ThreadPoolExecutor(len(FORMATS)) as pool:
-            engines = list(pool.map(lambda name: build_engine(name, Path(folder), options.layers), FORMATS))
-        built = dict(zip(FORMATS, engines, strict=True))
-        for name, engine in built.items():
-            print(f"{name:5} built in {engine.seconds:.0f} s: {'; '.join(engine.log)}", flush=True)
-        rows = [row for name, engine in built.items() for row in measure_format(name, engine, ceilings)]
-        start = None if options.no_start else measure_start(built["bf16"])
-    result = {
-        "machine": describe_machine(),
-        "layers": options.layers,
-        "ceilings": asdict(ceilings),
-        "builds": {name: {"seconds": round(one.seconds, 1), "log": list(one.log)} for name, one in built.items()},
-        "rows": rows,
-        "start": start,
-    }
-    if start is not None:
-        print(f"start to first token: {start['seconds']} s, {start['parts']}")
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    figures = measure(names, options.layers, with_start=not options.no_start, with_profiles=options.profile)
+    for result in figures:
+        # Written each time, so that a part that fails or takes too long does not take the others' figures with it.
+        if options.out:
+            options.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 

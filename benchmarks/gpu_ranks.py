@@ -20,7 +20,6 @@ import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
@@ -78,7 +77,7 @@ def measure_one(folder: Path, name: str, size: int) -> None:
     engine = DeviceEngine(programs, make_tokenizer(card.model.vocab_size))
     figures: dict[str, list[float]] = {}
     for load in LOADS:
-        run_load(engine, replace(load, requests=load.concurrency, output_tokens=16), seed=1)
+        run_load(engine, load.shorten(waves=2), seed=1)
         figures[load.name] = [round(run_load(engine, load, seed=2 + repeat), 1) for repeat in range(REPEATS)]
         print(f"{name} × {size}: {load.name}: {figures[load.name]} tok/s", flush=True)
         print(MARK + json.dumps(figures), flush=True)

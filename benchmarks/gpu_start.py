@@ -64,8 +64,11 @@ def main(arguments: list[str]) -> int:
     from gpu_engines import make_tokenizer
 
     from trtx.runtime.card import load_card
-    from trtx.runtime.cuda_load import copy_weights, make_programs
+    from trtx.runtime.cuda_load import copy_weights, make_sized_programs
+    from trtx.runtime.cuda_memory import CudaMemory
     from trtx.runtime.device_engine import DeviceEngine
+    from trtx.runtime.engine import DEFAULT_MEMORY_FRACTION
+    from trtx.runtime.memory import PoolSize
     from trtx.runtime.program import load_weights
     from trtx.runtime.request import SamplingParams
 
@@ -74,9 +77,11 @@ def main(arguments: list[str]) -> int:
     torch.zeros(1, device="cuda")
     done("device")
     card = load_card(folder)
+    memory = CudaMemory()
     weights = copy_weights(load_weights(card, folder / "weights"))
     done("weights")
-    programs = make_programs(folder, card, weights, 129)
+    size = PoolSize(None, DEFAULT_MEMORY_FRACTION, sum(tensor.nbytes for tensor in weights.values()))
+    programs = make_sized_programs(folder, card, weights, size, memory)
     done("programs")
     engine = DeviceEngine(programs, make_tokenizer(card.model.vocab_size))
     request = engine.make_request([1, 2, 3, 4], SamplingParams(max_tokens=1, temperature=0.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.gpu_flow import apply
 
 
 def has_gpu() -> bool:
@@ -22,3 +23,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
             if not has_gpu():
                 item.add_marker(skipped)
+
+
+@pytest.fixture(scope="session")
+def applied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the small recipe of support/gpu_flow.py was applied."""
+    folder = tmp_path_factory.mktemp("flow")
+    apply(folder)
+    return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ ARCH = "sm_90"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def operators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     work = tmp_path_factory.mktemp("kernels")
     compiler = find_compiler()
     namespace = build_cuda.make_namespace(ARCH, f"g++ {compiler_version(compiler)} nvcc {nvcc_version()}")
@@ -33,16 +34,20 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             processes=6,
         )
     )
-    load_kernels(path, namespace)
+    loaded = load_kernels(path, namespace)
     ops.use_namespace(namespace)
     torch.manual_seed(5)
-    yield
+    yield loaded
     ops.use_namespace(ops.DEFAULT_NAMESPACE)
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
     expected = expected.to(found.device).double()
     return float((found.double() - expected).norm() / expected.norm())
+
+
+def random_bf16(*shape: int) -> Tensor:
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 8, 9, 33, 100, 200])
@@ -53,6 +58,96 @@ def test_products_are_those_of_float64(tokens: int) -> None:
     narrow, thin = x.to(torch.float8_e4m3fn), (weight * 20).to(torch.float8_e4m3fn)
     factor = torch.tensor(0.37, device="cuda")
     assert distance(ops.linear_e4m3(narrow, thin, factor), narrow.double() @ thin.double().T * 0.37) < 4e-3
+
+
+@pytest.mark.parametrize("way", ["few", "streamed 128 1", "streamed 128 3", "streamed 256 2", "streamed 256 8"])
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_every_way_to_compute_a_product_gives_the_same(tokens: int, way: str, operators: Any) -> None:
+    x, weight = random_bf16(tokens, 1184), random_bf16(1360, 1184) * 0.02
+    expected = x.double() @ weight.double().T
+    operators.use_products([f"bf16 8 1360 1184 {way}"])
+    assert distance(ops.linear_bf16(x, weight), expected) < 4e-3
+
+
+@pytest.mark.parametrize(
+    "record", ["bf16 8 1360", "bf16 8 1360 1184 streamed 64 1", "fp4 8 1360 1184 few", "bf16 8 8 8 12"]
+)
+def test_what_is_no_record_is_refused(record: str, operators: Any) -> None:
+    with pytest.raises(RuntimeError, match="no record"):
+        operators.use_products([record])
+
+
+@pytest.mark.parametrize("way", ["streamed 128 1", "streamed 128 5", "streamed 256 1", "streamed 256 3"])
+@pytest.mark.parametrize("tokens", [1, 16, 33, 90, 128])
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_gates_are_applied_where_the_product_ends(tokens: int, way: str, is_narrow: bool, operators: Any) -> None:
+    x, weight = random_bf16(tokens, 640), random_bf16(1792, 640) * 0.05
+    scale, factor, y_scale = None, None, None
+    kind, bound = "bf16", 6e-3
+    if is_narrow:
+        kind, bound = "e4m3", 0.04
+        x, weight = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
+        scale, factor = torch.rand(1792, device="cuda") + 0.5, torch.tensor(0.9, device="cuda")
+        y_scale = torch.tensor(0.05, device="cuda")
+    rounded = 8 if tokens <= 8 else (tokens + 15) // 16 * 16
+    operators.use_products([f"{kind}-gated {rounded} 1792 640 {way}"])
+    found = ops.gated_linear(x, weight, factor=factor, scale=scale, y_scale=y_scale)
+    expected = reference.gated_linear(x, weight, factor, scale, None).float()
+    wide = found.float() if y_scale is None else found.float() * y_scale
+    assert distance(wide, expected) < bound
+
+
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_many_tokens_have_their_gates_applied_apart(is_narrow: bool) -> None:
+    x, weight = random_bf16(300, 640), random_bf16(1792, 640) * 0.05
+    if not is_narrow:
+        expected = reference.gated_linear(x, weight, None, None, None)
+        assert distance(ops.gated_linear(x, weight), expected) < 6e-3
+        assert distance(ops.gate(ops.linear_bf16(x, weight)), expected) < 6e-3
+        return
+    x, weight = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
+    scale, y_scale = torch.rand(1792, device="cuda") + 0.5, torch.tensor(0.05, device="cuda")
+    found = ops.gated_linear(x, weight, scale=scale, y_scale=y_scale).float() * y_scale
+    assert distance(found, reference.gated_linear(x, weight, None, scale, None)) < 0.04
+
+
+@pytest.mark.parametrize("channels", [64, 1000, 4096, 8192, 16384])
+@pytest.mark.parametrize("plus_one", [False, True])
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_norms_take_the_sum_before_and_the_rounding_after(channels: int, plus_one: bool, is_narrow: bool) -> None:
+    x, addend, weight = random_bf16(5, channels), random_bf16(5, channels), random_bf16(channels)
+    scale = torch.rand(channels, device="cuda") if is_narrow else None
+    y_scale = torch.tensor(0.02, device="cuda") if is_narrow else None
+    found = ops.add_rms_norm(x, addend, weight, 1e-5, plus_one=plus_one, addend_scale=scale, y_scale=y_scale)
+    expected = reference.add_rms_norm(x, addend, scale, weight, 1e-5, plus_one, y_scale)
+    assert torch.equal(found[0], expected[0])
+    assert found[1].dtype == expected[1].dtype
+    assert distance(found[1].float(), expected[1].float()) < (0.02 if is_narrow else 4e-3)
+    alone = ops.rms_norm(x, weight, 1e-5, plus_one=plus_one)
+    assert distance(alone, reference.rms_norm(x, weight, 1e-5, plus_one, None)) < 4e-3
+
+
+@pytest.mark.parametrize("pool", [torch.bfloat16, torch.uint8, torch.int8])
+@pytest.mark.parametrize(
+    ("head_dim", "heads", "kv_heads", "pairs"), [(128, 32, 8, 64), (64, 6, 2, 16), (256, 4, 1, 128)]
+)
+def test_rotated_keys_and_values_are_where_their_slots_say(
+    pool: torch.dtype, head_dim: int, heads: int, kv_heads: int, pairs: int
+) -> None:
+    tokens, width = 37, (heads + 2 * kv_heads) * head_dim
+    qkv, scale = random_bf16(tokens, width), torch.rand(width, device="cuda")
+    angles = torch.rand(tokens, pairs, device="cuda") * 6
+    cos, sin, slots = angles.cos(), angles.sin(), torch.randperm(160, device="cuda")[:tokens]
+    scales = [torch.tensor(s, device="cuda") for s in (0.02, 0.03)] if pool != torch.bfloat16 else [None, None]
+    shape = (10, 16, kv_heads, head_dim)
+    own, theirs = ([torch.zeros(shape, device="cuda", dtype=pool) for _ in range(2)] for _ in range(2))
+    found = ops.rotate_and_store(qkv, cos, sin, slots, *own, scale=scale, k_scale=scales[0], v_scale=scales[1])
+    expected = reference.rotate_and_store(qkv, scale, cos, sin, slots, *theirs, *scales)
+    assert distance(found, expected) < 1e-3
+    for a, b in zip(own, theirs, strict=True):
+        if pool == torch.uint8:
+            a, b = a.view(torch.float8_e4m3fn).float(), b.view(torch.float8_e4m3fn).float()
+        assert distance(a.float(), b.float()) < 0.01
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 9, 64])
@@ -102,6 +197,17 @@ def test_attention_is_that_of_plain_torch(
         q.float(), k, v, tables, starts, context, head_dim**-0.5, window, softcap, *scales
     )
     assert distance(found, expected) < 1e-2
+    y_scale = torch.tensor(0.01, device="cuda")
+    narrow = ops.paged_attention(
+        *moved,
+        scale=head_dim**-0.5,
+        window=window,
+        softcap=softcap,
+        k_scale=k_scale,
+        v_scale=v_scale,
+        y_scale=y_scale,
+    )
+    assert distance(narrow.float() * y_scale, expected.clamp(-4.48, 4.48)) < 4e-2
 
 
 def test_argmax_marks_rows_that_are_not_numbers() -> None:

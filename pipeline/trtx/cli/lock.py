@@ -27,7 +27,8 @@ def command(
         typer.Option(
             "--upgrade",
             metavar="WHAT",
-            help="Look up anew: model, dataset, container, all, or one by its URL or image. May be repeated.",
+            help="Look up anew: model, dataset, container, all, or one by its URL or image; build, or one by its step, "
+            "has an engine that is not in the cache measured anew. May be repeated.",
         ),
     ] = None,
     check: Annotated[

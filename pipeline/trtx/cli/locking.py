@@ -10,7 +10,7 @@ from trtx.cli.prepare import Prepared
 from trtx.console import Console
 from trtx.errors import EnvironmentProblem, LockOutOfDate, TrtxError
 from trtx.plan.lock import Lock, lock_path, read_lock, write_lock
-from trtx.plan.lock_make import TELLING_STAGES, list_local_steps, make_lock
+from trtx.plan.lock_make import TELLING_STAGES, list_local_steps, make_lock, without
 from trtx.plan.make import Options, make_plan
 from trtx.plan.offline import check_locked_files, check_offline
 from trtx.plan.steps import Plan, split_selection
@@ -101,8 +101,11 @@ def make_current_lock(prepared: Prepared) -> Lock:
     surveyed = {status.step.key: status.manifest for status in prepared.statuses}
     telling = [step for step in plan.steps if step.stage in TELLING_STAGES]
     manifests = {step.id: surveyed.get(step.key) or prepared.store.find(step.key).manifest for step in telling}
+    old = prepared.lock
+    if old is not None:  # Other pins are compared with what they were, and these are simply measured anew.
+        old = old.model_copy(update={"builds": without(old, prepared.request.upgrade).builds})
     return make_lock(
-        prepared.lock,
+        old,
         prepared.cells,
         prepared.sources,
         prepared.facts,

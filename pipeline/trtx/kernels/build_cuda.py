@@ -21,12 +21,22 @@ from trtx.errors import EnvironmentProblem, StepFailed
 from trtx.files import canonical_json, sha256_bytes, sha256_file
 from trtx.kernels.build import SOURCES as CPP_SOURCES
 from trtx.kernels.build import LibraryJob, run_compiler, run_job, torch_folder
-from trtx.kernels.shelf import put, take
+from trtx.kernels.shelf import alone, put, take
 
 SOURCES = Path(__file__).parent / "cuda"
-KERNELS = ("prompt_attention", "decode_attention", "few_tokens", "argmax", "widen")
-GLUE = ("ops", "products")
-COMMON_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden")
+KERNELS = (
+    "prompt_attention",
+    "decode_attention",
+    "streamed_product",
+    "few_tokens",
+    "norm",
+    "rotate",
+    "gate",
+    "argmax",
+    "widen",
+)
+GLUE = ("ops", "layer_ops", "products")
+COMMON_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-frandom-seed=trtx")
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo")
 # Products of 8 bits and Hopper's own instructions are only in the code that is for exactly this architecture.
 EXACT = {"sm_90": "90a", "sm_100": "100a", "sm_103": "103a", "sm_120": "120a"}
@@ -60,10 +70,15 @@ def make_namespace(arch: str, compilers: str) -> str:
 def build_library(job: LibraryJob) -> None:
     """Take the library from the shelf, or compile, link and put it there; `march` of the job is the architecture.
 
-    Raises StepFailed with the compiler's first complaint.
+    Of builds side by side one compiles, and the others wait for it. Raises StepFailed with the compiler's first
+    complaint.
     """
-    if take(Path(job.shelf), job.namespace, Path(job.library)):
-        return
+    with alone(Path(job.shelf), job.namespace):
+        if not take(Path(job.shelf), job.namespace, Path(job.library)):
+            _compile_library(job)
+
+
+def _compile_library(job: LibraryJob) -> None:
     nvcc, work = find_nvcc(), Path(job.work)
     code = EXACT.get(job.march, job.march.removeprefix("sm_"))
     target = f"-gencode=arch=compute_{code},code=sm_{code}"

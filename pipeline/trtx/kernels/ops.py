@@ -30,6 +30,17 @@ DEFAULT_NAMESPACE = "trtx_kernels"
 KERNELS: dict[str, str] = {
     "paged_attention": "(Tensor q, Tensor k_pool, Tensor v_pool, Tensor block_tables, Tensor query_starts,"
     " Tensor context_lens, float scale, int window, float softcap, Tensor? k_scale, Tensor? v_scale) -> Tensor",
+    "paged_attention_e4m3": "(Tensor q, Tensor k_pool, Tensor v_pool, Tensor block_tables, Tensor query_starts,"
+    " Tensor context_lens, float scale, int window, float softcap, Tensor? k_scale, Tensor? v_scale, Tensor y_scale)"
+    " -> Tensor",
+    # It writes to the pools and does not say so: the compiler would copy them. Attention takes q, and so comes after.
+    "rotate_and_store": "(Tensor qkv, Tensor? scale, Tensor cos, Tensor sin, Tensor slots, Tensor k_pool,"
+    " Tensor v_pool, Tensor? k_scale, Tensor? v_scale) -> Tensor",
+    "rms_norm": "(Tensor x, Tensor weight, float epsilon, bool plus_one, Tensor? y_scale) -> Tensor",
+    "add_rms_norm": "(Tensor x, Tensor addend, Tensor? addend_scale, Tensor weight, float epsilon, bool plus_one,"
+    " Tensor? y_scale) -> (Tensor, Tensor)",
+    "gated_linear": "(Tensor x, Tensor weight, Tensor? factor, Tensor? scale, Tensor? y_scale) -> Tensor",
+    "gate": "(Tensor x, Tensor? y_scale) -> Tensor",
     "linear_bf16": "(Tensor x, Tensor weight) -> Tensor",
     "linear_int8": "(Tensor x, Tensor weight, Tensor scale) -> Tensor",
     "linear_int4": "(Tensor x, Tensor weight, Tensor scale, Tensor? offset, int group) -> Tensor",
@@ -62,7 +73,7 @@ LIBRARY: dict[str, str] = {
     "current_level": "() -> str",
     "choose_level": "(str name) -> ()",
     "supported_levels": "() -> str[]",
-    "product_candidates": "(Tensor x, Tensor weight, int count) -> str[]",
+    "product_candidates": "(Tensor x, Tensor weight, bool is_gated, int count) -> str[]",
     "use_products": "(str[] records) -> ()",
 }
 
@@ -104,6 +115,7 @@ def paged_attention(
     softcap: float = 0.0,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
+    y_scale: Tensor | None = None,
 ) -> Tensor:
     """Attention [M, H, D] of a step's tokens over the pools, their own keys and values included.
 
@@ -111,10 +123,83 @@ def paged_attention(
     A token sees itself and all before it, of these only the last `window` (itself counted) unless that is 0. Scores are
     q·k·scale, and softcap·tanh(score / softcap) unless `softcap` is 0. Pools are float32, bfloat16, int8 or uint8 (the
     bits of e4m3); `k_scale` and `v_scale` multiply them. Tables, starts and lengths are int32. Slots that no token sees
-    are not read; a token before position 0 is padding, sees nothing and gives zeros.
+    are not read; a token before position 0 is padding, sees nothing and gives zeros. With `y_scale` the result is
+    divided by it and e4m3; for GPUs.
     """
     tensors = (q_MHD, k_pool_PSGD, v_pool_PSGD, block_tables_BW, query_starts_B1, context_lens_B)
+    if y_scale is not None:
+        narrow: Tensor = declare(_current).paged_attention_e4m3(
+            *tensors, scale, window, softcap, k_scale, v_scale, y_scale
+        )
+        return narrow
     y: Tensor = declare(_current).paged_attention(*tensors, scale, window, softcap, k_scale, v_scale)
+    return y
+
+
+def rotate_and_store(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    slots_M: Tensor,
+    k_pool_PSGD: Tensor,
+    v_pool_PSGD: Tensor,
+    *,
+    scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> Tensor:
+    """Queries [M, H, D], rotated, of a step's tokens; their keys, rotated, and values are put into the pools.
+
+    `qkv` is bfloat16 [M, (H + 2 G) · D], multiplied by scale [(H + 2 G) · D] first; cos and sin are float32, [M, pairs]
+    in order, and slots_M int64: block · S + offset. `k_scale` and `v_scale` divide what 8-bit pools take. For GPUs.
+    """
+    y: Tensor = declare(_current).rotate_and_store(
+        qkv, scale, cos.contiguous(), sin.contiguous(), slots_M, k_pool_PSGD, v_pool_PSGD, k_scale, v_scale
+    )
+    return y
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, *, plus_one: bool, y_scale: Tensor | None = None) -> Tensor:
+    """x / rms(x) · weight (or 1 + weight) of bfloat16 [..., E]; with `y_scale` divided by it, as e4m3. For GPUs."""
+    y: Tensor = declare(_current).rms_norm(x, weight, epsilon, plus_one, y_scale)
+    return y
+
+
+def add_rms_norm(
+    x: Tensor,
+    addend: Tensor,
+    weight: Tensor,
+    epsilon: float,
+    *,
+    plus_one: bool,
+    addend_scale: Tensor | None = None,
+    y_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x + addend · addend_scale[E], and the rms_norm of that. For GPUs."""
+    summed, y = declare(_current).add_rms_norm(x, addend, addend_scale, weight, epsilon, plus_one, y_scale)
+    return summed, y
+
+
+def gated_linear(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    factor: Tensor | None = None,
+    scale: Tensor | None = None,
+    y_scale: Tensor | None = None,
+) -> Tensor:
+    """silu(gates) · ups of (x · weightᵀ) · factor · scale[N], gates the first half of the columns, ups the second.
+
+    x and weight [N, K] are both bfloat16 or both e4m3; the result [M, N / 2] is bfloat16, or with `y_scale` divided by
+    it and e4m3. For GPUs.
+    """
+    y: Tensor = declare(_current).gated_linear(x.contiguous(), weight, factor, scale, y_scale)
+    return y
+
+
+def gate(x: Tensor, y_scale: Tensor | None = None) -> Tensor:
+    """silu(gates) · ups of bfloat16 [M, N], halves as in gated_linear. For GPUs."""
+    y: Tensor = declare(_current).gate(x.contiguous(), y_scale)
     return y
 
 
@@ -258,6 +343,17 @@ def _fake(name: str) -> Callable[..., Any]:
         "linear_e4m3": _rows_in_bf16,
         "all_reduce": _like_first,
         "all_gather": lambda x, ranks: x.new_empty((*x.shape[:-1], x.shape[-1] * ranks)),
+        "paged_attention_e4m3": lambda q, *_rest: torch.empty_like(
+            q, dtype=torch.float8_e4m3fn, memory_format=torch.contiguous_format
+        ),
+        "rotate_and_store": _rotated,
+        "rms_norm": lambda x, _weight, _epsilon, _plus_one, y_scale: _narrow_like(x, x.shape[-1], y_scale),
+        "add_rms_norm": lambda x, _addend, _addend_scale, _weight, _epsilon, _plus_one, y_scale: (
+            torch.empty_like(x),
+            _narrow_like(x, x.shape[-1], y_scale),
+        ),
+        "gated_linear": lambda x, weight, _factor, _scale, y_scale: _narrow_like(x, weight.shape[0] // 2, y_scale),
+        "gate": lambda x, y_scale: _narrow_like(x, x.shape[-1] // 2, y_scale),
         "argmax": lambda rows: rows.new_empty(rows.shape[:1], dtype=torch.int64),
     }
     if name.startswith("grouped_linear"):
@@ -275,6 +371,16 @@ def _rows_of_weight(x: Tensor, weight: Tensor, *_rest: object) -> Tensor:
 
 def _rows_in_bf16(x: Tensor, weight: Tensor, *_rest: object) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.bfloat16)
+
+
+def _narrow_like(x: Tensor, columns: int, y_scale: Tensor | None) -> Tensor:
+    dtype = torch.bfloat16 if y_scale is None else torch.float8_e4m3fn
+    return x.new_empty((*x.shape[:-1], columns), dtype=dtype)
+
+
+def _rotated(qkv: Tensor, _scale: Tensor | None, *rest: Any) -> Tensor:
+    kv_heads, head_dim = rest[3].shape[2:]
+    return qkv.new_empty((qkv.shape[0], qkv.shape[1] // head_dim - 2 * kv_heads, head_dim))
 
 
 def _rows_of_matrices(x: Tensor, weight: Tensor, *_rest: object) -> Tensor:

@@ -34,6 +34,98 @@ def linear_e4m3(x: Tensor, weight: Tensor, factor: Tensor | None) -> Tensor:
     return (y if factor is None else y * factor).to(torch.bfloat16)
 
 
+def rotate_and_store(
+    qkv: Tensor,
+    scale: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+) -> Tensor:
+    size, kv_heads, head_dim = k_pool.shape[1:]
+    y = qkv if scale is None else (qkv.float() * scale).to(qkv.dtype)
+    y_MXD = y.view(y.shape[0], -1, head_dim)
+    heads = y_MXD.shape[1] - 2 * kv_heads
+    turned, v_MGD = y_MXD[:, : heads + kv_heads], y_MXD[:, heads + kv_heads :]
+    pairs = cos.shape[-1]
+    cos, sin = cos.view(-1, 1, pairs), sin.view(-1, 1, pairs)
+    a, b = turned[..., :pairs].float(), turned[..., pairs : 2 * pairs].float()
+    halves = [(a * cos - b * sin).to(y.dtype), (b * cos + a * sin).to(y.dtype), turned[..., 2 * pairs :]]
+    qk_MXD = torch.cat(halves, -1)
+    k_MGD = qk_MXD[:, heads:]
+    for pool, numbers, divisor in ((k_pool, k_MGD, k_scale), (v_pool, v_MGD, v_scale)):
+        pool.index_put_((slots // size, slots % size), _to_pool(numbers, divisor, pool.dtype))
+    return qk_MXD[:, :heads].contiguous()
+
+
+def _to_pool(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if scale is None or dtype not in (torch.int8, torch.uint8):
+        return x
+    if dtype == torch.int8:
+        return (x.float() / scale).round().clamp(-128, 127).to(torch.int8)
+    return _to_e4m3(x, scale).view(torch.uint8)
+
+
+def _to_e4m3(x: Tensor, scale: Tensor | None) -> Tensor:
+    """As it is without a scale; e4m3 numbers, saturated, with one."""
+    return x if scale is None else (x.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+
+
+def paged_attention_e4m3(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    y_scale: Tensor,
+) -> Tensor:
+    tensors = (q, k_pool, v_pool, block_tables, query_starts, context_lens)
+    return _to_e4m3(paged_attention(*tensors, scale, window, softcap, k_scale, v_scale), y_scale)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, plus_one: bool, y_scale: Tensor | None) -> Tensor:
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+    y = (normed * (1.0 + weight.float())).to(x.dtype) if plus_one else weight * normed.to(x.dtype)
+    return _to_e4m3(y, y_scale)
+
+
+def add_rms_norm(
+    x: Tensor,
+    addend: Tensor,
+    addend_scale: Tensor | None,
+    weight: Tensor,
+    epsilon: float,
+    plus_one: bool,
+    y_scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    more = addend if addend_scale is None else (addend.float() * addend_scale).to(x.dtype)
+    summed = x + more
+    return summed, rms_norm(summed, weight, epsilon, plus_one, y_scale)
+
+
+def gated_linear(
+    x: Tensor, weight: Tensor, factor: Tensor | None, scale: Tensor | None, y_scale: Tensor | None
+) -> Tensor:
+    y = F.linear(x.float(), weight.float())
+    y = y if factor is None else y * factor
+    return gate((y if scale is None else y * scale).to(torch.bfloat16), y_scale)
+
+
+def gate(x: Tensor, y_scale: Tensor | None) -> Tensor:
+    gates, ups = x.chunk(2, -1)
+    return _to_e4m3(F.silu(gates.float()).mul(ups.float()).to(x.dtype), y_scale)
+
+
 def argmax(rows: Tensor) -> Tensor:
     best, place = rows.max(-1)
     return torch.where(best.isfinite(), place, -1)

@@ -8,6 +8,7 @@ minute. A build that is just copying one keeps its open file.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -70,6 +71,20 @@ def trim(shelf: Path, keep: Path | None = None, *, max_bytes: int = MAX_BYTES, n
 def shelf_bytes(shelf: Path) -> int:
     """Bytes of all libraries; 0 where there is no shelf."""
     return sum(size for _, size, _ in _list(shelf))
+
+
+@contextlib.contextmanager
+def alone(shelf: Path, what: str) -> Iterator[None]:
+    """Wait until no other process of this machine is within `alone` for the same thing.
+
+    A shelf that cannot be written, or whose file system has no locks, makes nobody wait: that costs time alone.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            shelf.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((shelf / f"{what}.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _list(shelf: Path) -> Iterator[tuple[float, int, Path]]:

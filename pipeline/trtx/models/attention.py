@@ -29,7 +29,8 @@ class Attend(Protocol):
 
     Takes q [M, H, D] and pools [P, S, G, D] and gives [M, H, D] of q's dtype. A token sees itself and all before it,
     of these only the last `window` (itself counted) unless that is 0. Scores are q·k·scale, and softcap·tanh(score /
-    softcap) unless `softcap` is 0. `k_scale` and `v_scale` are float32 scalars that multiply fp8 and int8 pools.
+    softcap) unless `softcap` is 0. `k_scale` and `v_scale` are float32 scalars that multiply fp8 and int8 pools. With
+    `y_scale` the result is divided by it and e4m3.
     """
 
     def __call__(
@@ -43,6 +44,7 @@ class Attend(Protocol):
         softcap: float = 0.0,
         k_scale: Tensor | None = None,
         v_scale: Tensor | None = None,
+        y_scale: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -63,6 +65,7 @@ class NativeAttention:
         softcap: float = 0.0,
         k_scale: Tensor | None = None,
         v_scale: Tensor | None = None,
+        y_scale: Tensor | None = None,
     ) -> Tensor:
         return ops.paged_attention(
             q_MHD,
@@ -74,6 +77,7 @@ class NativeAttention:
             softcap=softcap,
             k_scale=k_scale,
             v_scale=v_scale,
+            y_scale=y_scale,
         )
 
 
@@ -118,6 +122,7 @@ class GatherAttention:
         softcap: float = 0.0,
         k_scale: Tensor | None = None,
         v_scale: Tensor | None = None,
+        y_scale: Tensor | None = None,
     ) -> Tensor:
         q_BHTD = q_MHD[self._rows_BT].transpose(1, 2)
         k_BGCD = self._read(k_pool_PSGD, k_scale, q_MHD.dtype)
@@ -135,7 +140,10 @@ class GatherAttention:
                 enable_gqa=q_BHTD.shape[1] != k_BGCD.shape[1],
             )
         )
-        return y_BHTD.transpose(1, 2)[self._sequence_M, self._column_M]
+        y_MHD = y_BHTD.transpose(1, 2)[self._sequence_M, self._column_M]
+        if y_scale is None:
+            return y_MHD
+        return (y_MHD.float() / y_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
 
     def _bias(self, window: int, dtype: torch.dtype) -> Tensor:
         """0 where a token may look and minus infinity elsewhere."""

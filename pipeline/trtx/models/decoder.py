@@ -136,6 +136,8 @@ class Decoder(nn.Module):
     `lm_head` this rank's columns: `make_linear` returns modules that meet the other ranks and give all of it.
     """
 
+    layer_type: type[Layer] = Layer
+
     def __init__(
         self,
         config: ModelConfig,
@@ -155,7 +157,7 @@ class Decoder(nn.Module):
         self.positions = None
         if shard.is_first and names.positions:
             self.positions = Embedding(config.max_position_embeddings, config.hidden_size, dtype)
-        self.layers = nn.ModuleDict({str(layer): Layer(build, layer) for layer in shard.layers})
+        self.layers = nn.ModuleDict({str(layer): self.layer_type(build, layer) for layer in shard.layers})
         if shard.is_last:
             self.final_norm = build.make_norm(config.hidden_size)
             if not self.tied:
@@ -219,7 +221,10 @@ class Decoder(nn.Module):
 
     def logits(self, x_NE: Tensor) -> Tensor:
         """Logits, float32 [N, V], of hidden states that left the last layer."""
-        x_NE = self.final_norm(x_NE)
+        return self.project(self.final_norm(x_NE))
+
+    def project(self, x_NE: Tensor) -> Tensor:
+        """Logits, float32 [N, V], of hidden states after the last norm."""
         projected_NV: Tensor = ops.linear(x_NE, self.embed.weight) if self.tied else self.lm_head(x_NE)
         logits_NV = projected_NV.float()
         return self.logit_softcap * torch.tanh(logits_NV / self.logit_softcap) if self.logit_softcap else logits_NV

@@ -32,6 +32,7 @@ EXCLUDED: Mapping[str, str] = {
     "step.resources": "what its job asks for; a measurement has the machine in its factors",
     "step.exclusive": "whether other steps may run beside it",
     "step.expected": "what a lock says that the bytes are; a step that gives others fails",
+    "step.choices": "which of the fastest choices was measured, where a lock says so; else the step measures them",
     "step.witnesses": "inputs that a new entry is checked with, and that leave no trace in it",
     "plan.name": "the recipe's name; a package, which carries it, has it in its params",
     "plan.recipe": "where the recipe is",

@@ -35,7 +35,7 @@ TELLING_STAGES = ("download", "dataset", "build")
 # Stages whose keys hold facts of one machine or one installation, or keys that do.
 LOCAL_STAGES = ("benchmark", "package")
 # What `trtx lock --upgrade` can move as a whole.
-KINDS = {"model": "models", "dataset": "datasets", "container": "containers"}
+KINDS = {"model": "models", "dataset": "datasets", "container": "containers", "build": "builds"}
 ALL = "all"
 
 Item = TypeVar("Item")
@@ -224,7 +224,7 @@ def list_local_steps(plan: Plan) -> set[str]:
 
 
 def without(lock: Lock, names: Iterable[str]) -> Lock:
-    """A lock less the pins to look up anew: kinds (model, dataset, container, all), or single ones by their name.
+    """A lock less the pins to look up anew: kinds (of KINDS, or all), or single ones by their name.
 
     Raises UsageProblem for a name that is none.
     """

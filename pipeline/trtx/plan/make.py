@@ -327,6 +327,7 @@ class Planner:
             exclusive=exclusive,
             cell=cell.name if cell else None,
             expected=dict(expected or {}),
+            choices=dict(self.sources.choices.get(key, {})),
         )
         self._by_key[key] = self.steps[step.id] = step
         return step

@@ -78,7 +78,7 @@ class PinnedSources:
 
     `images` are base images with their digest, by the reference in the recipe; `draws` the SHA-256 digests that a lock
     demands of the files with the rows of a dataset, by the dataset and what chooses the rows. `releases` are those of
-    TensorRT-LLM, by version and probe.
+    TensorRT-LLM, by version and probe. `choices` are what a lock says that builds measured, by their keys.
     """
 
     models: dict[ModelName, PinnedModel]
@@ -86,6 +86,7 @@ class PinnedSources:
     images: Mapping[str, str] = field(default_factory=dict)
     draws: Mapping[tuple[DatasetName, str], Mapping[str, str]] = field(default_factory=dict)
     releases: Mapping[ReleaseName, PinnedRelease] = field(default_factory=dict)
+    choices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def model_of(self, cell: Cell) -> PinnedModel:
         return self.models[model_name(cell.recipe.model)]
@@ -162,7 +163,17 @@ def resolve_sources(cells: Iterable[Cell], environ: Mapping[str, str], lock: Loc
             datasets[name] = resolve_dataset(data, environ, lock)
         if lock is not None:
             draws[name, draw_title(data)] = _demanded_rows(data, datasets[name], lock)
-    return PinnedSources(models, datasets, _pin_images(lock), draws)
+    return PinnedSources(models, datasets, _pin_images(lock), draws, choices=_measured_choices(lock))
+
+
+def _measured_choices(lock: Lock | None) -> dict[str, Mapping[str, Any]]:
+    """What builds measured, by their keys, of those that measured anything."""
+    if lock is None or not lock.builds:
+        return {}
+    from trtx.backends.inductor.replay import keep_measured
+
+    found = {build.key: keep_measured(build.choices) for build in lock.builds.values()}
+    return {key: choices for key, choices in found.items() if choices}
 
 
 def resolve_model(

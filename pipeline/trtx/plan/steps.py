@@ -19,9 +19,9 @@ class Step:
 
     `environment` is set, `inherit` names variables passed on from the driver's environment (secrets stay
     references). `cell` is the target/variant it serves, None for steps shared by several. `expected` are the SHA-256
-    digests of its files by path, where a lock has them. `resources` are what its job asks for, the fields of
-    trtx.runners.slurm.options.Resources; None for a step of this machine. `also` are the ids that it would have for the
-    other cells that it serves.
+    digests of its files by path, where a lock has them, `choices` what a lock says that its build measured. `resources`
+    are what its job asks for, the fields of trtx.runners.slurm.options.Resources; None for a step of this machine.
+    `also` are the ids that it would have for the other cells that it serves.
     """
 
     id: str
@@ -38,6 +38,7 @@ class Step:
     cell: str | None
     # Not compared: a plan is the same when a lock has learned what its files are.
     expected: dict[str, str] = field(default_factory=dict, compare=False)
+    choices: dict[str, Any] = field(default_factory=dict, compare=False)
     resources: dict[str, Any] | None = None
     also: tuple[str, ...] = ()
 
@@ -58,6 +59,7 @@ class Step:
             cache_dir=plan.cache_dir,
             recipe=plan.name,
             expected=self.expected,
+            choices=self.choices,
         )
 
 

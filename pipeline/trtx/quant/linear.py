@@ -58,6 +58,7 @@ class Linear(nn.Module):
     def __init__(self, spec: LinearSpec, dtype: DType) -> None:
         super().__init__()
         self.algorithm = spec.algorithm
+        self.reduces = False
         self.pre_quant_scale = self.weight_offset = self.input_order = self.bias = None
         for tensor in linear_tensors(spec, dtype):
             data = torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
@@ -69,6 +70,10 @@ class Linear(nn.Module):
 
     def add_bias(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias
+
+    def meet(self, y: Tensor) -> Tensor:
+        """The sum of a product over the ranks that each have some of the columns."""
+        return ops.all_reduce(y) if self.reduces else y
 
 
 class PlainLinear(Linear):
@@ -196,6 +201,7 @@ def linear_factory(
 def complete(module: Linear, spec: LinearSpec, ranks: int) -> None:
     """Have a linear give what all ranks' parts of it give together, where others take that."""
     if spec.cut == "columns":
-        module.register_forward_hook(lambda _module, _inputs, y: ops.all_reduce(y))
+        module.reduces = True
+        module.register_forward_hook(lambda _module, _inputs, y: module.meet(y))
     elif spec.name == "lm_head":
         module.register_forward_hook(lambda _module, _inputs, y: ops.all_gather(y, ranks))

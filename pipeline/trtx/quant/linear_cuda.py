@@ -13,14 +13,34 @@ from __future__ import annotations
 from torch import Tensor
 
 from trtx.kernels import ops
-from trtx.quant.linear import LINEARS, Linear
+from trtx.quant.linear import Int4WeightLinear, Int8WeightLinear, Linear, PlainLinear
 from trtx.quant.rounding import fp8_row_scales, to_fp8
 
-# What the kernels of trtx/kernels/cuda multiply.
-FORMATS = ("none", "fp8", "fp8_dynamic", "int8_wo", "int4_wo", "int4_awq")
+
+class CudaLinear(Linear):
+    """What models/fused.py asks of a linear, by its plain form."""
+
+    @property
+    def rounding(self) -> Tensor | None:
+        return None
+
+    def multiply(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self(x), None
+
+    def multiply_gated(self, x: Tensor, y_scale: Tensor | None) -> Tensor:
+        return ops.gate(self(x), y_scale)
 
 
-class Fp8CudaLinear(Linear):
+class PlainCudaLinear(CudaLinear, PlainLinear):
+    """bf16 weights."""
+
+    def multiply_gated(self, x: Tensor, y_scale: Tensor | None) -> Tensor:
+        if self.bias is not None:
+            return super().multiply_gated(x, y_scale)
+        return ops.gated_linear(x, self.weight, y_scale=y_scale)
+
+
+class Fp8CudaLinear(CudaLinear):
     """e4m3 weights and activations, multiplied as they are; sums are float32 and leave as bf16."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,8 +51,44 @@ class Fp8CudaLinear(Linear):
             y = y * scale
         return self.add_bias((y * self.weight_scale).to(x.dtype))
 
+    @property
+    def rounding(self) -> Tensor | None:
+        return self.input_scale if self.algorithm == "fp8" else None
 
-CUDA_LINEARS: dict[str, type[Linear]] = {name: LINEARS[name] for name in FORMATS} | {
+    def multiply(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.rounding is None:
+            return self(x), None
+        y = ops.linear_e4m3(x, self.weight, self.rounding)
+        # Ranks have the same scales: those of whole rows.
+        return (self.meet(y), self.weight_scale) if self.bias is None else (self.meet(self._finish(y)), None)
+
+    def multiply_gated(self, x: Tensor, y_scale: Tensor | None) -> Tensor:
+        if self.rounding is None:
+            return ops.gate(self(x), y_scale)
+        if self.bias is not None:
+            return ops.gate(self._finish(ops.linear_e4m3(x, self.weight, self.rounding)), y_scale)
+        return ops.gated_linear(x, self.weight, factor=self.rounding, scale=self.weight_scale, y_scale=y_scale)
+
+    def _finish(self, y: Tensor) -> Tensor:
+        return self.add_bias((y.float() * self.weight_scale).to(y.dtype))
+
+
+class Int8WeightCudaLinear(CudaLinear, Int8WeightLinear):
+    """int8 weights."""
+
+
+class Int4WeightCudaLinear(CudaLinear, Int4WeightLinear):
+    """int4 weights."""
+
+
+CUDA_LINEARS: dict[str, type[Linear]] = {
+    "none": PlainCudaLinear,
     "fp8": Fp8CudaLinear,
     "fp8_dynamic": Fp8CudaLinear,
+    "int8_wo": Int8WeightCudaLinear,
+    "int4_wo": Int4WeightCudaLinear,
+    "int4_awq": Int4WeightCudaLinear,
 }
+
+# What the kernels of trtx/kernels/cuda multiply.
+FORMATS = tuple(CUDA_LINEARS)

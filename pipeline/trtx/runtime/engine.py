@@ -28,7 +28,7 @@ from trtx.runtime.card import load_card
 from trtx.runtime.fit import check_machine
 from trtx.runtime.folders import find_folders
 from trtx.runtime.inputs import InputBuilder, StepInputs
-from trtx.runtime.memory import available_bytes, blocks_per_sequence, plan_num_blocks
+from trtx.runtime.memory import PoolSize, blocks_per_sequence
 from trtx.runtime.program import Programs, load_programs
 from trtx.runtime.request import FinishReason, Output, Request, Sampled, SamplingParams
 from trtx.runtime.sampler import sample, score
@@ -112,7 +112,8 @@ class Engine:
     ) -> Engine:
         """Load a ready engine folder, a deployment folder around one, or a build output with `weights` elsewhere.
 
-        The KV cache takes `kv_cache_bytes`, or else `memory_fraction` of the memory available now, weights included.
+        The KV cache takes `kv_cache_bytes`, or else what is left of `memory_fraction` of the memory available now: on a
+        processor less the weights, on a GPU less all that the engine takes when it runs its largest step.
         `verify` compares the programs' digests with the card before they are mapped. `settings` and `overlap` say how
         requests are put into steps, and whether the engine works while programs run.
 
@@ -124,20 +125,12 @@ class Engine:
         check_machine(card)
         tokenizer = Tokenizer.load(folders.tokenizer)
         weights_bytes = folders.weights_bytes(card)
-        is_cuda = card.compiled_for.device == "cuda"
-        num_blocks = plan_num_blocks(
-            card,
-            kv_cache_bytes=kv_cache_bytes,
-            memory_fraction=memory_fraction,
-            weights_bytes=weights_bytes,
-            # Each rank has a GPU of its own, or its share of this machine.
-            available=torch.cuda.mem_get_info(0)[0] if is_cuda else available_bytes() // card.rank.tensor,
-        )
+        size = PoolSize(kv_cache_bytes, memory_fraction, weights_bytes)
         # torch obeys OMP_NUM_THREADS, else counts cores; a container may have fewer processors than its machine cores.
         cpus = min(torch.get_num_threads(), count_cpus(Path("/proc"), Path("/sys/fs/cgroup")))
         max_threads = max(1, cpus // card.rank.tensor)
-        programs = load_programs(folders.engine, folders.weights, num_blocks, verify=verify)
-        if is_cuda:
+        programs = load_programs(folders.engine, folders.weights, size, verify=verify)
+        if card.compiled_for.device == "cuda":
             from trtx.runtime.device_engine import DeviceEngine
 
             return DeviceEngine(programs, tokenizer, settings=settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from trtx.errors import EnvironmentProblem
@@ -25,6 +26,26 @@ def blocks_per_sequence(card: EngineCard) -> int:
     return -(-card.limits.max_seq_len // card.kv_cache.tokens_per_block)
 
 
+@dataclass(frozen=True)
+class PoolSize:
+    """How large the pools shall be: `kv_cache_bytes`, or, when that is None, what is left of `memory_fraction`."""
+
+    kv_cache_bytes: int | None
+    memory_fraction: float
+    weights_bytes: int
+
+    def count_blocks(self, card: EngineCard, available: int | None = None, working_bytes: int = 0) -> int:
+        """Blocks of the pools, as plan_num_blocks. Raises EnvironmentProblem as it does."""
+        return plan_num_blocks(
+            card,
+            kv_cache_bytes=self.kv_cache_bytes,
+            memory_fraction=self.memory_fraction,
+            weights_bytes=self.weights_bytes,
+            available=available,
+            working_bytes=working_bytes,
+        )
+
+
 def plan_num_blocks(
     card: EngineCard,
     *,
@@ -32,19 +53,23 @@ def plan_num_blocks(
     memory_fraction: float,
     weights_bytes: int,
     available: int | None = None,
+    working_bytes: int = 0,
 ) -> int:
     """Blocks of the pool, the null block among them.
 
     They fill `kv_cache_bytes`, or, when that is None, `memory_fraction` of the memory that is available now less the
-    weights; `available` is that of a device, None for this machine's. There are never more than max_batch_size
-    sequences of max_seq_len can use.
+    weights and `working_bytes`, what code, steps and graphs of a device take (runtime/cuda_memory.py measures it);
+    `available` is that of a device, None for this machine's. There are never more than max_batch_size sequences of
+    max_seq_len can use.
 
     Raises EnvironmentProblem when one sequence of max_seq_len does not fit.
     """
     if kv_cache_bytes is None:
         available = available_bytes() if available is None else available
-        budget = int(available * memory_fraction) - weights_bytes
+        budget = int(available * memory_fraction) - weights_bytes - working_bytes
         source = f"{memory_fraction:.0%} of {_mib(available)} available, less {_mib(weights_bytes)} for the weights"
+        if working_bytes:
+            source += f" and {_mib(working_bytes)} for code, the largest step and graphs"
     else:
         budget, source = kv_cache_bytes, "the KV-cache size asked for"
     fitting = budget // block_bytes(card)
@@ -54,13 +79,15 @@ def plan_num_blocks(
             f"the KV cache would have {_mib(max(budget, 0))}, and one sequence of max_seq_len"
             f" {card.limits.max_seq_len} needs {_mib(smallest * block_bytes(card))}",
             why=source,
-            fix=_how_to_fit(card, fitting, sized=kv_cache_bytes is not None),
+            fix=_how_to_fit(card, fitting, sized=kv_cache_bytes is not None, works=working_bytes > 0),
         )
     return min(fitting, card.limits.max_batch_size * blocks_per_sequence(card) + 1)
 
 
-def _how_to_fit(card: EngineCard, fitting: int, *, sized: bool) -> str:
+def _how_to_fit(card: EngineCard, fitting: int, *, sized: bool, works: bool) -> str:
     more = "give the KV cache a larger size" if sized else "free memory, or raise the memory fraction"
+    if works and not sized:
+        more += ", or rebuild the engine with a smaller max_num_tokens, which makes its largest step smaller"
     # One block is the null block.
     tokens = (fitting - 1) * card.kv_cache.tokens_per_block
     if tokens < 2:

@@ -22,6 +22,7 @@ from trtx.models.weights_config import load_weights_config
 from trtx.models.weights_file import map_weights
 from trtx.runtime.card import EngineCard, KvCache, load_card
 from trtx.runtime.fit import check_machine
+from trtx.runtime.memory import PoolSize
 from trtx.runtime.native import NativeProgram, load_kernels
 from trtx.runtime.ranks import Join, Run, in_group
 
@@ -111,15 +112,16 @@ class CompiledPrograms:
             self._busy.release()
 
 
-def load_programs(engine: Path, weights: Path, num_blocks: int, *, verify: bool = True) -> Programs:
+def load_programs(engine: Path, weights: Path, num_blocks: int | PoolSize, *, verify: bool = True) -> Programs:
     """Load an engine folder with its weights: CompiledPrograms, CudaPrograms for a GPU, or RankPrograms of several.
 
     `engine` holds engine.json and programs/, `weights` config.json and rankN.safetensors; `num_blocks` counts the
-    null block. `verify` reads the programs once more to compare their digests: they are machine code. Tensor-parallel
-    ranks other than 0 are processes that live as long as what is returned.
+    null block, or says how large the pools of each rank shall be. `verify` reads the programs once more to compare
+    their digests: they are machine code. Tensor-parallel ranks other than 0 are processes that live as long as what is
+    returned.
 
-    Raises EnvironmentProblem when the engine does not fit this machine, VerificationFailed when a program is not
-    what the card says or the weights have another layout.
+    Raises EnvironmentProblem when the engine does not fit this machine or its memory, VerificationFailed when a program
+    is not what the card says or the weights have another layout.
     """
     card = load_card(engine)
     check_machine(card)
@@ -137,7 +139,9 @@ def load_programs(engine: Path, weights: Path, num_blocks: int, *, verify: bool 
     return load_rank(engine, weights, card, num_blocks)
 
 
-def load_rank(engine: Path, weights: Path, card: EngineCard, num_blocks: int, join: Join | None = None) -> Programs:
+def load_rank(
+    engine: Path, weights: Path, card: EngineCard, num_blocks: int | PoolSize, join: Join | None = None
+) -> Programs:
     """The programs of the card's rank; `join`, of several ranks, is called once what needs no other is loaded.
 
     Raises VerificationFailed when weights or kernels are not the card's, EnvironmentProblem when memory is short.
@@ -150,6 +154,8 @@ def load_rank(engine: Path, weights: Path, card: EngineCard, num_blocks: int, jo
         raise VerificationFailed(
             f"{engine} has no kernels", why="its card names none", fix="build it with `trtx apply`"
         )
+    if isinstance(num_blocks, PoolSize):
+        num_blocks = num_blocks.count_blocks(card)
     mapped = load_weights(card, weights)
     operators = load_kernels(engine / card.kernels.path, card.kernels.namespace)
     # Unpacked by ourselves and deleted once mapped: the loader's own copy would stay behind after a crash.

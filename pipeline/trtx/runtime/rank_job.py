@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from trtx.runtime.inputs import StepInputs
+from trtx.runtime.memory import PoolSize
 from trtx.runtime.program import Programs
 
 # The default loader: trtx.runtime.program.load_rank.
@@ -36,7 +37,7 @@ class RankJob(BaseModel):
     engine: str
     weights: str
     rank: int
-    num_blocks: int
+    num_blocks: int | PoolSize
     loader: str
     folder: str
     connection: int

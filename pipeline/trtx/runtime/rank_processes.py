@@ -21,6 +21,7 @@ from typing import Any, cast
 from trtx.errors import BY_NAME, EnvironmentProblem, TrtxError
 from trtx.processes import start_process
 from trtx.runtime.card import EngineCard
+from trtx.runtime.memory import PoolSize
 from trtx.runtime.rank_job import LOADER, Answer, Command, Failed, JoinRanks, RankJob, Stage
 from trtx.runtime.ranks import ProcessRanks, rank_environment
 
@@ -36,7 +37,9 @@ TAIL_LINES = 12
 class RankProcesses:
     """Ranks 1 … n-1 of an engine. Commands may come from one thread at a time; a thread of its own watches."""
 
-    def __init__(self, engine: Path, weights: Path, card: EngineCard, num_blocks: int, loader: str = LOADER) -> None:
+    def __init__(
+        self, engine: Path, weights: Path, card: EngineCard, num_blocks: int | PoolSize, loader: str = LOADER
+    ) -> None:
         self.size, self._pid = card.rank.tensor, os.getpid()
         self._device = card.compiled_for.device
         self._folder = Path(tempfile.mkdtemp(prefix="trtx-ranks-"))
@@ -127,7 +130,7 @@ class RankProcesses:
             process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, engine: Path, weights: Path, rank: int, num_blocks: int, loader: str) -> None:
+    def _start(self, engine: Path, weights: Path, rank: int, num_blocks: int | PoolSize, loader: str) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             job = RankJob(

@@ -19,6 +19,7 @@ from trtx.errors import EnvironmentProblem
 from trtx.runtime.card import EngineCard
 from trtx.runtime.device_sampler import Draws
 from trtx.runtime.inputs import StepInputs
+from trtx.runtime.memory import PoolSize, available_bytes
 from trtx.runtime.program import Programs
 from trtx.runtime.rank_job import LOADER, RunStep, SubmitStep, find_loader
 from trtx.runtime.rank_processes import RankProcesses
@@ -94,11 +95,16 @@ class RankPending:
         return tokens
 
 
-def load_ranks(engine: Path, weights: Path, card: EngineCard, num_blocks: int, loader: str = LOADER) -> RankPrograms:
+def load_ranks(
+    engine: Path, weights: Path, card: EngineCard, num_blocks: int | PoolSize, loader: str = LOADER
+) -> RankPrograms:
     """Start the other ranks of an engine that was verified, load all shares side by side, and let them meet.
 
     `loader` names the function that loads one rank, here and there. Raises what it raises, in any rank.
     """
+    if isinstance(num_blocks, PoolSize) and card.compiled_for.device == "cpu":
+        # All share the memory of this machine; GPUs agree when they have measured theirs.
+        num_blocks = num_blocks.count_blocks(card, available_bytes() // card.rank.tensor)
     processes = RankProcesses(engine, weights, card, num_blocks, loader)
     try:
         with processes.meeting():

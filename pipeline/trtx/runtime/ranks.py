@@ -73,6 +73,10 @@ class ProcessRanks:
         options.rootRank = options.rootTensor = 0
         self._backend.broadcast([x], options).wait()
 
+    def smallest(self, number: int) -> int:
+        """The smallest of the numbers that the ranks bring."""
+        return int(self._collect(torch.tensor([number], device="cuda" if self._is_cuda else "cpu")).min().item())
+
     def abort(self) -> None:
         """Let operations of GPUs end without an answer, for any thread; processors hear of a rank's end by themselves.
 

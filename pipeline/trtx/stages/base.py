@@ -40,8 +40,9 @@ class StepContext:
     """What a running step sees.
 
     `inputs` are read-only folders by name; `output` is an empty folder to fill; `work` is scratch space that is
-    deleted afterwards; `keys` are the inputs' keys (for evidence, not for decisions that change bytes). Of a step of
-    several processes each runs the stage, with its `rank` of `ranks`: they share `output`, and have their own `work`.
+    deleted afterwards; `keys` are the inputs' keys (for evidence, not for decisions that change bytes); `choices` are
+    what an earlier run of the same key measured. Of a step of several processes each runs the stage, with its `rank` of
+    `ranks`: they share `output`, and have their own `work`.
     """
 
     inputs: Mapping[str, Path]
@@ -49,6 +50,7 @@ class StepContext:
     work: Path
     keys: Mapping[str, str] = field(default_factory=dict)
     progress_file: Path | None = None
+    choices: Mapping[str, Any] = field(default_factory=dict)
     rank: int = 0
     ranks: int = 1
     _last_progress: float = 0.0

@@ -26,11 +26,13 @@ RANKS_VARIABLE = "TRTX_RANKS"
 RANKS_FOLDER = "ranks"
 
 
-class _File(BaseModel):
+class JobFile(BaseModel):
+    """Base of the files between the halves."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
 
-class Input(_File):
+class Input(JobFile):
     """One input: the step that makes it and its key. A witness may be used but does not enter the step's key."""
 
     step: str
@@ -38,10 +40,11 @@ class Input(_File):
     witness: bool = False
 
 
-class Job(_File):
+class Job(JobFile):
     """Content of job.json: everything a worker needs, nothing about who runs it or when.
 
-    `expected` are the SHA-256 digests of the output's files by path, where a lock has them.
+    `expected` are the SHA-256 digests of the output's files by path, where a lock has them; `choices` what an earlier
+    build of the same key measured and chose, which is taken instead of measuring again.
     """
 
     schema_: Literal["trtx.job/v1"] = Field(default="trtx.job/v1", alias="schema")
@@ -54,9 +57,10 @@ class Job(_File):
     cache_dir: str
     recipe: str
     expected: dict[str, str] = {}
+    choices: dict[str, Any] = {}
 
 
-class Failure(_File):
+class Failure(JobFile):
     """Why an attempt failed; `kind` is a class of trtx.errors."""
 
     kind: str
@@ -72,7 +76,7 @@ class Failure(_File):
         return BY_NAME.get(self.kind, StepFailed)(self.what, why=self.why, fix=self.fix)
 
 
-class Result(_File):
+class Result(JobFile):
     """Content of result.json. `published`: this attempt made the entry; `adopted`: another process had made it.
 
     `evidence` is the folder in which a failure is kept for inspection, if it could be kept.
@@ -105,6 +109,6 @@ def read_result(folder: Path) -> Result | None:
         return None
 
 
-def dump_file(model: _File) -> str:
+def dump_file(model: JobFile) -> str:
     """The text of a job or result file; the same model gives the same bytes."""
     return model.model_dump_json(by_alias=True, indent=1) + "\n"

@@ -94,7 +94,7 @@ class BuildParams(Params):
     """
 
     stage: ClassVar[str] = "build"
-    code_version: ClassVar[int] = 4
+    code_version: ClassVar[int] = 5
 
     model: ModelConfig
     quantization: QuantFormat
@@ -133,7 +133,7 @@ class BenchmarkParams(Params):
     """
 
     stage: ClassVar[str] = "benchmark"
-    code_version: ClassVar[int] = 3
+    code_version: ClassVar[int] = 4
 
     workloads: dict[str, Workload]
     repeats: int

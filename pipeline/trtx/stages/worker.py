@@ -168,7 +168,7 @@ def run_rank(job: Job, folder: Path, rank: Rank) -> int:
         store = Store(Path(job.cache_dir))
         check_toolchain(job.step, job.factors)
         own = folder / RANKS_FOLDER / f"progress-{rank.number}.json"
-        _run_stage(job, _make_context(store, job, staged, own, rank))
+        run_stage(job, _make_context(store, job, staged, own, rank))
     except TrtxError as caught:
         _print_cause(caught)
         error = caught
@@ -218,7 +218,7 @@ def _perform(job: Job, folder: Path, started: float, evidence: Evidence, rank: R
         with store.stage(job.key, uses) as staged, evidence.of_staging(staged):
             context = _make_context(store, job, staged, folder / PROGRESS_NAME, rank)
             with OtherRanks(job.step, folder, rank).working(staged, give_up):
-                summary = _run_stage(job, context)
+                summary = run_stage(job, context)
             draft = Manifest(job.key, job.step, job.stage, job.factors, (), _provenance(job, started), summary)
             store.publish(staged, draft, lambda files: check_expected(job.step, job.expected, files))
     for key in uses:
@@ -232,17 +232,19 @@ def _make_context(store: Store, job: Job, staged: Path, progress_file: Path, ran
         work = work / f"rank-{rank.number}"
         work.mkdir(parents=True)
     return StepContext(
-        inputs={name: _open_input(store, job, name) for name in job.inputs},
+        inputs={name: open_input(store, job, name) for name in job.inputs},
         output=staged / "output",
         work=work,
         keys={name: entry.key for name, entry in job.inputs.items()},
         progress_file=progress_file,
+        choices=job.choices,
         rank=rank.number,
         ranks=rank.count,
     )
 
 
-def _run_stage(job: Job, context: StepContext) -> dict[str, Any]:
+def run_stage(job: Job, context: StepContext) -> dict[str, Any]:
+    """Run the stage of a job; returns its summary."""
     params = read_params(job.stage, job.params)
     backend = job.params.get("backend")
     with disk_errors(context.output):
@@ -256,7 +258,8 @@ def _tell_waiting(folder: Path, text: str) -> None:
     print(text, flush=True)
 
 
-def _open_input(store: Store, job: Job, name: str) -> Path:
+def open_input(store: Store, job: Job, name: str) -> Path:
+    """The folder of an input, every file of which was checked. Raises VerificationFailed when there is none."""
     entry = job.inputs[name]
     found = store.find(entry.key)
     if found.manifest is None:

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from support.plans import edited
 
-from trtx.cli.locking import check_lock, kept_lock, make_current_lock, renew_lock
+from trtx.cli.locking import check_lock, kept_lock, make_current_lock, plan_whole, renew_lock
 from trtx.cli.options import StageName
 from trtx.cli.prepare import Prepared, Request, prepare
 from trtx.console import Console
 from trtx.errors import LockOutOfDate
-from trtx.plan.lock import Lock, dump_lock, read_lock, write_lock
+from trtx.plan.lock import Lock, LockedBuild, dump_lock, read_lock, write_lock
 from trtx.recipe.overrides import Overrides
 
 
@@ -68,6 +68,20 @@ def test_a_second_trouble_does_not_hide_the_first(folder: Path, console: Console
         (folder / "recipe.lock.yaml").write_text("{")
         raise RuntimeError
     assert "recipe.lock.yaml cannot be read" in caught.value.__notes__[0]
+
+
+def test_what_an_engine_measured_stays_locked_until_it_is_upgraded(folder: Path, console: Console) -> None:
+    prepared = prepare_it(console)
+    build = plan_whole(prepared).step("build/cpu/fp32")
+    choices = {"products": {"bf16 16 4096 1024": "00ff"}}
+    locked = {build.id: LockedBuild(arch="x86-64-v3", key=build.key, choices=choices)}
+    write_lock(folder / "recipe.lock.yaml", make_current_lock(prepared).model_copy(update={"builds": locked}))
+    again = prepare_it(console)
+    assert make_current_lock(again).builds == locked
+    assert plan_whole(again).step(build.id).choices == choices
+    upgraded = prepare_it(console, upgrade=("build",))
+    assert make_current_lock(upgraded).builds == {}
+    assert plan_whole(upgraded).step(build.id).choices == {}
 
 
 @pytest.mark.parametrize("request_for", [{"locked": True}, {"overrides": Overrides(set=("name=other",))}])

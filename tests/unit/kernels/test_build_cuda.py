@@ -18,8 +18,10 @@ from trtx.quant.linear_cuda import CUDA_LINEARS, FORMATS
 
 def round_tokens(tokens: int) -> int:
     """The rule of kernels/cuda/products.cpp."""
+    if tokens <= 8:
+        return 8
     if tokens <= 128:
-        return max(16, (tokens + 15) // 16 * 16)
+        return (tokens + 15) // 16 * 16
     size = 128
     while tokens > 2 * size:
         size *= 2
@@ -28,16 +30,24 @@ def round_tokens(tokens: int) -> int:
 
 def test_every_number_of_tokens_finds_a_record_that_was_measured() -> None:
     measured = list(list_tokens(8192))
-    assert {round_tokens(tokens) for tokens in range(9, 8193)} == set(measured)
+    assert {round_tokens(tokens) for tokens in range(1, 8193)} == set(measured)
 
 
 def test_products_of_every_matrix_are_measured_once() -> None:
     spec = make_spec(arch="sm_90", dtype="bfloat16")
     fp8 = spec.model_copy(update={"quantization": QuantFormat(algorithm="fp8", kv_cache="auto", exclude=("lm_head",))})
-    assert {kind for kind, _, _ in list_shapes(spec)} == {"bf16"}
+    assert {kind for kind, _, _ in list_shapes(spec)} == {"bf16", "bf16-gated"}
     # The head stays unquantized.
-    assert sorted(kind for kind, _, _ in list_shapes(fp8))[0] == "bf16"
-    assert len(list_shapes(fp8)) <= 5
+    kinds = [kind for kind, _, _ in list_shapes(fp8)]
+    assert sorted(kinds)[0] == "bf16"
+    assert kinds.count("e4m3-gated") == 1
+    assert len(kinds) <= 6
+
+
+def test_gated_products_are_measured_as_far_as_there_is_a_kernel_for_them() -> None:
+    spec = make_spec(arch="sm_90", dtype="bfloat16")
+    most = {kind: tokens for (kind, _, _), tokens in list_shapes(spec).items()}
+    assert most["bf16-gated"] == min(128, spec.limits.max_num_tokens)
 
 
 def test_the_catalogue_and_the_kernels_have_the_same_formats() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trtx.kernels import shelf as module
-from trtx.kernels.shelf import STAGED_S, UNUSED_S, put, shelf_bytes, take, trim
+from trtx.kernels.shelf import STAGED_S, UNUSED_S, alone, put, shelf_bytes, take, trim
 
 NAME = "trtx_0123456789abcdef"
 
@@ -127,3 +127,30 @@ def test_builds_take_while_others_add_and_delete(tmp_path: Path) -> None:
             assert taken.read_bytes() == library.read_bytes()
     thread.join()
     assert not failed
+
+
+def test_of_two_who_want_the_same_one_waits_for_the_other(tmp_path: Path) -> None:
+    shelf, order = tmp_path / "shelf", list[str]()
+    inside = threading.Event()
+
+    def second() -> None:
+        inside.wait()
+        with alone(shelf, NAME):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with alone(shelf, NAME):
+        inside.set()
+        with alone(shelf, "something else"):
+            time.sleep(0.1)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert shelf_bytes(shelf) == 0
+
+
+def test_a_shelf_that_cannot_be_written_makes_nobody_wait(tmp_path: Path) -> None:
+    (tmp_path / "shelf").write_text("a file")
+    with alone(tmp_path / "shelf", NAME):
+        pass

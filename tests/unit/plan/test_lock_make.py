@@ -172,6 +172,14 @@ def test_pins_to_look_up_anew_are_left_out(tmp_path: Path, names: tuple[str, ...
     assert (len(lock.models), len(lock.datasets), len(lock.containers)) == left
 
 
+@pytest.mark.parametrize("name", ["build", "build/cpu/fp32", "all"])
+def test_what_builds_measured_is_forgotten_on_demand_and_other_builds_are_not(tmp_path: Path, name: str) -> None:
+    world = World(tmp_path)
+    lock = world.lock(manifests=world.manifests())
+    left = set(without(lock, [name]).builds)
+    assert left == (set(lock.builds) - {name} if "/" in name else set())
+
+
 def test_an_unknown_pin_gets_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match="no pin 'datasets'") as caught:
         without(World(tmp_path).lock(), ["datasets"])

@@ -104,7 +104,7 @@ def test_the_second_opinion_has_the_numbers_that_a_packed_checkpoint_stands_for(
 ) -> None:
     checkpoint = make_packed(tmp_path, config, pack, **SHAPE)
     with Checkpoint(tmp_path) as source:
-        found = read_dequantized(source, read_quant_format(source))
+        found = dict(read_dequantized(source, read_quant_format(source)))
     assert set(found) == set(checkpoint.weights)
     for name, weight in found.items():
         torch.testing.assert_close(weight, checkpoint.weights[name])

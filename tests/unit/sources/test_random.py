@@ -13,7 +13,7 @@ from trtx.errors import UsageProblem, VerificationFailed
 from trtx.files import sha256_file
 from trtx.models import random_model
 from trtx.models.config import read_model_config
-from trtx.models.random_model import list_tensors, make_shards
+from trtx.models.random_model import GAIN, deviation_of, list_tensors, make_shards
 from trtx.models.sources import random
 from trtx.models.sources.base import Request
 from trtx.runtime.tokenizer import Tokenizer
@@ -46,9 +46,26 @@ def test_the_folder_is_a_model_that_transformers_and_trtx_read(tmp_path: Path) -
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, local_files_only=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    assert model.model.embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    layer, columns = model.model.layers[0], 256
+    assert model.model.embed_tokens.weight.std().item() == pytest.approx(2, rel=0.05)
+    assert layer.self_attn.q_proj.weight.std().item() == pytest.approx(GAIN / columns**0.5, rel=0.05)
+    assert model.lm_head.weight.std().item() == pytest.approx(GAIN / columns**0.5, rel=0.05)
+    # Smaller by the root of twice the number of layers, which are two.
+    assert layer.self_attn.o_proj.weight.std().item() == pytest.approx(GAIN / columns**0.5 / 2, rel=0.05)
+    assert layer.mlp.down_proj.weight.std().item() == pytest.approx(GAIN / 512**0.5 / 2, rel=0.05)
     tokenizer = Tokenizer.load(folder)
     assert tokenizer.decode(tokenizer.encode("any text: ü")) == "any text: ü"
+
+
+def test_matrices_of_the_published_width_have_the_published_deviation() -> None:
+    specs = {spec.name: spec for spec in list_tensors(random.SHAPES["llama-3-8b"])}
+    assert deviation_of(specs["model.layers.3.mlp.gate_proj.weight"], random.SHAPES["llama-3-8b"]) == 0.02
+
+
+def test_embeddings_that_are_the_head_as_well_are_no_larger_than_a_head() -> None:
+    config = random.SHAPES["llama-3.2-1b"]
+    specs = {spec.name: spec for spec in list_tensors(config)}
+    assert deviation_of(specs["model.embed_tokens.weight"], config) == pytest.approx(GAIN / 2048**0.5)
 
 
 def test_every_shape_is_one_that_engines_can_have() -> None:

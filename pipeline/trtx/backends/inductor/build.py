@@ -11,7 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from trtx.backends.inductor.choices import CHOICES_NAME, Choices
+from trtx.backends.inductor.kernel_configs import describe_replay
 from trtx.backends.inductor.process import Child, run_children
+from trtx.backends.inductor.replay import KernelConfigs, Replay
 from trtx.backends.inductor.spec import (
     CompileFacts,
     CompileJob,
@@ -37,10 +39,16 @@ CODE_FOLDER = "programs"
 LIBRARY_NAME = "kernels.so"
 # Which algorithm computes which product, of GPUs, and how fast.
 PRODUCTS_NAME = "products.json"
+# Of a build that repeats no other.
+NOTHING = Replay()
 
 
-def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]) -> EngineCard:
+def build(
+    spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None], replay: Replay = NOTHING
+) -> EngineCard:
     """Write engine.json, compile.json and programs/ into `output`; `work` is scratch space.
+
+    What an earlier build measured is not measured again where `replay` has it.
 
     Raises UsageProblem for a target or parallelism that cannot be built, EnvironmentProblem when this machine has no
     compiler or cannot run the result, StepFailed when compiling fails.
@@ -63,7 +71,7 @@ def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]
         toolchain["nvcc"] = nvcc_version()
     # Every engine is loaded and asked before it counts, so the building machine must be able to run it.
     check_machine(make_card(spec, {}, toolchain, ""))
-    facts = compile_code(spec, compiler, output, work, say)
+    facts = compile_code(spec, compiler, output, work, say, replay)
     check_constants(spec, facts)
     programs: dict[ProgramName, Program] = {
         name: Program(
@@ -80,7 +88,7 @@ def build(spec: EngineSpec, output: Path, work: Path, say: Callable[[str], None]
     )
     choices = Choices(programs={name: facts[name].choices for name in PROGRAMS})
     write_json(output / CHOICES_NAME, choices.model_dump(mode="json", by_alias=True))
-    products = tune_products(spec, kernels, output, work, say) if spec.device == "cuda" else ()
+    products = tune_products(spec, kernels, output, work, say, replay.products) if spec.device == "cuda" else ()
     card = make_card(spec, programs, toolchain, facts["step"].choices.vector_isa, kernels, products)
     write_json(output / CARD_NAME, card.model_dump(mode="json", by_alias=True))
     return card
@@ -137,11 +145,17 @@ def nvcc_version() -> str:
 
 
 def tune_products(
-    spec: EngineSpec, kernels: Kernels, output: Path, work: Path, say: Callable[[str], None]
+    spec: EngineSpec,
+    kernels: Kernels,
+    output: Path,
+    work: Path,
+    say: Callable[[str], None],
+    given: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     """Have the products of the model measured on this machine's GPU; the records of the fastest algorithms.
 
-    What was measured goes to products.json. Raises StepFailed.
+    Those that are `given` and that the library accepts are taken as they are. What was measured goes to products.json.
+    Raises StepFailed.
     """
     scratch = work / "tune"
     scratch.mkdir(parents=True)
@@ -150,6 +164,7 @@ def tune_products(
         namespace=kernels.namespace,
         library=str(output / kernels.path),
         records=str(output / PRODUCTS_NAME),
+        given=given,
     )
     write_json(scratch / "job.json", job.model_dump(mode="json"))
     log = scratch / "tune.log"
@@ -160,7 +175,11 @@ def tune_products(
         say(log.read_text(errors="replace"))
         raise StepFailed("measuring the products failed", why=end.tail[-1] if end.tail else f"exit code {end.code}")
     found = read_json(output / PRODUCTS_NAME)
-    say(f"measured {len(found)} products in {time.monotonic() - started:.1f} s")
+    replayed = sum(one["time_us"] is None for one in found)
+    said = [f"replayed {replayed} records"] if given else []
+    if replayed < len(found):
+        said.append(f"measured {len(found) - replayed} products")
+    say(f"{', '.join(said)} in {time.monotonic() - started:.1f} s")
     return tuple(one["record"] for one in found)
 
 
@@ -172,7 +191,12 @@ def find_namespace(spec: EngineSpec, compiler: Path) -> str:
 
 
 def compile_code(
-    spec: EngineSpec, compiler: Path, output: Path, work: Path, say: Callable[[str], None]
+    spec: EngineSpec,
+    compiler: Path,
+    output: Path,
+    work: Path,
+    say: Callable[[str], None],
+    replay: Replay = NOTHING,
 ) -> dict[str, CompileFacts]:
     """Compile programs and kernels, each in a process of its own; what the compiler says of the programs, by name.
 
@@ -180,7 +204,10 @@ def compile_code(
     """
     folder = output / CODE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = {f"{program} program": _make_job(spec, program, compiler, folder, work) for program in PROGRAMS}
+    given: dict[str, KernelConfigs] = {program: replay.configs.get(program, {}) for program in PROGRAMS}
+    jobs = {
+        f"{program} program": _make_job(spec, program, compiler, folder, work, given[program]) for program in PROGRAMS
+    }
     children = {name: _make_child(job) for name, job in jobs.items()}
     children["kernels"] = _make_kernels_child(spec, compiler, folder, work)
     started = time.monotonic()
@@ -198,10 +225,18 @@ def compile_code(
             f"compiling the {killed[0]} was killed", why="most often memory ran out", fix="use a larger machine"
         )
     say(f"compiled {', '.join(children)} in {time.monotonic() - started:.1f} s")
-    return {job.program: CompileFacts.model_validate_json(Path(job.facts).read_bytes()) for job in jobs.values()}
+    facts: dict[str, CompileFacts] = {
+        job.program: CompileFacts.model_validate_json(Path(job.facts).read_bytes()) for job in jobs.values()
+    }
+    for program, found in facts.items():
+        if text := describe_replay(given[program], found.choices.configs):
+            say(f"{program} program: {text}")
+    return facts
 
 
-def _make_job(spec: EngineSpec, program: ProgramName, compiler: Path, folder: Path, work: Path) -> CompileJob:
+def _make_job(
+    spec: EngineSpec, program: ProgramName, compiler: Path, folder: Path, work: Path, configs: KernelConfigs
+) -> CompileJob:
     scratch = work / program
     scratch.mkdir(parents=True)
     return CompileJob(
@@ -212,6 +247,7 @@ def _make_job(spec: EngineSpec, program: ProgramName, compiler: Path, folder: Pa
         work=str(scratch),
         package=str(folder / f"{program}.pt2"),
         facts=str(scratch / "facts.json"),
+        configs=configs,
     )
 
 
@@ -220,7 +256,9 @@ def _make_child(job: CompileJob) -> Child:
     path = scratch / "job.json"
     write_json(path, job.model_dump(mode="json"))
     module = "compile_cuda" if job.spec.device == "cuda" else "compile"
-    return Child(f"trtx.backends.inductor.{module}", (str(path),), scratch / "compile.log", {"TMPDIR": str(scratch)})
+    # Line numbers of Triton kernels name the folder that they were compiled in, and it is another one in every build.
+    environ = {"TMPDIR": str(scratch), "TRITON_DISABLE_LINE_INFO": "1"}
+    return Child(f"trtx.backends.inductor.{module}", (str(path),), scratch / "compile.log", environ)
 
 
 def _make_kernels_child(spec: EngineSpec, compiler: Path, folder: Path, work: Path) -> Child:

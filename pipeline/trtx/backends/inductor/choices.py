@@ -5,10 +5,12 @@ Nothing here depends on the clock or on the building machine's folders, so that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from trtx.backends.inductor.replay import KernelConfigs, Replay
 
 CHOICES_NAME = "compile.json"
 
@@ -24,7 +26,8 @@ class ProgramChoices(BaseModel):
     """One program: inductor's settings, its vector code, how many kernels it made, and what its tuner picked.
 
     `settings` are those of torch._inductor.config that trtx sets, less paths; `tuned` has the fastest candidate of
-    every operation that candidates were measured for, by `<number> <operation>` (empty without autotuning).
+    every operation that candidates were measured for, by `<number> <operation>` (empty without autotuning). `configs`
+    are the launch configurations that were measured for Triton kernels; see trtx.backends.inductor.kernel_configs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +37,7 @@ class ProgramChoices(BaseModel):
     vector_kernels: int
     settings: dict[str, Scalar]
     tuned: dict[str, str] = {}
+    configs: KernelConfigs = {}
 
 
 class Choices(BaseModel):
@@ -44,15 +48,19 @@ class Choices(BaseModel):
     schema_: Literal["trtx.compile/v1"] = Field(default="trtx.compile/v1", alias="schema")
     programs: dict[str, ProgramChoices]
 
-    def summarize(self) -> dict[str, dict[str, Scalar]]:
-        """The same two levels deep: the settings once, then the rest by program."""
+    def summarize(self, products: Iterable[str] = ()) -> dict[str, dict[str, Scalar]]:
+        """The same two levels deep: the settings once, then the rest by program, then what was measured.
+
+        `products` are records of the card. trtx.backends.inductor.replay reads what was measured back.
+        """
         settings: dict[str, Scalar] = {}
         found: dict[str, dict[str, Scalar]] = {}
         for name, program in self.programs.items():
             settings |= program.settings
             counted = program.model_dump(include={"vector_isa", "kernels", "vector_kernels"})
             found[name] = {**counted, **{f"tuned {place}": choice for place, choice in program.tuned.items()}}
-        return {"settings": dict(sorted(settings.items())), **found}
+        configs = {name: program.configs for name, program in self.programs.items()}
+        return {"settings": dict(sorted(settings.items())), **found, **Replay(tuple(products), configs).to_groups()}
 
 
 class Recorder:
@@ -71,8 +79,8 @@ class Recorder:
             fastest = min(timings, key=lambda candidate: timings[candidate])
             self.tuned[f"{len(self.tuned):03} {operation}"] = str(fastest.name)
 
-    def read(self, vector_isa: str) -> ProgramChoices:
-        """What was recorded, once the program is compiled."""
+    def read(self, vector_isa: str, configs: KernelConfigs | None = None) -> ProgramChoices:
+        """What was recorded, once the program is compiled; `configs` are those of its Triton kernels."""
         from torch._inductor import metrics
 
         return ProgramChoices(
@@ -81,6 +89,7 @@ class Recorder:
             vector_kernels=metrics.generated_cpp_vec_kernel_count,
             settings=read_settings(self._options),
             tuned=self.tuned,
+            configs=configs or {},
         )
 
 

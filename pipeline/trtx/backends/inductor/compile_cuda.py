@@ -20,6 +20,7 @@ from torch.export import ExportedProgram, export
 
 from trtx.backends.inductor.choices import Recorder
 from trtx.backends.inductor.compile import EXAMPLE, make_inputs, write_compiler, write_package
+from trtx.backends.inductor.kernel_configs import read_configs, write_configs
 from trtx.backends.inductor.module import make_module
 from trtx.backends.inductor.spec import CompileFacts, CompileJob, EngineSpec, make_kv_cache
 from trtx.errors import EnvironmentProblem
@@ -40,6 +41,7 @@ def compile_program(job: CompileJob) -> CompileFacts:
     work = Path(job.work)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = job.work
     os.environ["TRITON_CACHE_DIR"] = str(work / "triton")
+    write_configs(work, job.configs)
     ops.use_namespace(job.kernels)
     started = time.monotonic()
     exported = export_program(job.spec)
@@ -51,7 +53,8 @@ def compile_program(job: CompileJob) -> CompileFacts:
     print(f"compiled in {time.monotonic() - started:.1f} s", flush=True)
     write_package(raw, Path(job.package), keep_names=True)
     module = make_module_of(job.spec)
-    return CompileFacts(constants=tuple(sorted(module.state_dict())), choices=recorder.read(job.spec.arch))
+    choices = recorder.read(job.spec.arch, read_configs(work))
+    return CompileFacts(constants=tuple(sorted(module.state_dict())), choices=choices)
 
 
 def check_device(arch: str) -> None:

@@ -6,12 +6,15 @@ engine's, so that an error in either shows. Legend: N output rows, C input colum
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from trtx.backends.inductor.dequantized_packed import dequantize_packed
 from trtx.models.checkpoint import Checkpoint
 from trtx.models.formats import QuantFormat
+from trtx.runtime.card import Device
 
 # Tensors that stand beside a quantized weight or a KV cache.
 SCALES = ("weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "k_scale", "v_scale")
@@ -20,31 +23,33 @@ PACKED = ("qweight", "qzeros", "scales", "g_idx")
 FP4_NUMBERS = [sign * size for sign in (1, -1) for size in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]
 
 
-def read_dequantized(checkpoint: Checkpoint, quantization: QuantFormat) -> dict[str, Tensor]:
-    """All weights of a checkpoint in float32, scales multiplied in."""
-    weights = {}
+def read_dequantized(
+    checkpoint: Checkpoint, quantization: QuantFormat, device: Device = "cpu"
+) -> Iterator[tuple[str, Tensor]]:
+    """All weights of a checkpoint by name in float32, scales multiplied in on a device; one in memory at a time."""
     for name in checkpoint.names:
         module, _, part = name.rpartition(".")
         if part in PACKED and f"{module}.qweight" in checkpoint:
             if part == "qweight":
-                weights[f"{module}.weight"] = dequantize_packed(checkpoint, module, quantization)
-            continue
-        if part in SCALES:
-            continue
-        weight = checkpoint.read(name)
-        if part == "weight" and f"{module}.weight_scale" in checkpoint:
-            weight = dequantize(
-                weight,
-                checkpoint.read(f"{module}.weight_scale"),
-                checkpoint.read(f"{module}.weight_scale_2")
-                if f"{module}.weight_scale_2" in checkpoint
-                else torch.ones(()),
-                quantization,
-            )
-            if f"{module}.pre_quant_scale" in checkpoint:
-                weight = weight * checkpoint.read(f"{module}.pre_quant_scale").float()
-        weights[name] = weight.float()
-    return weights
+                yield f"{module}.weight", dequantize_packed(checkpoint, module, quantization)
+        elif part == "weight" and f"{module}.weight_scale" in checkpoint:
+            # What is made on the way is made there, too.
+            with torch.device(device):
+                weight = _dequantize_module(checkpoint, module, quantization, device)
+            yield name, weight
+        elif part not in SCALES:
+            yield name, checkpoint.read(name).to(device).float()
+
+
+def _dequantize_module(checkpoint: Checkpoint, module: str, quantization: QuantFormat, device: Device) -> Tensor:
+    def read(part: str) -> Tensor | None:
+        name = f"{module}.{part}"
+        return checkpoint.read(name).to(device) if name in checkpoint else None
+
+    scale_2, pre_quant_scale = read("weight_scale_2"), read("pre_quant_scale")
+    weight, scale = (checkpoint.read(f"{module}.{part}").to(device) for part in ("weight", "weight_scale"))
+    numbers = dequantize(weight, scale, torch.ones(()) if scale_2 is None else scale_2, quantization)
+    return numbers if pre_quant_scale is None else numbers * pre_quant_scale.float()
 
 
 def dequantize(weight: Tensor, scale: Tensor, scale_2: Tensor, quantization: QuantFormat) -> Tensor:

@@ -16,6 +16,7 @@ from trtx.models.attention import AttentionKind
 from trtx.models.config import DType, ModelConfig
 from trtx.models.decoder import Decoder
 from trtx.models.formats import QuantFormat
+from trtx.models.fused import FusedDecoder, can_fuse
 from trtx.models.layout import make_shard
 from trtx.quant.linear import LINEARS, linear_factory
 from trtx.quant.linear_cuda import CUDA_LINEARS
@@ -47,7 +48,9 @@ def make_module(
         linears = CUDA_LINEARS if device == "cuda" else LINEARS
         make_linear = linear_factory(config, quantization, dtype, shard, linears)
         kind = getattr(torch, dtype)
-        module = Decoder(config, shard, quantization.kv_cache, kind, make_linear, max_seq_len, attention)
+        is_fused = device == "cuda" and can_fuse(config, shard, dtype)
+        decoder = FusedDecoder if is_fused else Decoder
+        module = decoder(config, shard, quantization.kv_cache, kind, make_linear, max_seq_len, attention)
         return module.eval()
 
 

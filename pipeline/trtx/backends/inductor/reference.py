@@ -5,6 +5,8 @@ Legend: K sequences, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,12 @@ class Reference:
 
 def load_model(folder: Path, max_seq_len: int, device: Device = "cpu") -> Reference:
     """The unquantized model of a Hugging Face folder, as an engine for `max_seq_len` tokens computes it."""
+    if device != "cpu" and any(folder.glob("*.safetensors")):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with Checkpoint(folder) as checkpoint:
+            weights = ((name, checkpoint.read(name)) for name in checkpoint.names)
+            if (filled := fill_model(config, weights, device)) is not None:
+                return Reference(_like_engine(filled, max_seq_len), device)
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, attn_implementation=ATTENTION
     )
@@ -57,7 +65,12 @@ def load_checkpoint(folder: Path, max_seq_len: int, device: Device = "cpu") -> R
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with Checkpoint(folder) as checkpoint:
-        weights = read_dequantized(checkpoint, read_quant_format(checkpoint))
+        quantization = read_quant_format(checkpoint)
+        if device != "cpu":
+            found = read_dequantized(checkpoint, quantization, device)
+            if (filled := fill_model(config, found, device)) is not None:
+                return Reference(_like_engine(filled, max_seq_len), device)
+        weights = dict(read_dequantized(checkpoint, quantization))
     # Auto classes want a folder. The model's own class knows how its checkpoints name what, experts and tied heads too.
     kind = getattr(transformers, config.architectures[0])
     model, report = kind.from_pretrained(
@@ -75,6 +88,23 @@ def load_checkpoint(folder: Path, max_seq_len: int, device: Device = "cpu") -> R
             fix="export the checkpoint again",
         )
     return Reference(_like_engine(model, max_seq_len), device)
+
+
+def fill_model(config: Any, weights: Iterable[tuple[str, Tensor]], device: Device) -> Any | None:
+    """A float32 model that is made on a device and gets its weights there, one by one; weights it has not are ignored.
+
+    So a large model takes no memory of the host and no time of its processors. None when some of its weights do not
+    come under its own names and shapes: transformers knows what else they may be called.
+    """
+    kind = getattr(transformers, config.architectures[0])
+    with torch.device(device):
+        model = kind._from_config(copy.deepcopy(config), dtype=torch.float32, attn_implementation=ATTENTION)
+    empty = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights:
+            if name in empty and empty[name].shape == weight.shape:
+                empty.pop(name).copy_(weight)
+    return None if empty else model
 
 
 def _like_engine(model: Any, max_seq_len: int) -> Any:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from trtx import __version__
 from trtx.backends.inductor.choices import ProgramChoices
+from trtx.backends.inductor.replay import KernelConfigs
 from trtx.errors import UsageProblem, did_you_mean
 from trtx.hardware.gpus import ISAS, Isa
 from trtx.models.config import DType, ModelConfig
@@ -55,7 +56,8 @@ class EngineSpec(BaseModel):
 class CompileJob(BaseModel):
     """One program to compile, for kernels of a namespace.
 
-    `work` is scratch space, `package` and `facts` the two files to write.
+    `work` is scratch space, `package` and `facts` the two files to write. `configs` are those of Triton kernels that an
+    earlier build measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,10 +69,14 @@ class CompileJob(BaseModel):
     work: str
     package: str
     facts: str
+    configs: KernelConfigs = {}
 
 
 class TuneJob(BaseModel):
-    """Products to measure with the kernel `library` of a namespace; `records` is the file to write."""
+    """Products to measure with the kernel `library` of a namespace; `records` is the file to write.
+
+    `given` are records of an earlier build, which is not measured again.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -78,6 +84,7 @@ class TuneJob(BaseModel):
     namespace: str
     library: str
     records: str
+    given: tuple[str, ...] = ()
 
 
 class CompileFacts(BaseModel):

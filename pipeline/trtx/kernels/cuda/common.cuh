@@ -49,6 +49,43 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
+__device__ __forceinline__ float round_bf16(float x) { return __bfloat162float(__float2bfloat16(x)); }
+
+__device__ __forceinline__ void unpack8(const uint4& v, float x[8]) {
+  const float2 a = unpack(v.x), b = unpack(v.y), c = unpack(v.z), d = unpack(v.w);
+  x[0] = a.x, x[1] = a.y, x[2] = b.x, x[3] = b.y, x[4] = c.x, x[5] = c.y, x[6] = d.x, x[7] = d.y;
+}
+
+__device__ __forceinline__ uint4 pack8(const float x[8]) {
+  return make_uint4(pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7]));
+}
+
+// As bf16, then divided by a scale and within what e4m3 can hold: quant/rounding.py, to_fp8.
+__device__ __forceinline__ uint32_t to_e4m3x2(float low, float high, float scale) {
+  const float2 pair = make_float2(__fdividef(round_bf16(low), scale), __fdividef(round_bf16(high), scale));
+  return __nv_cvt_float2_to_fp8x2(pair, __NV_SATFINITE, __NV_E4M3);
+}
+
+__device__ __forceinline__ uint32_t to_e4m3x4(const float x[4], float scale) {
+  return to_e4m3x2(x[0], x[1], scale) | to_e4m3x2(x[2], x[3], scale) << 16;
+}
+
+__device__ __forceinline__ void store8_e4m3(void* to, const float x[8], float scale) {
+  *static_cast<uint2*>(to) = make_uint2(to_e4m3x4(x, scale), to_e4m3x4(x + 4, scale));
+}
+
+// Each times its own scale, rounded as a product is.
+__device__ __forceinline__ void scale8(float x[8], const float* scale) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) x[i] = round_bf16(x[i] * scale[i]);
+}
+
+// silu(gate) · up of numbers that are rounded as products are.
+__device__ __forceinline__ float gate_one(float gate, float up) {
+  gate = round_bf16(gate), up = round_bf16(up);
+  return gate / (1.f + __expf(-gate)) * up;
+}
+
 // Two e4m3 numbers in the low 16 bits.
 __device__ __forceinline__ float2 unpack_e4m3(uint32_t pair) {
   uint32_t halves;

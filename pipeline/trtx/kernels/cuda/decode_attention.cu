@@ -19,7 +19,7 @@ constexpr int RUN = 16;  // tokens that a warp takes at a time
 // Runs of a warp that are in shared memory or on their way.
 template <PoolNumber P>
 constexpr int STAGES = P == PoolNumber::bf16 ? 2 : 3;
-constexpr int MANY_CONTEXTS = 512;
+constexpr int FEW_CONTEXTS = 132, SOME_CONTEXTS = 512, MANY_CONTEXTS = 1024;
 constexpr int MIN_RUNS = 12;  // of a split
 constexpr float NOTHING = -1e30f;
 
@@ -90,11 +90,37 @@ __device__ __forceinline__ void load_transposed(uint32_t v[4], const char* from)
                : "r"(address));
 }
 
+// Four channels of softmax-weighted values, joined from parts that have their own largest score.
+struct Joined {
+  float top = NOTHING, sum = 0;
+  float4 value = make_float4(0, 0, 0, 0);
+
+  __device__ __forceinline__ void add(const float4& other, float other_top, float other_sum) {
+    const float larger = fmaxf(top, other_top), a = __expf(top - larger), b = __expf(other_top - larger);
+    top = larger;
+    sum = sum * a + other_sum * b;
+    value.x = value.x * a + other.x * b, value.y = value.y * a + other.y * b;
+    value.z = value.z * a + other.z * b, value.w = value.w * a + other.w * b;
+  }
+};
+
+__device__ __forceinline__ float4 load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
+
+__device__ __forceinline__ void store_result(
+    const AttentionTask& task, int64_t at, const Joined& all, float v_scale, float y_scale) {
+  const float factor = all.sum > 0 ? v_scale / all.sum : 0.f;
+  const float x[4] = {all.value.x * factor, all.value.y * factor, all.value.z * factor, all.value.w * factor};
+  if (task.y_scale)
+    *reinterpret_cast<uint32_t*>(static_cast<char*>(task.y) + at) = to_e4m3x4(x, y_scale);
+  else
+    *reinterpret_cast<uint2*>(static_cast<bf16*>(task.y) + at) = make_uint2(pack(x[0], x[1]), pack(x[2], x[3]));
+}
+
 template <PoolNumber P, int D, int WARPS>
 __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
   constexpr int ROW = D * BYTES<P>, CHUNKS = ROW / 16, TOGETHER = WARP / CHUNKS, COPIES = RUN / TOGETHER;
   constexpr int LOADS = CHUNKS / 4;  // of 16 bytes, by a lane, for a key
-  __shared__ float joined[WARPS][HEADS][D + 2];
+  __shared__ __align__(16) float joined[WARPS][HEADS][D + 4];
   __shared__ bool is_last;
   extern __shared__ __align__(16) char memory[];
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = lane / 4, part = lane % 4;
@@ -102,6 +128,10 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
   const int g = blockIdx.x / shares, first_head = g * per_head + blockIdx.x % shares * HEADS;
   const int heads = min(HEADS, per_head - blockIdx.x % shares * HEADS);
   const int b = blockIdx.y, split = blockIdx.z;
+  let_next_start();
+  // Scales are weights: they wait for nothing.
+  const float scale = task.scale * (task.k_scale ? *task.k_scale : 1.f), v_scale = task.v_scale ? *task.v_scale : 1.f;
+  const float y_scale = task.y_scale ? *task.y_scale : 1.f;
   wait_for_inputs();
   const int length = task.context_lens[b];
   const int begin = task.window > 0 ? max(0, length - task.window) : 0;
@@ -112,7 +142,8 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
   if (split >= splits) return;
   const int first_run = begin / RUN + split * share, end_run = min(begin / RUN + runs, first_run + share);
   const int32_t* table = task.block_tables + int64_t(b) * task.W;
-  const int64_t row_bytes = int64_t(task.G) * ROW, head_bytes = int64_t(g) * ROW;
+  const int64_t row_bytes = task.token_bytes, head_bytes = int64_t(g) * task.head_bytes;
+  const int64_t block_bytes = int64_t(task.S) * task.G * ROW;
   const char* keys = static_cast<const char*>(task.k_pool) + head_bytes;
   const char* values = static_cast<const char*>(task.v_pool) + head_bytes;
 
@@ -123,12 +154,12 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
   const auto start_copy = [&](int run, int stage) {
     // Lanes l and l + RUN have the same token of a run; this is where it lies.
     const int mine = run * RUN + lane % RUN;
-    const int64_t slot = mine < length ? int64_t(table[mine / task.S]) * task.S + mine % task.S : int64_t(0);
+    const int64_t place_in = mine < length ? table[mine / task.S] * block_bytes + mine % task.S * row_bytes : int64_t(0);
     char* to = ring + stage * 2 * RUN * ROW;
 #pragma unroll
     for (int i = 0; i < COPIES; ++i) {
       const int token = i * TOGETHER + token_in;
-      const int64_t at = __shfl_sync(ALL, slot, token) * row_bytes + chunk * 16;
+      const int64_t at = __shfl_sync(ALL, place_in, token) + chunk * 16;
       char* place = to + token * ROW + place_of<CHUNKS>(chunk, token) * 16;
       // Not even the null block is read for tokens that are not there: all blocks would meet in its few lines.
       const bool is_there = run * RUN + token < length;
@@ -150,7 +181,6 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
     const float2 x = unpack(four.x), z = unpack(four.y);
     q[m][0] = group < heads ? pack_for<P>(x.x, x.y) : 0u, q[m][1] = group < heads ? pack_for<P>(z.x, z.y) : 0u;
   }
-  const float scale = task.scale * (task.k_scale ? *task.k_scale : 1.f);
   float largest = NOTHING, total = 0, y[D / 8][4] = {};  // of head `group`; `total` of this lane's tokens only
   int stage = 0;
   for (int run = first_run + warp; run < end_run; run += WARPS) {
@@ -226,7 +256,6 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
     __syncwarp();
     stage = (stage + 1) % STAGES<P>;
   }
-  let_next_start();
   total += __shfl_xor_sync(ALL, total, 1);
   total += __shfl_xor_sync(ALL, total, 2);
 #pragma unroll
@@ -240,25 +269,18 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
   }
   if (part == 0) joined[warp][group][D] = largest, joined[warp][group][D + 1] = total;
   __syncthreads();
-  const float v_scale = task.v_scale ? *task.v_scale : 1.f;
-  for (int index = threadIdx.x; index < heads * D; index += WARPS * WARP) {
-    const int h = index / D, d = index % D;
-    float top = NOTHING, sum = 0, value = 0;
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) top = fmaxf(top, joined[w][h][D]);
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) {
-      const float factor = __expf(joined[w][h][D] - top);
-      sum += factor * joined[w][h][D + 1];
-      value += factor * joined[w][h][d];
-    }
+  for (int index = threadIdx.x; index < heads * D / 4; index += WARPS * WARP) {
+    const int h = index / (D / 4), d = index % (D / 4) * 4;
     const int64_t row = int64_t(b) * task.H + first_head + h;
+    Joined all;
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) all.add(load4(joined[w][h] + d), joined[w][h][D], joined[w][h][D + 1]);
     if (splits == 1) {
-      static_cast<bf16*>(task.y)[row * D + d] = __float2bfloat16(sum > 0 ? value / sum * v_scale : 0.f);
+      store_result(task, row * D + d, all, v_scale, y_scale);
     } else {
-      float* to = task.partials + (row * task.splits + split) * (D + 2);
-      to[d] = value;
-      if (d == 0) to[D] = top, to[D + 1] = sum;
+      float* to = task.partials + (row * task.splits + split) * (D + 4);
+      *reinterpret_cast<float4*>(to + d) = all.value;
+      if (d == 0) to[D] = all.top, to[D + 1] = all.sum;
     }
   }
   if (splits == 1) return;
@@ -269,18 +291,15 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  for (int index = threadIdx.x; index < heads * D; index += WARPS * WARP) {
-    const int h = index / D, d = index % D;
+  for (int index = threadIdx.x; index < heads * D / 4; index += WARPS * WARP) {
+    const int h = index / (D / 4), d = index % (D / 4) * 4;
     const int64_t row = int64_t(b) * task.H + first_head + h;
-    const volatile float* from = task.partials + row * task.splits * (D + 2);
-    float top = NOTHING, sum = 0, value = 0;
-    for (int s = 0; s < splits; ++s) top = fmaxf(top, from[s * (D + 2) + D]);
+    Joined all;
     for (int s = 0; s < splits; ++s) {
-      const float factor = __expf(from[s * (D + 2) + D] - top);
-      sum += factor * from[s * (D + 2) + D + 1];
-      value += factor * from[s * (D + 2) + d];
+      const float* from = task.partials + (row * task.splits + s) * (D + 4);
+      all.add(__ldcg(reinterpret_cast<const float4*>(from + d)), __ldcg(from + D), __ldcg(from + D + 1));
     }
-    static_cast<bf16*>(task.y)[row * D + d] = __float2bfloat16(sum > 0 ? value / sum * v_scale : 0.f);
+    store_result(task, row * D + d, all, v_scale, y_scale);
   }
   if (threadIdx.x == 0) *counter = 0;
 }
@@ -293,12 +312,15 @@ void launch(const AttentionTask& task, int blocks_per_sequence, cudaStream_t str
   launch_early(kernel, dim3(blocks_per_sequence, task.B, task.splits), WARPS * WARP, stream, task, bytes);
 }
 
-// Warps share a context where there are few contexts; where there are many, a warp for each keeps all of them under way.
+// Warps share a context where there are few contexts; where there are many, all of them are under way at once.
 template <PoolNumber P, int D>
 void run(const AttentionTask& task, cudaStream_t stream) {
   const int per_head = task.H / task.G, blocks = task.G * ((per_head + HEADS - 1) / HEADS);
-  if (blocks * task.B >= MANY_CONTEXTS) return launch<P, D, 1>(task, blocks, stream);
-  launch<P, D, 4>(task, blocks, stream);
+  const bool is_narrow = P != PoolNumber::bf16;
+  if (is_narrow && blocks * task.B >= MANY_CONTEXTS) return launch<P, D, 1>(task, blocks, stream);
+  if (blocks * task.B >= SOME_CONTEXTS) return launch<P, D, 2>(task, blocks, stream);
+  if (blocks * task.B * task.splits > FEW_CONTEXTS) return launch<P, D, 4>(task, blocks, stream);
+  launch<P, D, 8>(task, blocks, stream);
 }
 
 template <PoolNumber P>

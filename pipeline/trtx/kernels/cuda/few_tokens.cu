@@ -73,6 +73,7 @@ __global__ void __launch_bounds__(WARPS* WARP) few_tokens(FewTokensTask task) {
         next[u][r] = step < steps ? load_stream(rows[r] + int64_t(step) * STEP_BYTES) : make_uint4(0, 0, 0, 0);
     }
   };
+  let_next_start();
   // The weight depends on nothing: it is on its way before the kernel that makes the tokens has ended.
   load_weights(warp * UNROLL);
   wait_for_inputs();
@@ -151,7 +152,6 @@ __global__ void __launch_bounds__(WARPS* WARP) few_tokens(FewTokensTask task) {
       }
     }
   }
-  let_next_start();
   __shared__ float shared[WARPS][R * T * 4][WARP];
 #pragma unroll
   for (int r = 0; r < R; ++r)

@@ -2,52 +2,15 @@
 //
 // Nothing here waits for the device or reads from it, so that every call can be captured into a graph.
 
-#include <c10/cuda/CUDAStream.h>
-#include <ATen/ops/empty.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <torch/library.h>
-
 #include <map>
 #include <mutex>
 
+#include "checks.h"
 #include "kernels.h"
 #include "products.h"
 
-using at::Tensor;
-using c10::cuda::CUDAGuard;
-
+namespace trtx {
 namespace {
-
-void check(const Tensor& tensor, const char* name, at::ScalarType type, at::IntArrayRef shape) {
-  TORCH_CHECK(
-      tensor.is_cuda() && tensor.scalar_type() == type && tensor.sizes() == shape && tensor.is_contiguous(), "kernels: ",
-      name, " is ", tensor.scalar_type(), " ", tensor.sizes(), tensor.is_contiguous() ? "" : " (not contiguous)",
-      " and should be ", type, " ", shape);
-}
-
-const float* optional_scalar(const std::optional<Tensor>& tensor, const char* name) {
-  if (!tensor) return nullptr;
-  TORCH_CHECK(tensor->is_cuda() && tensor->scalar_type() == at::kFloat && tensor->numel() == 1, "kernels: ", name,
-              " is no float32 scalar on the device");
-  return tensor->const_data_ptr<float>();
-}
-
-// x as [M, K], rows one after another and aligned.
-Tensor as_rows(const Tensor& x, at::ScalarType type) {
-  TORCH_CHECK(x.is_cuda() && x.scalar_type() == type && x.dim() >= 1, "kernels: x is ", x.scalar_type(), " and should be ",
-              type);
-  return x.contiguous().view({-1, x.size(-1)});
-}
-
-Tensor finish(const Tensor& x, const Tensor& y) {
-  auto shape = x.sizes().vec();
-  shape.back() = y.size(1);
-  return y.view(shape);
-}
-
-Tensor make_output(const Tensor& rows, const Tensor& weight) {
-  return at::empty({rows.size(0), weight.size(0)}, rows.options().dtype(at::kBFloat16));
-}
 
 int count_processors() {
   int device = 0, count = 0;
@@ -73,27 +36,17 @@ void* zeros(size_t bytes) {
 }
 
 // Whether the kernel for few tokens takes this product: it reads rows 64 bytes at a time.
-bool is_few(int64_t M, int64_t row_bytes) { return M <= trtx::MAX_FEW_TOKENS && row_bytes % 64 == 0; }
-
-trtx::FewTokensTask make_task(const Tensor& rows, const Tensor& weight, const Tensor& y, trtx::Weight number) {
-  trtx::FewTokensTask task{};
-  task.weight_number = number;
-  task.x = rows.const_data_ptr();
-  task.weight = weight.const_data_ptr();
-  task.y = y.mutable_data_ptr();
-  task.M = int(rows.size(0)), task.N = int(weight.size(0)), task.Z = 1;
-  task.x_bytes = rows.size(1) * rows.element_size();
-  task.row_bytes = weight.size(1) * weight.element_size();
-  return task;
+bool is_few(const Tensor& rows, const Tensor& weight) {
+  return rows.size(0) <= MAX_FEW_TOKENS && weight.size(1) * weight.element_size() % 64 == 0;
 }
 
 // With a weight that is widened first, whole: for many tokens, whose product takes longer than that.
 void multiply_widened(const Tensor& rows, const Tensor& weight, const Tensor& scale, int group, const Tensor& y) {
   const Tensor wide = at::empty({weight.size(0), rows.size(1)}, rows.options());
-  trtx::run_widen(
+  run_widen(
       weight.const_data_ptr(), scale.const_data_ptr<float>(), wide.mutable_data_ptr(), int(weight.size(0)),
       int(rows.size(1)), group, c10::cuda::getCurrentCUDAStream());
-  trtx::run_product(rows, wide, nullptr, y);
+  run_product(rows, wide, nullptr, y);
 }
 
 Tensor linear_bf16(const Tensor& x, const Tensor& weight) {
@@ -101,11 +54,7 @@ Tensor linear_bf16(const Tensor& x, const Tensor& weight) {
   const Tensor rows = as_rows(x, at::kBFloat16);
   check(weight, "weight", at::kBFloat16, {weight.size(0), rows.size(1)});
   const Tensor y = make_output(rows, weight);
-  if (rows.size(0) == 0) return finish(x, y);
-  if (is_few(rows.size(0), 2 * rows.size(1)))
-    trtx::run_few_tokens(make_task(rows, weight, y, trtx::Weight::bf16), c10::cuda::getCurrentCUDAStream());
-  else
-    trtx::run_product(rows, weight, nullptr, y);
+  if (rows.size(0) > 0) run_product(rows, weight, nullptr, y);
   return finish(x, y);
 }
 
@@ -114,30 +63,22 @@ Tensor linear_e4m3(const Tensor& x, const Tensor& weight, const std::optional<Te
   const Tensor rows = as_rows(x, at::kFloat8_e4m3fn);
   check(weight, "weight", at::kFloat8_e4m3fn, {weight.size(0), rows.size(1)});
   const Tensor y = make_output(rows, weight);
-  const float* scalar = optional_scalar(factor, "factor");
-  if (rows.size(0) == 0) return finish(x, y);
-  if (is_few(rows.size(0), rows.size(1))) {
-    auto task = make_task(rows, weight, y, trtx::Weight::e4m3);
-    task.factor = scalar;
-    trtx::run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
-  } else {
-    trtx::run_product(rows, weight, scalar, y);
-  }
+  if (rows.size(0) > 0) run_product(rows, weight, optional_scalar(factor, "factor"), y);
   return finish(x, y);
 }
 
-Tensor paged_attention(
+Tensor attend(
     const Tensor& q, const Tensor& k_pool, const Tensor& v_pool, const Tensor& block_tables, const Tensor& query_starts,
     const Tensor& context_lens, double scale, int64_t window, double softcap, const std::optional<Tensor>& k_scale,
-    const std::optional<Tensor>& v_scale) {
+    const std::optional<Tensor>& v_scale, const std::optional<Tensor>& y_scale) {
   const CUDAGuard guard(q.device());
   TORCH_CHECK(q.dim() == 3 && k_pool.dim() == 4 && block_tables.dim() == 2, "kernels: q is [M, H, D], pools [P, S, G, D]");
   const Tensor input = q.contiguous();
-  const Tensor y = at::empty(q.sizes(), q.options());
-  trtx::AttentionTask task{};
+  const Tensor y = at::empty(q.sizes(), q.options().dtype(y_scale ? at::kFloat8_e4m3fn : at::kBFloat16));
+  AttentionTask task{};
   task.B = int(block_tables.size(0)), task.W = int(block_tables.size(1)), task.S = int(k_pool.size(1));
   task.M = int(q.size(0)), task.H = int(q.size(1)), task.G = int(k_pool.size(2)), task.D = int(q.size(2));
-  TORCH_CHECK(task.G > 0 && task.H % task.G == 0 && trtx::has_attention(task.D, task.H / task.G), "kernels: no attention of ",
+  TORCH_CHECK(task.G > 0 && task.H % task.G == 0 && has_attention(task.D, task.H / task.G), "kernels: no attention of ",
               task.H, " heads of ", task.D, " channels and ", task.G, " key-value heads on this device");
   check(input, "q", at::kBFloat16, q.sizes());
   check(k_pool, "k_pool", k_pool.scalar_type(), {k_pool.size(0), task.S, task.G, task.D});
@@ -145,23 +86,21 @@ Tensor paged_attention(
   check(block_tables, "block_tables", at::kInt, {task.B, task.W});
   check(query_starts, "query_starts", at::kInt, {task.B + 1});
   check(context_lens, "context_lens", at::kInt, {task.B});
-  switch (k_pool.scalar_type()) {
-    case at::kBFloat16: task.pool_number = trtx::PoolNumber::bf16; break;
-    case at::kByte: task.pool_number = trtx::PoolNumber::e4m3; break;
-    case at::kChar: task.pool_number = trtx::PoolNumber::int8; break;
-    default: TORCH_CHECK(false, "kernels: no pools of ", k_pool.scalar_type());
-  }
+  task.pool_number = pool_number_of(k_pool);
   task.q = input.const_data_ptr(), task.y = y.mutable_data_ptr();
   task.k_pool = k_pool.const_data_ptr(), task.v_pool = v_pool.const_data_ptr();
   task.block_tables = block_tables.const_data_ptr<int32_t>();
   task.query_starts = query_starts.const_data_ptr<int32_t>();
   task.context_lens = context_lens.const_data_ptr<int32_t>();
   task.k_scale = optional_scalar(k_scale, "k_scale"), task.v_scale = optional_scalar(v_scale, "v_scale");
+  task.y_scale = optional_scalar(y_scale, "y_scale");
+  const int64_t number_bytes = k_pool.element_size();
+  task.head_bytes = task.D * number_bytes, task.token_bytes = task.G * task.head_bytes;
   task.scale = float(scale), task.softcap = float(softcap), task.window = int(window);
   const auto stream = c10::cuda::getCurrentCUDAStream();
   if (task.M == 0) return y;
   if (task.M != task.B) {
-    trtx::run_prompt_attention(task, stream);
+    run_prompt_attention(task, stream);
     return y;
   }
   // Few sequences leave most of the device idle unless their contexts are shared out.
@@ -169,12 +108,28 @@ Tensor paged_attention(
   task.splits = std::max(1, std::min({2 * processors / blocks, (task.W * task.S + 255) / 256, 32}));
   Tensor partials;
   if (task.splits > 1) {
-    partials = at::empty({task.B, task.H, task.splits, task.D + 2}, q.options().dtype(at::kFloat));
+    partials = at::empty({task.B, task.H, task.splits, task.D + 4}, q.options().dtype(at::kFloat));
     task.partials = partials.mutable_data_ptr<float>();
     task.counters = static_cast<int32_t*>(zeros(sizeof(int32_t) * task.B * task.H));
   }
-  trtx::run_decode_attention(task, stream);
+  run_decode_attention(task, stream);
   return y;
+}
+
+Tensor paged_attention(
+    const Tensor& q, const Tensor& k_pool, const Tensor& v_pool, const Tensor& block_tables, const Tensor& query_starts,
+    const Tensor& context_lens, double scale, int64_t window, double softcap, const std::optional<Tensor>& k_scale,
+    const std::optional<Tensor>& v_scale) {
+  return attend(
+      q, k_pool, v_pool, block_tables, query_starts, context_lens, scale, window, softcap, k_scale, v_scale, std::nullopt);
+}
+
+Tensor paged_attention_e4m3(
+    const Tensor& q, const Tensor& k_pool, const Tensor& v_pool, const Tensor& block_tables, const Tensor& query_starts,
+    const Tensor& context_lens, double scale, int64_t window, double softcap, const std::optional<Tensor>& k_scale,
+    const std::optional<Tensor>& v_scale, const Tensor& y_scale) {
+  return attend(
+      q, k_pool, v_pool, block_tables, query_starts, context_lens, scale, window, softcap, k_scale, v_scale, y_scale);
 }
 
 Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scale) {
@@ -184,10 +139,10 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scale) {
   check(scale, "scale", at::kFloat, {weight.size(0)});
   const Tensor y = make_output(rows, weight);
   if (rows.size(0) == 0) return finish(x, y);
-  if (is_few(rows.size(0), weight.size(1))) {
-    auto task = make_task(rows, weight, y, trtx::Weight::int8);
+  if (is_few(rows, weight)) {
+    auto task = make_few_task(rows, weight, y, Weight::int8);
     task.scale = scale.const_data_ptr<float>();
-    trtx::run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
+    run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
     return finish(x, y);
   }
   multiply_widened(rows, weight, scale, 0, y);
@@ -204,11 +159,11 @@ Tensor linear_int4(
   check(scale, "scale", at::kFloat, {weight.size(0), rows.size(1) / group});
   const Tensor y = make_output(rows, weight);
   if (rows.size(0) == 0) return finish(x, y);
-  if (is_few(rows.size(0), weight.size(1)) && group % 128 == 0) {
-    auto task = make_task(rows, weight, y, trtx::Weight::int4);
+  if (is_few(rows, weight) && group % 128 == 0) {
+    auto task = make_few_task(rows, weight, y, Weight::int4);
     task.scale = scale.const_data_ptr<float>();
     task.Z = int(scale.size(1)), task.group_bytes = group / 2;
-    trtx::run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
+    run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
     return finish(x, y);
   }
   multiply_widened(rows, weight, scale, int(group), y);
@@ -221,16 +176,19 @@ Tensor argmax(const Tensor& rows) {
   const Tensor places = at::empty({rows.size(0)}, rows.options().dtype(at::kLong));
   const int count = int(rows.size(0));
   auto* best = static_cast<unsigned long long*>(zeros(sizeof(unsigned long long) * count));
-  trtx::run_argmax(
+  run_argmax(
       rows.const_data_ptr<float>(), rows.size(1), count, best, places.mutable_data_ptr<int64_t>(),
       c10::cuda::getCurrentCUDAStream());
   return places;
 }
 
 }  // namespace
+}  // namespace trtx
 
 TORCH_LIBRARY_IMPL(TRTX_NAMESPACE, CUDA, library) {
+  using namespace trtx;
   library.impl("argmax", argmax);
+  library.impl("paged_attention_e4m3", paged_attention_e4m3);
   library.impl("linear_int8", linear_int8);
   library.impl("linear_int4", linear_int4);
   library.impl("paged_attention", paged_attention);

@@ -1,4 +1,4 @@
-// Products of many tokens with a weight, by cuBLASLt: which of its algorithms computes which shape is a record.
+// Products with a weight: which kernel, or which of cuBLASLt's algorithms, computes which shape is a record.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -6,18 +6,31 @@
 #include <string>
 #include <vector>
 
+#include "kernels.h"
+
 namespace trtx {
+
+// What is the same in all products of few tokens.
+FewTokensTask make_few_task(const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& y, Weight number);
 
 // y[M, N] = x[M, K] · weight[N, K]ᵀ · factor, both bf16 or both e4m3; y is bf16.
 void run_product(const at::Tensor& x, const at::Tensor& weight, const float* factor, const at::Tensor& y);
 
-// Algorithms for a shape, best first by cuBLASLt's own guess, each as a record: "bf16 M N K <128 hexadecimal digits>".
-std::vector<std::string> product_candidates(const at::Tensor& x, const at::Tensor& weight, int64_t count);
+// y[M, N / 2] = silu(gates) · ups of the product times scale[N], in bf16, or with y_scale in e4m3. False where no kernel
+// does that in one: of many tokens.
+bool run_gated_product(
+    const at::Tensor& x, const at::Tensor& weight, const float* factor, const float* scale, const float* y_scale,
+    const at::Tensor& y);
 
-// Let shapes be computed as these records say, in this process. Those that cuBLASLt does not take are an error.
+// Ways to compute a shape, each as a record: "KIND M N K WAY". The kind is bf16 or e4m3, with "-gated" for gated products.
+// A way is "streamed R S" (streamed_product.cu), "few" (few_tokens.cu), or 128 hexadecimal digits, an algorithm of cuBLASLt,
+// of which there are up to `count`.
+std::vector<std::string> product_candidates(const at::Tensor& x, const at::Tensor& weight, bool is_gated, int64_t count);
+
+// Let shapes be computed as these records say, in this process. Those that are no records are an error.
 void use_products(const std::vector<std::string>& records);
 
-// Up to so many tokens one record is used: 16, 32, … 128, 192, 256, 512, … ; a record names the largest.
+// Up to so many tokens one record is used: 8, 16, 32, … 128, 192, 256, 512, … ; a record names the largest.
 int64_t round_tokens(int64_t num_tokens);
 
 }  // namespace trtx

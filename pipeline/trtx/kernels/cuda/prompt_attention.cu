@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(WARPS* WARP) prompt(AttentionTask task) {
       }
     }
   }
-  const float v_scale = task.v_scale ? *task.v_scale : 1.f;
+  const float v_scale = task.v_scale ? *task.v_scale : 1.f, y_scale = task.y_scale ? *task.y_scale : 1.f;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     float sum = total[row];
@@ -170,8 +170,13 @@ __global__ void __launch_bounds__(WARPS* WARP) prompt(AttentionTask task) {
     const float factor = sum > 0 ? v_scale / sum : 0.f;
 #pragma unroll
     for (int d = 0; d < D / 8; ++d) {
-      const uint32_t pair = pack(y[d][row * 2] * factor, y[d][row * 2 + 1] * factor);
-      *reinterpret_cast<uint32_t*>(static_cast<bf16*>(task.y) + at[row] + d * 8 + part * 2) = pair;
+      const float low = y[d][row * 2] * factor, high = y[d][row * 2 + 1] * factor;
+      const int64_t to = at[row] + d * 8 + part * 2;
+      if (task.y_scale)
+        *reinterpret_cast<uint16_t*>(static_cast<char*>(task.y) + to) =
+            uint16_t(to_e4m3x2(low, high, y_scale));
+      else
+        *reinterpret_cast<uint32_t*>(static_cast<bf16*>(task.y) + to) = pack(low, high);
     }
   }
 }

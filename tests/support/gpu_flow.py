@@ -1,0 +1,38 @@
+"""A small recipe through all steps on a GPU, by the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RECIPE = """\
+schema: trtx/v1
+name: tiny-gpu
+model: {source: "random://llama-tiny"}
+quantization:
+  fp8: {algorithm: fp8, kv_cache: fp8, calibration: {samples: 32, heldout: 8, max_length: 128}}
+engine:
+  limits: {max_batch_size: 16, max_num_tokens: 512, max_seq_len: 256}
+targets:
+  h200: {gpu: h200-sxm-141gb}
+benchmark:
+  workloads: {chat: {input_tokens: 64, output_tokens: 32, concurrency: [1, 16]}}
+  repeats: 1
+"""
+# Where `trtx apply` puts the package of the only cell.
+PACKAGE = Path("out", "tiny-gpu", "h200", "fp8")
+
+
+def apply(folder: Path) -> list[dict[str, Any]]:
+    """Apply the recipe in `folder` with a cache of its own; the rows of its steps."""
+    (folder / "recipe.yaml").write_text(RECIPE)
+    command = [sys.executable, "-m", "trtx.cli", "apply", "recipe.yaml", "-o", "json"]
+    environment = {**os.environ, "TRTX_CACHE_DIR": str(folder / "cache")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    rows: list[dict[str, Any]] = json.loads(done.stdout)["status"]
+    return rows
