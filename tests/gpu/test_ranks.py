@@ -106,8 +106,8 @@ def test_ranks_answer_as_one_gpu_does(built: Built, size: int) -> None:
     found = ask(several)
     distance = float((found - expected).norm() / expected.norm())
     print(f"{size} ranks: logits are {distance:.4f} away from those of one GPU", flush=True)
-    # Partial sums are rounded to bfloat16, and in FP8 some activations to their neighbours.
-    assert distance < 0.06
+    # Partial sums are rounded to bfloat16; where numbers are then rounded to 8 bits, some take the next step.
+    assert distance < (0.1 if several.card.quantization.algorithm == "fp8" else 0.03)
     together = generate(several, GREEDY)
     begin_alike = sum(mine[:4] == theirs[:4] for mine, theirs in zip(together, alone, strict=True))
     print(f"{size} ranks: {begin_alike} of {len(PROMPTS)} answers begin with the same four tokens", flush=True)

@@ -113,3 +113,9 @@ class RankDevicePending(FakePending):
 def load_device(engine: Path, weights: Path, card: EngineCard, num_blocks: int, join: Join) -> RankDevice:
     """One rank of a device that is none."""
     return RankDevice(card, num_blocks, join())
+
+
+def load_agreed(engine: Path, weights: Path, card: EngineCard, num_blocks: int, join: Join) -> RankDevice:
+    """One rank of a device on which 40 blocks fit, and 30 on the second one."""
+    group = join()
+    return RankDevice(card, group.smallest(30 if card.rank.rank else 40), group)

@@ -14,17 +14,22 @@ import pytest
 import torch
 from support.checkpoints import make_llama, make_unified
 from support.engines import expected_tokens, make_card, make_tokenizer
-from support.modules import convert_quietly, make_eager_engine, run_in_pieces
+from support.modules import convert_quietly, make_eager_engine, make_spec, run_in_pieces
 from torch import Tensor
 
 from trtx.backends.inductor.check import generate_greedily
+from trtx.backends.inductor.module import EagerRanks, make_module
+from trtx.backends.inductor.spec import make_card as make_engine_card
 from trtx.errors import EnvironmentProblem, VerificationFailed
 from trtx.files import write_json
 from trtx.models.config import DType
+from trtx.models.fused import FusedDecoder
 from trtx.runtime.card import CARD_NAME, EngineCard, Rank, load_card
 from trtx.runtime.device_engine import DeviceEngine
 from trtx.runtime.fit import Machine, check_machine
+from trtx.runtime.memory import PoolSize, block_bytes
 from trtx.runtime.params import SamplingParams
+from trtx.runtime.program import EagerPrograms, load_weights
 from trtx.runtime.rank_programs import DeviceRankPrograms, RankPrograms, load_ranks
 from trtx.runtime.ranks import NCCL_DEFAULTS, rank_environment
 from trtx.runtime.request import Request
@@ -98,6 +103,30 @@ def test_ranks_of_quantized_models_compute_what_one_does(tmp_path: Path, algorit
     assert (answers[1] - answers[0]).norm() < bound * answers[0].norm()
 
 
+@pytest.mark.parametrize("algorithm", ["none", "fp8", "fp8_dynamic", "int8_wo"])
+def test_ranks_of_the_fused_decoder_of_gpus_compute_what_one_does(tmp_path: Path, algorithm: str) -> None:
+    """By operators in plain torch. Scales of rows are applied after the ranks have added up."""
+    make_unified(tmp_path / "model", algorithm, kv_cache="fp8" if algorithm == "fp8" else "auto")
+    answers = [run_in_pieces(make_fused(tmp_path, size), tokens(), (9,), 4) for size in (1, 2, 4)]
+    # Partial sums are rounded to bfloat16; where numbers are then rounded to 8 bits, some take the next step.
+    bound = 0.1 if "fp8" in algorithm else 0.02
+    for found in answers[1:]:
+        assert (found - answers[0]).norm() < bound * answers[0].norm()
+
+
+def make_fused(folder: Path, size: int) -> EagerRanks:
+    """The module of a GPU's program, on the processor, of so many ranks in threads."""
+    config = convert_quietly(folder / "model", folder / f"fused-{size}", "bfloat16", size)
+    card = make_engine_card(make_spec(config), {}, {"torch": torch.__version__}, "AVX2")
+    ranks = []
+    for own in map(card.for_rank, range(size)):
+        module = make_module(own.model, own.quantization, own.dtype, own.rank, 64, "gather", "cuda")
+        assert isinstance(module, FusedDecoder)
+        module.load_state_dict(load_weights(own, folder / f"fused-{size}"), strict=True, assign=True)
+        ranks.append(EagerPrograms(own, module, NUM_BLOCKS))
+    return EagerRanks(ranks)
+
+
 def test_a_rank_that_is_killed_ends_the_engine_with_its_name(tmp_path: Path) -> None:
     make_llama(tmp_path / "model")
     programs = load_small(tmp_path, 2)
@@ -158,6 +187,7 @@ import sys, time
 sys.path[:] = {sys.path!r}
 from pathlib import Path
 from trtx.runtime.card import load_card
+from trtx.runtime.program import EagerPrograms, load_weights
 from trtx.runtime.rank_programs import load_ranks
 folder = Path({str(tmp_path)!r})
 programs = load_ranks(folder / "engine", folder / "weights", load_card(folder / "engine"), 8, {EAGER!r})
@@ -186,6 +216,7 @@ from pathlib import Path
 import torch
 from trtx.runtime import rank_processes
 from trtx.runtime.card import load_card
+from trtx.runtime.program import EagerPrograms, load_weights
 from trtx.runtime.rank_programs import load_ranks
 rank_processes.STUCK_S = 0.5
 folder = Path({str(tmp_path)!r})
@@ -244,6 +275,18 @@ def test_every_rank_sees_its_own_gpu_alone() -> None:
     chosen = {"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b", "NCCL_NVLS_ENABLE": "1"}
     expected = {**NCCL_DEFAULTS, "CUDA_VISIBLE_DEVICES": "GPU-b", "NCCL_NVLS_ENABLE": "1"}
     assert rank_environment("cuda", 1, chosen) == expected
+
+
+def test_the_size_of_pools_is_what_fits_on_every_rank(tmp_path: Path) -> None:
+    """Ranks on processors share what is there; the smallest number of all is what GPUs agree on."""
+    make_llama(tmp_path / "model")
+    make_eager_engine(tmp_path, tmp_path / "model", tensor=2)
+    card = load_card(tmp_path / "engine")
+    size = PoolSize(20 * block_bytes(card) + 1, 0.9, 0)
+    programs = load_ranks(tmp_path / "engine", tmp_path / "weights", card, size, EAGER)
+    assert programs.num_blocks == 20
+    sized = load_ranks(tmp_path, tmp_path, write_card(tmp_path, 2), 65, "support.ranks:load_agreed")
+    assert sized.num_blocks == 30
 
 
 @pytest.mark.parametrize(
