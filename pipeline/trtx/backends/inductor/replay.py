@@ -22,7 +22,7 @@ KERNELS = " kernels"
 
 _CONFIG_NAME = re.compile(r"[a-z0-9]{2}/[a-z0-9]+")
 # Kind, tokens, rows, columns, then the way: see kernels/cuda/products.h.
-_RECORD = re.compile(r"[\w-]+ \d+ \d+ \d+ (few|streamed \d+ \d+|[0-9a-f]+)")
+_RECORD = re.compile(r"[\w-]+ \d+ \d+ \d+ (few|apart|streamed \d+ \d+|[0-9a-f]+)")
 
 
 @dataclass(frozen=True)

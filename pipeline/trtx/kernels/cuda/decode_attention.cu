@@ -319,8 +319,9 @@ void run(const AttentionTask& task, cudaStream_t stream) {
   const bool is_narrow = P != PoolNumber::bf16;
   if (is_narrow && blocks * task.B >= MANY_CONTEXTS) return launch<P, D, 1>(task, blocks, stream);
   if (blocks * task.B >= SOME_CONTEXTS) return launch<P, D, 2>(task, blocks, stream);
-  if (blocks * task.B * task.splits > FEW_CONTEXTS) return launch<P, D, 4>(task, blocks, stream);
-  launch<P, D, 8>(task, blocks, stream);
+  // Eight warps' rings of the widest heads would not fit.
+  if (D > 128 || blocks * task.B * task.splits > FEW_CONTEXTS) return launch<P, D, 4>(task, blocks, stream);
+  if constexpr (D <= 128) launch<P, D, 8>(task, blocks, stream);
 }
 
 template <PoolNumber P>

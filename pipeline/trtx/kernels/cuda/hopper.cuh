@@ -101,6 +101,19 @@ __device__ __forceinline__ void finish_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
+// Matrices of 8 · 8 numbers of 16 bits, turned: what a lane has of row lane / 4 and columns 2 (lane % 4), + 1 goes to its
+// place in columns of shared memory. Lane l gives where column l % 8 of matrix l / 8 begins.
+__device__ __forceinline__ void store_turned4(void* to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(to)), "r"(a),
+               "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
+__device__ __forceinline__ void store_turned2(void* to, uint32_t a, uint32_t b) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(shared_address(to)), "r"(a), "r"(b)
+               : "memory");
+}
+
 #define TRTX_R4 "%0, %1, %2, %3"
 #define TRTX_R8 TRTX_R4 ", %4, %5, %6, %7"
 #define TRTX_R16 TRTX_R8 ", %8, %9, %10, %11, %12, %13, %14, %15"

@@ -28,7 +28,9 @@ Tensor rms_norm(
     const Tensor& x, const Tensor& weight, double epsilon, bool plus_one, const std::optional<Tensor>& y_scale) {
   const CUDAGuard guard(x.device());
   const Tensor rows = as_rows(x, at::kBFloat16), y = at::empty(x.sizes(), result_options(x, y_scale));
-  if (rows.size(0) > 0) run_norm(make_norm(rows, weight, epsilon, plus_one, y_scale, y), c10::cuda::getCurrentCUDAStream());
+  if (rows.size(0) == 0) return y;
+  run_norm(make_norm(rows, weight, epsilon, plus_one, y_scale, y), c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
   return y;
 }
 
@@ -44,6 +46,7 @@ std::tuple<Tensor, Tensor> add_rms_norm(
   task.addend = more.const_data_ptr(), task.sum = sum.mutable_data_ptr();
   task.addend_scale = optional_vector(addend_scale, "addend_scale", task.E);
   run_norm(task, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
   return {sum, y};
 }
 
@@ -75,6 +78,7 @@ Tensor rotate_and_store(
   TORCH_CHECK(task.pool_number == PoolNumber::bf16 || (k_scale && v_scale), "kernels: pools of 8 bits have scales");
   task.k_scale = optional_scalar(k_scale, "k_scale"), task.v_scale = optional_scalar(v_scale, "v_scale");
   run_rotate(task, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
   return q;
 }
 
@@ -96,6 +100,7 @@ Tensor gated_linear(
   task.x = both.const_data_ptr(), task.scale = scales, task.y = y.mutable_data_ptr(), task.y_scale = y_scalar;
   task.M = rows.size(0), task.F = int(weight.size(0) / 2);
   run_gate(task, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
   return finish(x, y);
 }
 
@@ -109,6 +114,7 @@ Tensor gate(const Tensor& x, const std::optional<Tensor>& y_scale) {
   task.x = rows.const_data_ptr(), task.y = y.mutable_data_ptr(), task.y_scale = optional_scalar(y_scale, "y_scale");
   task.M = rows.size(0), task.F = int(rows.size(1) / 2);
   run_gate(task, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
   return finish(x, y);
 }
 

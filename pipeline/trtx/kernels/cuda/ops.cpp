@@ -46,6 +46,7 @@ void multiply_widened(const Tensor& rows, const Tensor& weight, const Tensor& sc
   run_widen(
       weight.const_data_ptr(), scale.const_data_ptr<float>(), wide.mutable_data_ptr(), int(weight.size(0)),
       int(rows.size(1)), group, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
   run_product(rows, wide, nullptr, y);
 }
 
@@ -101,6 +102,7 @@ Tensor attend(
   if (task.M == 0) return y;
   if (task.M != task.B) {
     run_prompt_attention(task, stream);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
     return y;
   }
   // Few sequences leave most of the device idle unless their contexts are shared out.
@@ -113,6 +115,7 @@ Tensor attend(
     task.counters = static_cast<int32_t*>(zeros(sizeof(int32_t) * task.B * task.H));
   }
   run_decode_attention(task, stream);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
   return y;
 }
 
@@ -143,6 +146,7 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scale) {
     auto task = make_few_task(rows, weight, y, Weight::int8);
     task.scale = scale.const_data_ptr<float>();
     run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
     return finish(x, y);
   }
   multiply_widened(rows, weight, scale, 0, y);
@@ -164,6 +168,7 @@ Tensor linear_int4(
     task.scale = scale.const_data_ptr<float>();
     task.Z = int(scale.size(1)), task.group_bytes = group / 2;
     run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
     return finish(x, y);
   }
   multiply_widened(rows, weight, scale, int(group), y);
@@ -179,6 +184,7 @@ Tensor argmax(const Tensor& rows) {
   run_argmax(
       rows.const_data_ptr<float>(), rows.size(1), count, best, places.mutable_data_ptr<int64_t>(),
       c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
   return places;
 }
 

@@ -53,7 +53,8 @@ struct Streamed {
   int R, S;
 };
 struct Few {};
-using Way = std::variant<Streamed, Few, cublasLtMatmulAlgo_t>;
+struct Apart {};
+using Way = std::variant<Streamed, Few, Apart, cublasLtMatmulAlgo_t>;
 
 std::mutex ways_mutex;
 std::map<Shape, Way> ways;
@@ -161,6 +162,7 @@ void run(const Few&, const at::Tensor& x, const at::Tensor& weight, const float*
   auto task = make_few_task(x, weight, y, is_e4m3(x) ? Weight::e4m3 : Weight::bf16);
   task.factor = factor;
   run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 void run(const cublasLtMatmulAlgo_t& algorithm, const at::Tensor& x, const at::Tensor& weight, const float* factor,
@@ -178,6 +180,7 @@ std::string write_way(const Way& way) {
   if (const auto* streamed = std::get_if<Streamed>(&way))
     return "streamed " + std::to_string(streamed->R) + " " + std::to_string(streamed->S);
   if (std::holds_alternative<Few>(way)) return "few";
+  if (std::holds_alternative<Apart>(way)) return "apart";
   std::string text;
   for (const uint64_t word : std::get<cublasLtMatmulAlgo_t>(way).data) {
     char digits[17];
@@ -191,6 +194,7 @@ Way read_way(std::istringstream& text, const std::string& record) {
   std::string name;
   text >> name;
   if (name == "few") return Few{};
+  if (name == "apart") return Apart{};
   if (name == "streamed") {
     Streamed way{};
     text >> way.R >> way.S;
@@ -234,7 +238,9 @@ void run_product(const at::Tensor& x, const at::Tensor& weight, const float* fac
     return run(*streamed, x, weight, task);
   }
   if (const auto* few = std::get_if<Few>(&way)) return run(*few, x, weight, factor, y);
-  run(std::get<cublasLtMatmulAlgo_t>(way), x, weight, factor, y);
+  const auto* algorithm = std::get_if<cublasLtMatmulAlgo_t>(&way);
+  TORCH_CHECK(algorithm, "kernels: a record names a product of this shape as a gated one");
+  run(*algorithm, x, weight, factor, y);
 }
 
 bool run_gated_product(
@@ -242,6 +248,7 @@ bool run_gated_product(
     const at::Tensor& y) {
   if (!can_stream(x, weight)) return false;
   const Way way = find_way(x, weight, true);
+  if (std::holds_alternative<Apart>(way)) return false;
   const auto* streamed = std::get_if<Streamed>(&way);
   TORCH_CHECK(streamed, "kernels: a record names a gated product of this shape as one that is not streamed");
   StreamedTask task{};
@@ -262,7 +269,9 @@ std::vector<std::string> product_candidates(const at::Tensor& x, const at::Tenso
         if (const int blocks = count_tiles(weight, R) * S; blocks >= FEWEST && (blocks <= MOST || S == 1))
           found.push_back(Streamed{R, S});
   }
-  if (!is_gated) {
+  if (is_gated) {
+    found.push_back(Apart{});
+  } else {
     if (can_be_few(x, weight)) found.push_back(Few{});
     const Product product(is_e4m3(x), x.size(0), weight.size(0), weight.size(1), nullptr);
     for (const auto& algorithm : product.guess(int(count))) found.push_back(algorithm);

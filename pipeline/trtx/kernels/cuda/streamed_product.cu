@@ -37,7 +37,8 @@ struct Plan {
   static_assert(STAGES >= TOKEN_STAGES);
   static constexpr int STRIDE = R + 4;  // of sums, so that neighbouring tokens lie in different banks
   static constexpr int RING_BYTES = STAGES * WEIGHT_BYTES + TOKEN_STAGES * TOKEN_BYTES;
-  static_assert(RING_BYTES >= T * STRIDE * int(sizeof(float)));
+  static constexpr int ROUNDED_BYTES = 2 * R + 16;  // of a token's rounded sums, likewise
+  static_assert(RING_BYTES >= T * STRIDE * int(sizeof(float)) && RING_BYTES >= T * ROUNDED_BYTES);
   static constexpr int SHARED_BYTES = RING_BYTES + BARRIER_BYTES;
   static_assert(2 * (STAGES + TOKEN_STAGES) * int(sizeof(uint64_t)) <= BARRIER_BYTES);
 };
@@ -63,7 +64,6 @@ __device__ __forceinline__ void store4(const StreamedTask& task, float y_scale, 
 
 // The sum of what the S blocks of a cluster have at this place.
 __device__ __forceinline__ float4 add_parts(const float* at, int S) {
-  if (S == 1) return *reinterpret_cast<const float4*>(at);
   float4 parts[MAX_CLUSTER];
 #pragma unroll
   for (int rank = 0; rank < MAX_CLUSTER; ++rank)
@@ -73,6 +73,85 @@ __device__ __forceinline__ float4 add_parts(const float* at, int S) {
   for (int rank = 1; rank < MAX_CLUSTER; ++rank)
     sum.x += parts[rank].x, sum.y += parts[rank].y, sum.z += parts[rank].z, sum.w += parts[rank].w;
   return sum;
+}
+
+// A warp group's sums of 64 rows from `row` on, times their scales, as bf16 at [token][row] of shared memory.
+template <int T, int R>
+__device__ __forceinline__ void keep_rounded(
+    char* rounded, const float (&sums)[T / 2], int row, const float* scale, int scale_row, int scale_rows, float factor) {
+  constexpr int ROW_BYTES = Plan<T, R>::ROUNDED_BYTES;
+  const int warp = threadIdx.x / WARP % 4, lane = threadIdx.x % WARP;
+  float scales[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int own = scale_row + warp * 16 + half * 8 + lane / 4;
+    scales[half] = scale && own < scale_rows ? scale[own] * factor : factor;
+  }
+  // Lanes 0 … 7 and 8 … 15 name columns of the first and the last 8 rows, 16 … 31 those of the next 8 tokens.
+  char* to = rounded + (lane % 8 + lane / 16 * 8) * ROW_BYTES + (row + warp * 16 + lane / 8 % 2 * 8) * 2;
+  const auto pair = [&](int i, int half) {
+    return pack(sums[4 * i + 2 * half] * scales[half], sums[4 * i + 2 * half + 1] * scales[half]);
+  };
+  if constexpr (T == 8) {
+    store_turned2(to, pair(0, 0), pair(0, 1));
+  } else {
+#pragma unroll
+    for (int i = 0; i < T / 8; i += 2)
+      store_turned4(to + i * 8 * ROW_BYTES, pair(i, 0), pair(i, 1), pair(i + 1, 0), pair(i + 1, 1));
+  }
+}
+
+// 8 columns of a token at a time, from there to where they belong.
+template <int T, int R, bool IS_GATED>
+__device__ __forceinline__ void write_rounded(const StreamedTask& task, const char* rounded, int first, float y_scale) {
+  constexpr int WIDTH = IS_GATED ? R / 2 : R, OWN = WIDTH / 8, AT_ONCE = THREADS / OWN;
+  const int columns = IS_GATED ? task.N / 2 : task.N, column = threadIdx.x % OWN * 8;
+  if (threadIdx.x >= AT_ONCE * OWN || first + column >= columns) return;
+  for (int token = threadIdx.x / OWN; token < task.M; token += AT_ONCE) {
+    const char* from = rounded + token * Plan<T, R>::ROUNDED_BYTES + column * 2;
+    const int64_t at = int64_t(token) * columns + first + column;
+    uint4 v = load16(from);
+    if (IS_GATED || task.y_scale) {
+      float x[8];
+      unpack8(v, x);
+      if constexpr (IS_GATED) {
+        float ups[8];
+        unpack8(load16(from + R), ups);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] = gate_one(x[i], ups[i]);
+      }
+      if (task.y_scale) {
+        store8_e4m3(static_cast<char*>(task.y) + at, x, y_scale);
+        continue;
+      }
+      v = pack8(x);
+    }
+    *reinterpret_cast<uint4*>(static_cast<bf16*>(task.y) + at) = v;
+  }
+}
+
+// The same of sums that are shared out over the blocks of a cluster: 4 columns of a token at a time.
+template <int T, int R, bool IS_GATED>
+__device__ __forceinline__ void write_joined(
+    const StreamedTask& task, const float* part, int first, float factor, float y_scale) {
+  constexpr int WIDTH = IS_GATED ? R / 2 : R, STRIDE = Plan<T, R>::STRIDE;
+  const int S = task.S, share = blockIdx.x, columns = IS_GATED ? task.N / 2 : task.N;
+  const int from = WIDTH / 4 * share / S, own = WIDTH / 4 * (share + 1) / S - from, at_once = THREADS / own;
+  const int column = (from + threadIdx.x % own) * 4;
+  if (threadIdx.x >= at_once * own || first + column >= columns) return;
+  const float4 scale = load_scale(task, factor, first + column);
+  const float4 up_scale = IS_GATED ? load_scale(task, factor, columns + first + column) : scale;
+#pragma unroll 2
+  for (int token = threadIdx.x / own; token < task.M; token += at_once) {
+    const float* at = part + token * STRIDE + column;
+    float4 v = multiply(add_parts(at, S), scale);
+    if constexpr (IS_GATED) {
+      const float4 up = multiply(add_parts(at + R / 2, S), up_scale);
+      const auto gated = [](float a, float b) { return gate_one(round_bf16(a), round_bf16(b)); };
+      v = make_float4(gated(v.x, up.x), gated(v.y, up.y), gated(v.z, up.z), gated(v.w, up.w));
+    }
+    store4(task, y_scale, int64_t(token) * columns + first + column, v);
+  }
 }
 
 template <bool IS_E4M3, int T, int R, bool IS_GATED>
@@ -161,39 +240,25 @@ __global__ void __launch_bounds__(THREADS, Plan<T, R>::TOGETHER)
     asm volatile("bar.sync 1, %0;" ::"n"(GROUPS* WARP_GROUP) : "memory");
 #pragma unroll
     for (int b = 0; b < P::BLOCKS; ++b) {
-      const int row = (group * P::BLOCKS + b) * 64 + warp % 4 * 16 + lane / 4;
+      const int row = (group * P::BLOCKS + b) * 64;
+      if (S == 1) {
+        const int scale_row = row < R / 2 ? first + row : second + row - R / 2;
+        keep_rounded<T, R>(ring, sums[b], row, task.scale, scale_row, task.N, factor);
+        continue;
+      }
+      float* to = part + lane % 4 * 2 * P::STRIDE + row + warp % 4 * 16 + lane / 4;
 #pragma unroll
-      for (int i = 0; i < T / 2; ++i) {
-        const int token = i / 4 * 8 + lane % 4 * 2 + i % 2;
-        part[token * P::STRIDE + row + i % 4 / 2 * 8] = sums[b][i];
-      }
+      for (int i = 0; i < T / 2; ++i) to[(i / 4 * 8 + i % 2) * P::STRIDE + i % 4 / 2 * 8] = sums[b][i];
     }
   }
-  // Four columns of a token at a time; the blocks of a cluster share the columns.
-  constexpr int WIDTH = IS_GATED ? R / 2 : R;
-  const int columns = IS_GATED ? task.N / 2 : task.N;
-  const int from = WIDTH / 4 * share / S, own = WIDTH / 4 * (share + 1) / S - from, at_once = THREADS / own;
-  const int column = (from + threadIdx.x % own) * 4;
-  const bool takes_part = threadIdx.x < at_once * own && first + column < columns;
-  float4 scale{}, up_scale{};
-  if (takes_part) scale = load_scale(task, factor, first + column);
-  if (takes_part && IS_GATED) up_scale = load_scale(task, factor, columns + first + column);
-  if (S > 1) meet_cluster();
-  else __syncthreads();
-  if (takes_part) {
-#pragma unroll 2
-    for (int token = threadIdx.x / own; token < task.M; token += at_once) {
-      const float* at = part + token * P::STRIDE + column;
-      float4 v = multiply(add_parts(at, S), scale);
-      if constexpr (IS_GATED) {
-        const float4 up = multiply(add_parts(at + rows_half, S), up_scale);
-        v = make_float4(gate_one(v.x, up.x), gate_one(v.y, up.y), gate_one(v.z, up.z), gate_one(v.w, up.w));
-      }
-      store4(task, y_scale, int64_t(token) * columns + first + column, v);
-    }
+  if (S == 1) {
+    __syncthreads();
+    return write_rounded<T, R, IS_GATED>(task, ring, first, y_scale);
   }
+  meet_cluster();
+  write_joined<T, R, IS_GATED>(task, part, first, factor, y_scale);
   // Nobody may leave whose shared memory is still read.
-  if (S > 1) end_cluster();
+  end_cluster();
 }
 
 using Encode = decltype(&cuTensorMapEncodeTiled);
