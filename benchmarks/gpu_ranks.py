@@ -129,9 +129,9 @@ def rotated(first: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(names[(first + at) % count] for at in range(count))}
 
 
-def build_all(folder: Path, sizes: list[int], layers: int) -> list[tuple[str, int]]:
+def build_all(folder: Path, names: list[str], sizes: list[int], layers: int) -> list[tuple[str, int]]:
     """Build side by side; the engines that could be built."""
-    wanted = [(name, size) for size in sizes for name in NAMES]
+    wanted = [(name, size) for size in sizes for name in names]
 
     def build_part(at: int) -> bool:
         name, size = wanted[at]
@@ -169,12 +169,12 @@ def write(out: Path | None, layers: int, figures: dict[tuple[str, int], dict[str
         out.write_text(json.dumps({**result, "rows": make_rows(figures)}, indent=1) + "\n")
 
 
-def run_all(sizes: list[int], layers: int, out: Path | None, minutes: float) -> int:
+def run_all(names: list[str], sizes: list[int], layers: int, out: Path | None, minutes: float) -> int:
     """Build and measure everything; no engine is started on after so many minutes."""
     started = time.monotonic()
     figures: dict[tuple[str, int], dict[str, list[float]]] = {}
     with TemporaryDirectory() as folder:
-        engines = build_all(Path(folder), sizes, layers)
+        engines = build_all(Path(folder), names, sizes, layers)
         print(f"builds took {time.monotonic() - started:.0f} s", flush=True)
         for name, size in engines:
             if time.monotonic() - started > minutes * 60:
@@ -191,13 +191,14 @@ def run_all(sizes: list[int], layers: int, out: Path | None, minutes: float) -> 
         ratio = "" if row["scaling"] is None else f", {row['scaling']:.2f} × one GPU"
         print(f"{row['format']:5} {row['gpus']} GPU  {row['load']:40} {row['tokens_s']:9,.0f} tok/s{ratio}", flush=True)
     print(f"all took {time.monotonic() - started:.0f} s", flush=True)
-    return 0 if len(figures) == len(sizes) * len(NAMES) else 1
+    return 0 if len(figures) == len(sizes) * len(names) else 1
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="file for the figures, JSON")
     parser.add_argument("--layers", type=int, default=32, help="layers of the model; 32 is the published shape")
+    parser.add_argument("--formats", nargs="+", default=list(NAMES), choices=NAMES, help="number formats")
     parser.add_argument("--sizes", type=int, nargs="+", help="numbers of GPUs; 1, 2 and 4 as far as there are any")
     parser.add_argument("--minutes", type=float, default=8, help="start measuring no engine after so many minutes")
     parser.add_argument("--build", nargs=4, metavar=("FOLDER", "FORMAT", "SIZE", "LAYERS"), help=argparse.SUPPRESS)
@@ -219,7 +220,7 @@ def main() -> int:
             return 1
         return 0
     sizes = options.sizes or [size for size in (1, 2, 4) if size <= torch.cuda.device_count()]
-    return run_all(sizes, options.layers, options.out, options.minutes)
+    return run_all(options.formats, sizes, options.layers, options.out, options.minutes)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def corrupt_weights(weights: Path, target: Path) -> Path:
 def test_one_wrong_weight_fails_the_build_step(plain: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = load_card(plain.engine)
 
-    def copy_engine(spec: EngineSpec, output: Path, work: Path, say: object) -> object:
+    def copy_engine(spec: EngineSpec, output: Path, work: Path, say: object, replay: object) -> object:
         shutil.copytree(plain.engine, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECK_NAME))
         return card
 
