@@ -244,14 +244,15 @@ def measure(
         result["builds"] = {one: {"seconds": round(it.seconds, 1), "log": list(it.log)} for one, it in built.items()}
         result |= {"rows": rows, "start": None, "parts_s": parts.seconds}
         yield result
-        for name, engine in built.items():
-            with parts.time(f"measuring {name}"):
-                rows += measure_format(name, engine, ceilings, with_profiles=with_profiles)
-            yield result
         if with_start:
             with parts.time("start"):
                 start = result["start"] = measure_start(built[names[0]])
             print(f"start to first token: {start['seconds']} s, {start['parts']}", flush=True)
+            yield result
+
+        for name, engine in built.items():
+            with parts.time(f"measuring {name}"):
+                rows += measure_format(name, engine, ceilings, with_profiles=with_profiles)
             yield result
 
 

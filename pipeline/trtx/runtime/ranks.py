@@ -60,7 +60,7 @@ class ProcessRanks:
             sums: Tensor = self._collect(x).float().sum(0).to(x.dtype)
             return sums
         y = x.clone(memory_format=torch.contiguous_format)
-        self._backend.allreduce([y], _in_order(c10d.AllreduceOptions())).wait()
+        _finish(self._backend.allreduce([y], _in_order(c10d.AllreduceOptions())))
         return y
 
     def all_gather(self, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class ProcessRanks:
         """Overwrite x with that of rank 0."""
         options = _in_order(c10d.BroadcastOptions())
         options.rootRank = options.rootTensor = 0
-        self._backend.broadcast([x], options).wait()
+        _finish(self._backend.broadcast([x], options))
 
     def smallest(self, number: int) -> int:
         """The smallest of the numbers that the ranks bring."""
@@ -91,7 +91,7 @@ class ProcessRanks:
         """The x of all ranks, [R, …]."""
         x = x.contiguous()
         all_x = x.new_empty((self.size, *x.shape))
-        self._backend._allgather_base(all_x.view(-1), x.view(-1), _in_order(c10d.AllgatherOptions())).wait()
+        _finish(self._backend._allgather_base(all_x.view(-1), x.view(-1), _in_order(c10d.AllgatherOptions())))
         return all_x
 
 
@@ -224,6 +224,12 @@ def _make_nccl(store: c10d.Store, rank: int, size: int) -> Any:
     if one.item() != size:
         raise RuntimeError(f"the GPUs of {size} ranks do not add up: 1 from each gave {one.item():g}")
     return group
+
+
+def _finish(work: Any) -> None:
+    """Wait for an operation, or have the current stream wait; NCCL gives nothing back of one that is in order."""
+    if work is not None:
+        work.wait()
 
 
 def _in_order(options: Any) -> Any:
