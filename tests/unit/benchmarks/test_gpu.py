@@ -93,7 +93,9 @@ def test_figures_are_written_as_soon_as_they_are_known(
     monkeypatch.setattr(gpu, "measure_format", measure_format)
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
     out = tmp_path / "figures.json"
-    monkeypatch.setattr("sys.argv", ["gpu.py", "--out", str(out), "--formats", "fp8,int8_wo", "--no-profile"])
+    monkeypatch.setattr(
+        "sys.argv", ["gpu.py", "--out", str(out), "--formats", "fp8,int8_wo", "--no-profile", "--no-start"]
+    )
     with pytest.raises(RuntimeError, match="no memory"):
         gpu.main()
     found = json.loads(out.read_text())
