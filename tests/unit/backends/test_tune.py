@@ -107,6 +107,24 @@ def test_a_product_that_nothing_computes_is_an_error(library: Library, spec: Eng
         tune.tune(spec, library, records)
 
 
+def test_products_of_few_tokens_are_measured_behind_the_kernel_that_is_before_them(
+    library: Library, spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    normed: list[tuple[int, ...]] = []
+
+    def rms_norm(x: Tensor, *_: object, **__: object) -> Tensor:
+        normed.append(tuple(x.shape))
+        return x
+
+    monkeypatch.setattr(tune.ops, "rms_norm", rms_norm)
+    found = tune.tune(spec, library)
+    assert {shape[0] for shape in normed} == {8, 16, 32}
+    assert len(normed) == sum(one.candidates for one in found)
+    normed.clear()
+    tune.tune(spec.model_copy(update={"dtype": "float16"}), library)
+    assert not normed, "layers that are not fused have other kernels there"
+
+
 @pytest.mark.parametrize(
     ("given", "times", "said"),
     [

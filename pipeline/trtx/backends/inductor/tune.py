@@ -25,7 +25,7 @@ from trtx.errors import UsageProblem
 from trtx.files import write_json
 from trtx.kernels import ops
 from trtx.kernels.shelf import alone
-from trtx.models.fused import can_fuse
+from trtx.models.fused import MAX_NORM_CHANNELS, can_fuse
 from trtx.models.layout import head_linear, layer_linears, make_shard
 from trtx.paths import kernels_dir
 from trtx.processes import die_with_parent
@@ -93,6 +93,7 @@ def list_tokens(largest: int) -> Iterator[int]:
 def tune(spec: EngineSpec, operators: Any, given: Iterable[str] = ()) -> list[Tuned]:
     """Measure all products of a model on the first GPU, but for those that a `given` record computes."""
     known = {split_record(record)[0]: record for record in given}
+    is_fused = can_fuse(spec.model, make_shard(spec.model, spec.rank.tensor, spec.rank.pipeline, 0), spec.dtype)
     found = []
     for (kind, out_features, in_features), largest in list_shapes(spec).items():
         weights: list[Tensor] = []
@@ -102,17 +103,18 @@ def tune(spec: EngineSpec, operators: Any, given: Iterable[str] = ()) -> list[Tu
                 found.append(Tuned(record=record, time_us=None, first_us=None, candidates=0))
                 continue
             weights = weights or make_weights(kind, out_features, in_features)
-            found.append(tune_product(kind, tokens, weights, operators))
+            follows_norm = is_fused and tokens <= MAX_STREAMED_TOKENS and in_features <= MAX_NORM_CHANNELS
+            found.append(tune_product(kind, tokens, weights, operators, follows_norm=follows_norm))
         del weights
     return found
 
 
 def accepts(record: str, kind: str, tokens: int, out_features: int, in_features: int, operators: Any) -> bool:
     """Whether the library computes a product in the way of a record, which it is told to do from then on."""
-    multiply = multiply_by(make_activations(kind, tokens, in_features), kind)
+    x, weight = make_activations(kind, tokens, in_features), make_weights(kind, out_features, in_features, count=1)[0]
     try:
         operators.use_products([record])
-        multiply(make_weights(kind, out_features, in_features, count=1)[0])
+        multiply_by(kind)(x, weight)
         synchronize()
     except RuntimeError:  # another cuBLASLt, another GPU, or no record at all
         return False
@@ -136,25 +138,42 @@ def make_activations(kind: str, tokens: int, in_features: int) -> Tensor:
     return torch.randn(tokens, in_features, device=DEVICE, dtype=torch.bfloat16).to(_dtype(kind))
 
 
-def multiply_by(x: Tensor, kind: str) -> Callable[[Tensor], Tensor]:
-    """What multiplies these activations with a weight."""
+def make_norm(kind: str, tokens: int, in_features: int) -> Callable[[], Tensor]:
+    """What makes such activations anew, as the kernel before a product does."""
+    x = make_activations("bf16", tokens, in_features)
+    weight = torch.ones(in_features, device=DEVICE, dtype=torch.bfloat16)
+    y_scale = torch.ones((), device=DEVICE) if kind.startswith("e4m3") else None
+    return lambda: ops.rms_norm(x, weight, 1e-5, plus_one=False, y_scale=y_scale)
+
+
+def multiply_by(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """What multiplies activations and a weight of a kind. Nothing is made in a call but the result."""
     if kind.endswith(GATED):
         y_scale = torch.ones((), device=DEVICE) if kind.startswith("e4m3") else None
-        return lambda weight: ops.gated_linear(x, weight, y_scale=y_scale)
+        return lambda x, weight: ops.gated_linear(x, weight, y_scale=y_scale)
     if kind == "e4m3":
-        return lambda weight: ops.linear_e4m3(x, weight)
-    return lambda weight: ops.linear_bf16(x, weight)
+        return lambda x, weight: ops.linear_e4m3(x, weight)
+    return lambda x, weight: ops.linear_bf16(x, weight)
 
 
-def tune_product(kind: str, tokens: int, weights: list[Tensor], operators: Any) -> Tuned:
-    """The fastest way of one product."""
+def tune_product(kind: str, tokens: int, weights: list[Tensor], operators: Any, *, follows_norm: bool = False) -> Tuned:
+    """The fastest way of one product.
+
+    With `follows_norm` it is measured with the kernel before it, as it is in a step: one that reads its weight
+    meanwhile gains by that, one that cannot start early loses. The times are those of both.
+    """
     x = make_activations(kind, tokens, weights[0].shape[1])
-    multiply = multiply_by(x, kind)
+    norm = make_norm(kind, tokens, weights[0].shape[1]) if follows_norm else None
+    multiply = multiply_by(kind)
+
+    def run(weight: Tensor) -> Tensor:
+        return multiply(x if norm is None else norm(), weight)
+
     times: list[tuple[float, str]] = []
     for record in operators.product_candidates(x, weights[0], kind.endswith(GATED), MAX_CANDIDATES):
         try:
             operators.use_products([record])
-            times.append((time_us(multiply, weights), record))
+            times.append((time_us(run, weights), record))
         except RuntimeError:  # an algorithm that does not take this shape after all
             continue
     if not times:
@@ -164,14 +183,14 @@ def tune_product(kind: str, tokens: int, weights: list[Tensor], operators: Any) 
     return Tuned(record=best[1], time_us=best[0], first_us=times[0][0], candidates=len(times))
 
 
-def time_us(multiply: Callable[[Tensor], Tensor], weights: list[Tensor]) -> float:
+def time_us(run: Callable[[Tensor], Tensor], weights: list[Tensor]) -> float:
     """Median time of one product in microseconds, one after another as in a step: from a graph."""
-    multiply(weights[0])
+    run(weights[0])
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for weight in weights:
-            multiply(weight)
+            run(weight)
     graph.replay()
     figures = []
     for _ in range(ROUNDS):
