@@ -74,7 +74,8 @@ __global__ void __launch_bounds__(WARPS* WARP) few_tokens(FewTokensTask task) {
     }
   };
   let_next_start();
-  // The weight depends on nothing: it is on its way before the kernel that makes the tokens has ended.
+  // A weight of the model depends on nothing: it is on its way before the kernel that makes the tokens has ended.
+  if (task.is_new) wait_for_inputs();
   load_weights(warp * UNROLL);
   wait_for_inputs();
   for (int base = warp * UNROLL; base < steps; base += WARPS * UNROLL) {

@@ -21,6 +21,7 @@ struct FewTokensTask {
   int M, N, Z;
   int64_t x_bytes, row_bytes;  // of one token, of one row of the weight: a multiple of 64
   int64_t group_bytes;         // int4: half a group, a multiple of 64
+  bool is_new;                 // the weight comes from the kernel before: it is not read ahead
 };
 
 constexpr int MAX_FEW_TOKENS = 8;
@@ -38,6 +39,7 @@ struct StreamedTask {
   const float* scale;    // [N], or null
   const float* y_scale;  // or null: y is bf16
   bool is_e4m3, is_gated;
+  bool is_new;  // the weight comes from the kernel before: it is not read ahead
   int M, N, K, R, S;
 };
 

@@ -47,7 +47,7 @@ void multiply_widened(const Tensor& rows, const Tensor& weight, const Tensor& sc
       weight.const_data_ptr(), scale.const_data_ptr<float>(), wide.mutable_data_ptr(), int(weight.size(0)),
       int(rows.size(1)), group, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  run_product(rows, wide, nullptr, y);
+  run_product(rows, wide, nullptr, y, /*is_new=*/true);
 }
 
 Tensor linear_bf16(const Tensor& x, const Tensor& weight) {

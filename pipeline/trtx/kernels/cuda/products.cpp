@@ -157,10 +157,10 @@ void run(const Streamed& way, const at::Tensor& x, const at::Tensor& weight, Str
               cudaGetErrorString(cudaGetLastError()));
 }
 
-void run(const Few&, const at::Tensor& x, const at::Tensor& weight, const float* factor, const at::Tensor& y) {
+void run(const Few&, const at::Tensor& x, const at::Tensor& weight, const float* factor, const at::Tensor& y, bool is_new) {
   TORCH_CHECK(can_be_few(x, weight), "kernels: a record names a product of this shape as one of few tokens, which it is not");
   auto task = make_few_task(x, weight, y, is_e4m3(x) ? Weight::e4m3 : Weight::bf16);
-  task.factor = factor;
+  task.factor = factor, task.is_new = is_new;
   run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -230,14 +230,14 @@ int64_t round_tokens(int64_t num_tokens) {
   }
 }
 
-void run_product(const at::Tensor& x, const at::Tensor& weight, const float* factor, const at::Tensor& y) {
+void run_product(const at::Tensor& x, const at::Tensor& weight, const float* factor, const at::Tensor& y, bool is_new) {
   const Way way = find_way(x, weight, false);
   if (const auto* streamed = std::get_if<Streamed>(&way)) {
     StreamedTask task{};
-    task.y = y.mutable_data_ptr(), task.factor = factor;
+    task.y = y.mutable_data_ptr(), task.factor = factor, task.is_new = is_new;
     return run(*streamed, x, weight, task);
   }
-  if (const auto* few = std::get_if<Few>(&way)) return run(*few, x, weight, factor, y);
+  if (const auto* few = std::get_if<Few>(&way)) return run(*few, x, weight, factor, y, is_new);
   const auto* algorithm = std::get_if<cublasLtMatmulAlgo_t>(&way);
   TORCH_CHECK(algorithm, "kernels: a record names a product of this shape as a gated one");
   run(*algorithm, x, weight, factor, y);

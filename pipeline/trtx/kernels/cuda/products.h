@@ -13,8 +13,10 @@ namespace trtx {
 // What is the same in all products of few tokens.
 FewTokensTask make_few_task(const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& y, Weight number);
 
-// y[M, N] = x[M, K] · weight[N, K]ᵀ · factor, both bf16 or both e4m3; y is bf16.
-void run_product(const at::Tensor& x, const at::Tensor& weight, const float* factor, const at::Tensor& y);
+// y[M, N] = x[M, K] · weight[N, K]ᵀ · factor, both bf16 or both e4m3; y is bf16. A weight that `is_new`, written by a kernel
+// on the same stream, is not read before that has ended, as those of a model are.
+void run_product(
+    const at::Tensor& x, const at::Tensor& weight, const float* factor, const at::Tensor& y, bool is_new = false);
 
 // y[M, N / 2] = silu(gates) · ups of the product times scale[N], in bf16, or with y_scale in e4m3. False where that is done
 // apart: of many tokens, or because it is faster.

@@ -1,7 +1,7 @@
 // Products of up to 128 tokens with a weight, for which reading the weight is what takes the time.
 //
 // A block has R rows of the weight and all tokens; the copy engine brings tiles of 128 bytes of each row into a ring, and
-// two warp groups multiply what has come. A weight depends on nothing: a block fills its ring while the kernels before
+// two warp groups multiply what has come. A model's weight depends on nothing: a block fills its ring while the kernels before
 // this one still run, and waits for them before it asks for the tokens. Where the weight has too few rows to occupy the
 // device, the blocks of a cluster share the columns and add up through each other's shared memory.
 //
@@ -199,6 +199,7 @@ __global__ void __launch_bounds__(THREADS, Plan<T, R>::TOGETHER)
         copy_tile(tokens_ring + stage * P::TOKEN_BYTES, maps.x, (begin + i) * NUMBERS, 0, tokens_full + stage, READ_OFTEN);
       };
       const int ahead = P::STAGES - P::TOKEN_STAGES;  // of the weight's ring before the tokens'
+      if (task.is_new) wait_for_inputs();
       for (int i = 0; i < min(count, P::STAGES); ++i) ask_weight(i);
       wait_for_inputs();
       for (int i = 0; i < count; ++i) {
