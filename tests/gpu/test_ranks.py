@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import pytest
 import torch
 from support.checkpoints import make_llama, make_unified
 from support.engines import VOCAB_SIZE, make_tokenizer
+from support.gpu_flow import trtx
 from support.modules import convert_quietly, make_spec, run_in_pieces
 from torch import Tensor
 
@@ -156,9 +155,7 @@ benchmark:
 @pytest.mark.timeout(360)
 def test_a_recipe_of_two_gpus_is_built_checked_measured_and_answers(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    command = [sys.executable, "-c", "from trtx.cli.main import run; run()", "apply", "recipe.yaml"]
-    environment = {**os.environ, "TRTX_CACHE_DIR": str(tmp_path / "cache")}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = trtx(tmp_path, "apply", "recipe.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
     from trtx.llm import LLM
 

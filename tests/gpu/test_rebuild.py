@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.gpu_flow import RECIPE, trtx
 
-RECIPE = """\
-schema: trtx/v1
-name: tiny-rebuild
-model: {source: "random://llama-tiny"}
-quantization:
-  fp8: {algorithm: fp8, kv_cache: fp8, calibration: {samples: 32, heldout: 8, max_length: 128}}
-engine:
-  limits: {max_batch_size: 16, max_num_tokens: 512, max_seq_len: 256}
-targets:
-  h200: {gpu: h200-sxm-141gb}
-"""
 # Its head is in bf16, so that products of both kinds are in its records.
 STEP = "build/h200/fp8"
-
-
-def trtx(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from trtx.cli.main import run; run()", *arguments]
-    environment = {**os.environ, "TRTX_CACHE_DIR": str(folder / "cache")}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def key_of(folder: Path) -> str:

@@ -27,12 +27,19 @@ benchmark:
 PACKAGE = Path("out", "tiny-gpu", "h200", "fp8")
 
 
+def trtx(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in `folder`, with a cache of its own there."""
+    command, environment = (
+        [sys.executable, "-m", "trtx.cli", *arguments],
+        {**os.environ, "TRTX_CACHE_DIR": str(folder / "cache")},
+    )
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
 def apply(folder: Path) -> list[dict[str, Any]]:
-    """Apply the recipe in `folder` with a cache of its own; the rows of its steps."""
+    """Apply the recipe in `folder`; the rows of its steps."""
     (folder / "recipe.yaml").write_text(RECIPE)
-    command = [sys.executable, "-m", "trtx.cli", "apply", "recipe.yaml", "-o", "json"]
-    environment = {**os.environ, "TRTX_CACHE_DIR": str(folder / "cache")}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = trtx(folder, "apply", "recipe.yaml", "-o", "json")
     assert done.returncode == 0, done.stderr[-5000:]
     rows: list[dict[str, Any]] = json.loads(done.stdout)["status"]
     return rows

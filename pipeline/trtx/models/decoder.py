@@ -188,8 +188,11 @@ class Decoder(nn.Module):
         """
         size = pools[0].shape[1]
         step = self.start(positions_M, slots_M, block_tables_BW, query_starts_B1, context_lens_B, size)
-        x_ME = self.run_layers(self.embed_tokens(tokens_M, positions_M), step, pools)
-        return self.logits(x_ME[select_N])
+        return self.run_all(self.embed_tokens(tokens_M, positions_M), step, select_N, pools)
+
+    def run_all(self, x_ME: Tensor, step: Step, select_N: Tensor, pools: tuple[Tensor, ...]) -> Tensor:
+        """Logits of the chosen rows, from what the first layer takes."""
+        return self.logits(self.run_layers(x_ME, step, pools)[select_N])
 
     def start(
         self,

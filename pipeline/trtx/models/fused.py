@@ -63,19 +63,7 @@ class FusedDecoder(Decoder):
 
     layer_type = FusedLayer
 
-    def step(
-        self,
-        tokens_M: Tensor,
-        positions_M: Tensor,
-        slots_M: Tensor,
-        block_tables_BW: Tensor,
-        query_starts_B1: Tensor,
-        context_lens_B: Tensor,
-        select_N: Tensor,
-        *pools: Tensor,
-    ) -> Tensor:
-        step = self.start(positions_M, slots_M, block_tables_BW, query_starts_B1, context_lens_B, pools[0].shape[1])
-        x_ME = self.embed_tokens(tokens_M, positions_M)
+    def run_all(self, x_ME: Tensor, step: Step, select_N: Tensor, pools: tuple[Tensor, ...]) -> Tensor:
         pending: Product | None = None
         count = len(self.layers)
         for index, layer in enumerate(self.layers.values()):

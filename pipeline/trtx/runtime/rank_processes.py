@@ -194,6 +194,7 @@ class RankProcesses:
         while self._is_busy and not self._is_closed:
             if time.monotonic() > deadline and self._failure is not None:
                 print(self._failure.render(), file=sys.stderr, flush=True)
+                shutil.rmtree(self._folder, ignore_errors=True)
                 os._exit(self._failure.exit_code)
             time.sleep(0.1)
 

@@ -222,8 +222,12 @@ rank_processes.STUCK_S = 0.5
 folder = Path({str(tmp_path)!r})
 load_ranks(folder, folder, load_card(folder), 8, "support.ranks:get_stuck").step(torch.zeros(1))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=50)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command, environment = [sys.executable, "-c", script], {**os.environ, "TMPDIR": str(scratch)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=50)
     assert done.returncode == EnvironmentProblem.exit_code
+    assert list(scratch.iterdir()) == []
     assert "error: the process of rank 1 of 2 ended with exit code 7" in done.stderr
 
 

@@ -142,8 +142,7 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
   if (split >= splits) return;
   const int first_run = begin / RUN + split * share, end_run = min(begin / RUN + runs, first_run + share);
   const int32_t* table = task.block_tables + int64_t(b) * task.W;
-  const int64_t row_bytes = task.token_bytes, head_bytes = int64_t(g) * task.head_bytes;
-  const int64_t block_bytes = int64_t(task.S) * task.G * ROW;
+  const int64_t row_bytes = int64_t(task.G) * ROW, head_bytes = int64_t(g) * ROW, block_bytes = task.S * row_bytes;
   const char* keys = static_cast<const char*>(task.k_pool) + head_bytes;
   const char* values = static_cast<const char*>(task.v_pool) + head_bytes;
 

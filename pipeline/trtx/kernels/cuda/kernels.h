@@ -66,7 +66,6 @@ struct AttentionTask {
   int window;
   int M, B, W, S, H, G, D;
   int splits;       // of a sequence's context, when every sequence has one token
-  int64_t token_bytes, head_bytes;  // from a token of a block to the next one, from a head to the next one
   float* partials;  // [B, H, splits, D + 4]
   int32_t* counters;  // [B, H]
 };

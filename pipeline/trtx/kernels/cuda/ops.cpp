@@ -95,8 +95,6 @@ Tensor attend(
   task.context_lens = context_lens.const_data_ptr<int32_t>();
   task.k_scale = optional_scalar(k_scale, "k_scale"), task.v_scale = optional_scalar(v_scale, "v_scale");
   task.y_scale = optional_scalar(y_scale, "y_scale");
-  const int64_t number_bytes = k_pool.element_size();
-  task.head_bytes = task.D * number_bytes, task.token_bytes = task.G * task.head_bytes;
   task.scale = float(scale), task.softcap = float(softcap), task.window = int(window);
   const auto stream = c10::cuda::getCurrentCUDAStream();
   if (task.M == 0) return y;
