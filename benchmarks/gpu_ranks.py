@@ -86,12 +86,14 @@ def measure_one(folder: Path, name: str, size: int) -> None:
 def tell_where_ranks_stand() -> None:
     """Shortly before this process is ended, let its ranks say where they are, and print it."""
     time.sleep(MEASURE_LIMIT_S - 15)
+    # Opened now: the folder goes with the first rank that ends.
+    logs = [path.open(errors="replace") for path in sorted(Path(gettempdir()).glob("trtx-ranks-*/*.log"))]
     for children in Path("/proc/self/task").glob("*/children"):
         for pid in map(int, children.read_text().split()):
             os.kill(pid, signal.SIGABRT)  # faulthandler prints the stacks
     time.sleep(3)
-    for log in sorted(Path(gettempdir()).glob("trtx-ranks-*/*.log")):
-        print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", flush=True)
+    for log in logs:
+        print(f"--- {log.name}\n{log.read()[-3000:]}", flush=True)
 
 
 def run_part(arguments: list[str], environ: dict[str, str], limit_s: float) -> list[str]:

@@ -185,6 +185,8 @@ class RankProcesses:
             tell(failure)
         for process in self._processes.values():
             process.kill()
+        # Now rather than at the end, which may be a signal that lets nobody tidy up. The last words are in the failure.
+        shutil.rmtree(self._folder, ignore_errors=True)
         threading.Thread(target=self._free_rank_0, name="free rank 0", daemon=True).start()
 
     def _free_rank_0(self) -> None:
@@ -194,7 +196,6 @@ class RankProcesses:
         while self._is_busy and not self._is_closed:
             if time.monotonic() > deadline and self._failure is not None:
                 print(self._failure.render(), file=sys.stderr, flush=True)
-                shutil.rmtree(self._folder, ignore_errors=True)
                 os._exit(self._failure.exit_code)
             time.sleep(0.1)
 

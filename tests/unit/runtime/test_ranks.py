@@ -137,6 +137,10 @@ def test_a_rank_that_is_killed_ends_the_engine_with_its_name(tmp_path: Path) -> 
         with pytest.raises(EnvironmentProblem, match=r"the process of rank 1 of 2 ended by SIGKILL; it said nothing"):
             run_in_pieces(programs, tokens(1), (9,), 4)
     assert time.monotonic() - started < 10
+    # Before the engine is closed: it may be killed instead.
+    while programs._processes._folder.exists():
+        assert time.monotonic() - started < 10
+        time.sleep(0.01)
 
 
 def test_a_rank_that_is_killed_within_a_step_ends_it(tmp_path: Path) -> None:
