@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ PACKAGE = Path("out", "tiny-gpu", "h200", "fp8")
 
 
 def trtx(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in `folder`, with a cache of its own there."""
-    command, environment = (
-        [sys.executable, "-m", "trtx.cli", *arguments],
-        {**os.environ, "TRTX_CACHE_DIR": str(folder / "cache")},
-    )
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    """Run the command line in `folder`, with a cache of its own there; say how long it took."""
+    command = [sys.executable, "-m", "trtx.cli", *arguments]
+    environment = {**os.environ, "TRTX_CACHE_DIR": str(folder / "cache")}
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    print(f"trtx {' '.join(arguments)}: {done.returncode} after {time.monotonic() - began:.0f} s", flush=True)
+    return done
 
 
 def apply(folder: Path) -> list[dict[str, Any]]:

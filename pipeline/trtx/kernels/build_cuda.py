@@ -35,7 +35,7 @@ KERNELS = (
     "argmax",
     "widen",
 )
-GLUE = ("ops", "layer_ops", "products")
+GLUE = ("ops", "attention_ops", "layer_ops", "products")
 COMMON_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-frandom-seed=trtx")
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo")
 # Products of 8 bits and Hopper's own instructions are only in the code that is for exactly this architecture.

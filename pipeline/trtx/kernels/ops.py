@@ -30,12 +30,10 @@ DEFAULT_NAMESPACE = "trtx_kernels"
 KERNELS: dict[str, str] = {
     "paged_attention": "(Tensor q, Tensor k_pool, Tensor v_pool, Tensor block_tables, Tensor query_starts,"
     " Tensor context_lens, float scale, int window, float softcap, Tensor? k_scale, Tensor? v_scale) -> Tensor",
-    "paged_attention_e4m3": "(Tensor q, Tensor k_pool, Tensor v_pool, Tensor block_tables, Tensor query_starts,"
-    " Tensor context_lens, float scale, int window, float softcap, Tensor? k_scale, Tensor? v_scale, Tensor y_scale)"
-    " -> Tensor",
-    # It writes to the pools and does not say so: the compiler would copy them. Attention takes q, and so comes after.
-    "rotate_and_store": "(Tensor qkv, Tensor? scale, Tensor cos, Tensor sin, Tensor slots, Tensor k_pool,"
-    " Tensor v_pool, Tensor? k_scale, Tensor? v_scale) -> Tensor",
+    # It writes to the pools and does not say so: the compiler would copy them.
+    "rotate_and_attend": "(Tensor qkv, Tensor? qkv_scale, Tensor cos, Tensor sin, Tensor slots, Tensor k_pool,"
+    " Tensor v_pool, Tensor block_tables, Tensor query_starts, Tensor context_lens, float scale, int window,"
+    " float softcap, Tensor? k_scale, Tensor? v_scale, Tensor? y_scale) -> Tensor",
     "rms_norm": "(Tensor x, Tensor weight, float epsilon, bool plus_one, Tensor? y_scale) -> Tensor",
     "add_rms_norm": "(Tensor x, Tensor addend, Tensor? addend_scale, Tensor weight, float epsilon, bool plus_one,"
     " Tensor? y_scale) -> (Tensor, Tensor)",
@@ -115,7 +113,6 @@ def paged_attention(
     softcap: float = 0.0,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
-    y_scale: Tensor | None = None,
 ) -> Tensor:
     """Attention [M, H, D] of a step's tokens over the pools, their own keys and values included.
 
@@ -123,38 +120,56 @@ def paged_attention(
     A token sees itself and all before it, of these only the last `window` (itself counted) unless that is 0. Scores are
     q·k·scale, and softcap·tanh(score / softcap) unless `softcap` is 0. Pools are float32, bfloat16, int8 or uint8 (the
     bits of e4m3); `k_scale` and `v_scale` multiply them. Tables, starts and lengths are int32. Slots that no token sees
-    are not read; a token before position 0 is padding, sees nothing and gives zeros. With `y_scale` the result is
-    divided by it and e4m3; for GPUs.
+    are not read; a token before position 0 is padding, sees nothing and gives zeros.
     """
     tensors = (q_MHD, k_pool_PSGD, v_pool_PSGD, block_tables_BW, query_starts_B1, context_lens_B)
-    if y_scale is not None:
-        narrow: Tensor = declare(_current).paged_attention_e4m3(
-            *tensors, scale, window, softcap, k_scale, v_scale, y_scale
-        )
-        return narrow
     y: Tensor = declare(_current).paged_attention(*tensors, scale, window, softcap, k_scale, v_scale)
     return y
 
 
-def rotate_and_store(
+def rotate_and_attend(
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
     slots_M: Tensor,
     k_pool_PSGD: Tensor,
     v_pool_PSGD: Tensor,
+    block_tables_BW: Tensor,
+    query_starts_B1: Tensor,
+    context_lens_B: Tensor,
     *,
-    scale: Tensor | None = None,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    qkv_scale: Tensor | None = None,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
+    y_scale: Tensor | None = None,
 ) -> Tensor:
-    """Queries [M, H, D], rotated, of a step's tokens; their keys, rotated, and values are put into the pools.
+    """paged_attention of queries that are rotated first, after keys, rotated, and values were put into the pools.
 
-    `qkv` is bfloat16 [M, (H + 2 G) · D], multiplied by scale [(H + 2 G) · D] first; cos and sin are float32, [M, pairs]
-    in order, and slots_M int64: block · S + offset. `k_scale` and `v_scale` divide what 8-bit pools take. For GPUs.
+    `qkv` is bfloat16 [M, (H + 2 G) · D], multiplied by qkv_scale [(H + 2 G) · D] first; cos and sin are float32,
+    [M, pairs] in order, and slots_M int64: block · S + offset. `k_scale` and `v_scale` divide what 8-bit pools take.
+    Where every sequence has one token, the pools' other tokens, tables and lengths must be there before the kernels
+    that come before this one are. With `y_scale` the result is divided by it and e4m3. For GPUs.
     """
-    y: Tensor = declare(_current).rotate_and_store(
-        qkv, scale, cos.contiguous(), sin.contiguous(), slots_M, k_pool_PSGD, v_pool_PSGD, k_scale, v_scale
+    y: Tensor = declare(_current).rotate_and_attend(
+        qkv,
+        qkv_scale,
+        cos.contiguous(),
+        sin.contiguous(),
+        slots_M,
+        k_pool_PSGD,
+        v_pool_PSGD,
+        block_tables_BW,
+        query_starts_B1,
+        context_lens_B,
+        scale,
+        window,
+        softcap,
+        k_scale,
+        v_scale,
+        y_scale,
     )
     return y
 
@@ -343,10 +358,7 @@ def _fake(name: str) -> Callable[..., Any]:
         "linear_e4m3": _rows_in_bf16,
         "all_reduce": _like_first,
         "all_gather": lambda x, ranks: x.new_empty((*x.shape[:-1], x.shape[-1] * ranks)),
-        "paged_attention_e4m3": lambda q, *_rest: torch.empty_like(
-            q, dtype=torch.float8_e4m3fn, memory_format=torch.contiguous_format
-        ),
-        "rotate_and_store": _rotated,
+        "rotate_and_attend": _attended,
         "rms_norm": lambda x, _weight, _epsilon, _plus_one, y_scale: _narrow_like(x, x.shape[-1], y_scale),
         "add_rms_norm": lambda x, _addend, _addend_scale, _weight, _epsilon, _plus_one, y_scale: (
             torch.empty_like(x),
@@ -378,9 +390,10 @@ def _narrow_like(x: Tensor, columns: int, y_scale: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], columns), dtype=dtype)
 
 
-def _rotated(qkv: Tensor, _scale: Tensor | None, *rest: Any) -> Tensor:
-    kv_heads, head_dim = rest[3].shape[2:]
-    return qkv.new_empty((qkv.shape[0], qkv.shape[1] // head_dim - 2 * kv_heads, head_dim))
+def _attended(qkv: Tensor, *rest: Any) -> Tensor:
+    (kv_heads, head_dim), y_scale = rest[4].shape[2:], rest[-1]
+    shape = (qkv.shape[0], qkv.shape[1] // head_dim - 2 * kv_heads, head_dim)
+    return qkv.new_empty(shape, dtype=torch.bfloat16 if y_scale is None else torch.float8_e4m3fn)
 
 
 def _rows_of_matrices(x: Tensor, weight: Tensor, *_rest: object) -> Tensor:

@@ -45,6 +45,7 @@ def rotate_and_store(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
 ) -> Tensor:
+    """Queries [M, H, D] of ops.rotate_and_attend, after keys and values were put into the pools."""
     size, kv_heads, head_dim = k_pool.shape[1:]
     y = qkv if scale is None else (qkv.float() * scale).to(qkv.dtype)
     y_MXD = y.view(y.shape[0], -1, head_dim)
@@ -66,16 +67,20 @@ def _to_pool(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         return x
     if dtype == torch.int8:
         return (x.float() / scale).round().clamp(-128, 127).to(torch.int8)
-    return _to_e4m3(x, scale).view(torch.uint8)
+    return to_e4m3(x, scale).view(torch.uint8)
 
 
-def _to_e4m3(x: Tensor, scale: Tensor | None) -> Tensor:
+def to_e4m3(x: Tensor, scale: Tensor | None) -> Tensor:
     """As it is without a scale; e4m3 numbers, saturated, with one."""
     return x if scale is None else (x.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
 
 
-def paged_attention_e4m3(
-    q: Tensor,
+def rotate_and_attend(
+    qkv: Tensor,
+    qkv_scale: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor,
     k_pool: Tensor,
     v_pool: Tensor,
     block_tables: Tensor,
@@ -86,17 +91,18 @@ def paged_attention_e4m3(
     softcap: float,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
-    y_scale: Tensor,
+    y_scale: Tensor | None,
 ) -> Tensor:
-    tensors = (q, k_pool, v_pool, block_tables, query_starts, context_lens)
-    return _to_e4m3(paged_attention(*tensors, scale, window, softcap, k_scale, v_scale), y_scale)
+    q = rotate_and_store(qkv, qkv_scale, cos, sin, slots, k_pool, v_pool, k_scale, v_scale)
+    batch = (block_tables, query_starts, context_lens)
+    return to_e4m3(paged_attention(q, k_pool, v_pool, *batch, scale, window, softcap, k_scale, v_scale), y_scale)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, plus_one: bool, y_scale: Tensor | None) -> Tensor:
     wide = x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
     y = (normed * (1.0 + weight.float())).to(x.dtype) if plus_one else weight * normed.to(x.dtype)
-    return _to_e4m3(y, y_scale)
+    return to_e4m3(y, y_scale)
 
 
 def add_rms_norm(
@@ -123,7 +129,7 @@ def gated_linear(
 
 def gate(x: Tensor, y_scale: Tensor | None) -> Tensor:
     gates, ups = x.chunk(2, -1)
-    return _to_e4m3(F.silu(gates.float()).mul(ups.float()).to(x.dtype), y_scale)
+    return to_e4m3(F.silu(gates.float()).mul(ups.float()).to(x.dtype), y_scale)
 
 
 def argmax(rows: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ S tokens per block, C = W·S context slots, P blocks in a pool; H query heads, G
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trtx.kernels import ops
+from trtx.kernels import ops, reference
 
 AttentionKind = Literal["native", "gather"]
 
@@ -24,13 +25,27 @@ FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # largest finite e4m3 number; conversion beyond it would give NaN
 
 
+@dataclass(frozen=True)
+class Projections:
+    """A step's queries, keys and values as one product left them, [M, (H + 2 G)·D], and what is to be done with them.
+
+    They are multiplied by scale [(H + 2 G)·D], queries and keys rotated by cosine and sine, [M, 1, pairs] in float32,
+    and keys and values put into the pools at `slots_M`.
+    """
+
+    qkv: Tensor
+    scale: Tensor | None
+    cos: Tensor
+    sin: Tensor
+    slots_M: Tensor
+
+
 class Attend(Protocol):
     """Attention of one step's tokens over everything that their sequences have in the pools, theirs included.
 
     Takes q [M, H, D] and pools [P, S, G, D] and gives [M, H, D] of q's dtype. A token sees itself and all before it,
     of these only the last `window` (itself counted) unless that is 0. Scores are q·k·scale, and softcap·tanh(score /
-    softcap) unless `softcap` is 0. `k_scale` and `v_scale` are float32 scalars that multiply fp8 and int8 pools. With
-    `y_scale` the result is divided by it and e4m3.
+    softcap) unless `softcap` is 0. `k_scale` and `v_scale` are float32 scalars that multiply fp8 and int8 pools.
     """
 
     def __call__(
@@ -44,8 +59,23 @@ class Attend(Protocol):
         softcap: float = 0.0,
         k_scale: Tensor | None = None,
         v_scale: Tensor | None = None,
-        y_scale: Tensor | None = None,
     ) -> Tensor: ...
+
+    def rotate(
+        self,
+        projections: Projections,
+        k_pool_PSGD: Tensor,
+        v_pool_PSGD: Tensor,
+        *,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
+        y_scale: Tensor | None = None,
+    ) -> Tensor:
+        """The same from the step's projections, which go into the pools; with `y_scale` divided by it, as e4m3."""
+        ...
 
 
 class NativeAttention:
@@ -65,7 +95,6 @@ class NativeAttention:
         softcap: float = 0.0,
         k_scale: Tensor | None = None,
         v_scale: Tensor | None = None,
-        y_scale: Tensor | None = None,
     ) -> Tensor:
         return ops.paged_attention(
             q_MHD,
@@ -75,6 +104,35 @@ class NativeAttention:
             scale=scale,
             window=window,
             softcap=softcap,
+            k_scale=k_scale,
+            v_scale=v_scale,
+        )
+
+    def rotate(
+        self,
+        projections: Projections,
+        k_pool_PSGD: Tensor,
+        v_pool_PSGD: Tensor,
+        *,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
+        y_scale: Tensor | None = None,
+    ) -> Tensor:
+        return ops.rotate_and_attend(
+            projections.qkv,
+            projections.cos,
+            projections.sin,
+            projections.slots_M,
+            k_pool_PSGD,
+            v_pool_PSGD,
+            *self._batch,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            qkv_scale=projections.scale,
             k_scale=k_scale,
             v_scale=v_scale,
             y_scale=y_scale,
@@ -122,7 +180,6 @@ class GatherAttention:
         softcap: float = 0.0,
         k_scale: Tensor | None = None,
         v_scale: Tensor | None = None,
-        y_scale: Tensor | None = None,
     ) -> Tensor:
         q_BHTD = q_MHD[self._rows_BT].transpose(1, 2)
         k_BGCD = self._read(k_pool_PSGD, k_scale, q_MHD.dtype)
@@ -140,10 +197,35 @@ class GatherAttention:
                 enable_gqa=q_BHTD.shape[1] != k_BGCD.shape[1],
             )
         )
-        y_MHD = y_BHTD.transpose(1, 2)[self._sequence_M, self._column_M]
-        if y_scale is None:
-            return y_MHD
-        return (y_MHD.float() / y_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+        return y_BHTD.transpose(1, 2)[self._sequence_M, self._column_M]
+
+    def rotate(
+        self,
+        projections: Projections,
+        k_pool_PSGD: Tensor,
+        v_pool_PSGD: Tensor,
+        *,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
+        y_scale: Tensor | None = None,
+    ) -> Tensor:
+        q_MHD = reference.rotate_and_store(
+            projections.qkv,
+            projections.scale,
+            projections.cos,
+            projections.sin,
+            projections.slots_M,
+            k_pool_PSGD,
+            v_pool_PSGD,
+            k_scale,
+            v_scale,
+        )
+        pools = (k_pool_PSGD, v_pool_PSGD)
+        y_MHD = self(q_MHD, *pools, scale=scale, window=window, softcap=softcap, k_scale=k_scale, v_scale=v_scale)
+        return reference.to_e4m3(y_MHD, y_scale)
 
     def _bias(self, window: int, dtype: torch.dtype) -> Tensor:
         """0 where a token may look and minus infinity elsewhere."""

@@ -1,8 +1,9 @@
 """The decoder of a GPU's program: what lies between two products of a layer is one operator each.
 
-A norm takes the sum before it and the rounding after it along, rotated keys and values go straight into the pools, and
-gates are applied where their product ends. So a layer is eight kernels, each of which starts before the one ahead has
-ended. It computes what `decoder.py` computes, for the layers that `can_fuse` names.
+A norm takes the sum before it and the rounding after it along, attention rotates queries and keys and writes the pools,
+and gates are applied where their product ends. So a layer is seven kernels where every sequence has one token, each of
+which starts before the one ahead has ended. It computes what `decoder.py` computes, for the layers that `can_fuse`
+names.
 
 Legend: see decoder.py.
 """
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trtx.kernels import ops
+from trtx.models.attention import Projections
 from trtx.models.blocks import RmsNorm, RmsNormPlusOne
 from trtx.models.config import DType, ModelConfig, load_architecture
 from trtx.models.decoder import Attention, Decoder, Layer, Step
@@ -99,19 +101,17 @@ def can_fuse(config: ModelConfig, shard: Shard, dtype: DType) -> bool:
 def attend(attention: Attention, y_ME: Tensor, step: Step, k_pool_PSGD: Tensor, v_pool_PSGD: Tensor) -> Product:
     """Attention of normed hidden states."""
     qkv, scale = _product(attention.qkv).multiply(y_ME)
-    cos, sin = step.rotations[attention.rope]
-    scales = {"k_scale": attention.k_scale, "v_scale": attention.v_scale}
-    q_MHD = ops.rotate_and_store(qkv, cos, sin, step.slots_M, k_pool_PSGD, v_pool_PSGD, scale=scale, **scales)
     out = _product(attention.out)
-    y_MHD = step.attend(
-        q_MHD,
+    y_MHD = step.attend.rotate(
+        Projections(qkv, scale, *step.rotations[attention.rope], step.slots_M),
         k_pool_PSGD,
         v_pool_PSGD,
         scale=attention.scale,
         window=attention.window,
         softcap=attention.softcap,
+        k_scale=attention.k_scale,
+        v_scale=attention.v_scale,
         y_scale=out.rounding,
-        **scales,
     )
     return out.multiply(y_MHD.flatten(1))
 

@@ -119,11 +119,10 @@ def test_a_fused_program_can_be_exported() -> None:
     with torch.no_grad():
         graph = torch.export.export(fused, (*inputs, torch.tensor([2, 6]), *pools), strict=False)
     called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-    layer = ["rotate_and_store", "paged_attention_e4m3", "add_rms_norm", "gated_linear", "linear_e4m3"]
+    layer = ["rotate_and_attend", "add_rms_norm", "gated_linear", "linear_e4m3"]
     counts = {name: sum(f".{name}." in target for target in called) for name in layer}
     assert counts == {
-        "rotate_and_store": 2,
-        "paged_attention_e4m3": 2,
+        "rotate_and_attend": 2,
         "add_rms_norm": 4,
         "gated_linear": 2,
         "linear_e4m3": 6,

@@ -46,6 +46,19 @@ __device__ __forceinline__ void wait_for(uint64_t* barrier, int parity) {
       : "memory");
 }
 
+// The same where other blocks of the cluster send what is waited for.
+__device__ __forceinline__ void wait_for_cluster(uint64_t* barrier, int parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
 // What is read once goes out of the second cache first; what all blocks read goes last.
 constexpr uint64_t READ_ONCE = 0x12F0000000000000ull, READ_OFTEN = 0x14F0000000000000ull;
 
@@ -68,24 +81,18 @@ __device__ __forceinline__ void meet_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// They meet, and nothing more: no memory is waited for.
-__device__ __forceinline__ void end_cluster() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// Four numbers from the shared memory of block `rank` of the cluster, where this block has `address`.
-__device__ __forceinline__ float4 load_of_block(uint32_t address, int rank) {
-  float4 v;
+// Four numbers to the shared memory of block `rank` of the cluster, where this block has `to`; the barrier counts them there
+// (PTX ISA, "st.async").
+__device__ __forceinline__ void send_to_block(const void* to, const float* from, int rank, const uint64_t* barrier) {
   asm volatile(
       "{\n"
-      ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %4, %5;\n"
-      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n"
-      "}\n"
-      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-      : "r"(address), "r"(rank)
+      ".reg .b32 there, counted;\n"
+      "mapa.shared::cluster.u32 there, %0, %2;\n"
+      "mapa.shared::cluster.u32 counted, %1, %2;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%3, %4, %5, %6}, [counted];\n"
+      "}\n" ::"r"(shared_address(to)),
+      "r"(shared_address(barrier)), "r"(rank), "f"(from[0]), "f"(from[1]), "f"(from[2]), "f"(from[3])
       : "memory");
-  return v;
 }
 
 // Where a tile's rows of TILE_BYTES lie: "Matrix Descriptor Format", 1,024 bytes from eight rows to the next eight.

@@ -50,38 +50,6 @@ std::tuple<Tensor, Tensor> add_rms_norm(
   return {sum, y};
 }
 
-// The pools are written to, which the schema does not say: see ops.py.
-Tensor rotate_and_store(
-    const Tensor& qkv, const std::optional<Tensor>& scale, const Tensor& cos, const Tensor& sin, const Tensor& slots,
-    const Tensor& k_pool, const Tensor& v_pool, const std::optional<Tensor>& k_scale, const std::optional<Tensor>& v_scale) {
-  const CUDAGuard guard(qkv.device());
-  RotateTask task{};
-  task.M = int(qkv.size(0)), task.G = int(k_pool.size(2)), task.D = int(k_pool.size(3));
-  task.H = int(qkv.size(1) / task.D) - 2 * task.G, task.pairs = int(cos.size(-1));
-  const int64_t width = int64_t(task.H + 2 * task.G) * task.D;
-  TORCH_CHECK(task.H > 0 && task.D % 8 == 0 && task.pairs % 8 == 0 && 2 * task.pairs <= task.D, "kernels: no rotation of ",
-              task.pairs, " pairs in heads of ", task.D, " channels");
-  const Tensor rows = as_rows(qkv, at::kBFloat16);
-  check(rows, "qkv", at::kBFloat16, {task.M, width});
-  check(cos, "cos", at::kFloat, cos.sizes());
-  check(sin, "sin", at::kFloat, cos.sizes());
-  TORCH_CHECK(cos.numel() == int64_t(task.M) * task.pairs, "kernels: a cosine for every token and pair");
-  check(slots, "slots", at::kLong, {task.M});
-  check(k_pool, "k_pool", k_pool.scalar_type(), k_pool.sizes());
-  check(v_pool, "v_pool", k_pool.scalar_type(), k_pool.sizes());
-  const Tensor q = at::empty({task.M, task.H, task.D}, qkv.options());
-  if (task.M == 0) return q;
-  task.qkv = rows.const_data_ptr(), task.scale = optional_vector(scale, "scale", width);
-  task.cos = cos.const_data_ptr<float>(), task.sin = sin.const_data_ptr<float>(), task.slots = slots.const_data_ptr<int64_t>();
-  task.q = q.mutable_data_ptr(), task.k_pool = k_pool.mutable_data_ptr(), task.v_pool = v_pool.mutable_data_ptr();
-  task.pool_number = pool_number_of(k_pool);
-  TORCH_CHECK(task.pool_number == PoolNumber::bf16 || (k_scale && v_scale), "kernels: pools of 8 bits have scales");
-  task.k_scale = optional_scalar(k_scale, "k_scale"), task.v_scale = optional_scalar(v_scale, "v_scale");
-  run_rotate(task, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return q;
-}
-
 Tensor gated_linear(
     const Tensor& x, const Tensor& weight, const std::optional<Tensor>& factor, const std::optional<Tensor>& scale,
     const std::optional<Tensor>& y_scale) {
@@ -125,7 +93,6 @@ TORCH_LIBRARY_IMPL(TRTX_NAMESPACE, CUDA, library) {
   using namespace trtx;
   library.impl("rms_norm", rms_norm);
   library.impl("add_rms_norm", add_rms_norm);
-  library.impl("rotate_and_store", rotate_and_store);
   library.impl("gated_linear", gated_linear);
   library.impl("gate", trtx::gate);
 }
