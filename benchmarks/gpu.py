@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import itertools
 import json
 import platform
 import statistics
@@ -124,8 +125,16 @@ def limit_tokens_s(load: Load, built: Built, weight_bytes: int, ceilings: Ceilin
     return load.requests * load.output_tokens / (steps * step_s + prompts_s)
 
 
-def run_load(engine: DeviceEngine, load: Load, seed: int) -> float:
-    """Output tokens per second of one run, prompts included."""
+@dataclass(frozen=True)
+class Run:
+    """Output tokens per second, prompts included, and the median time from one step's tokens to the next one's."""
+
+    tokens_s: float
+    step_ms: float
+
+
+def run_load(engine: DeviceEngine, load: Load, seed: int) -> Run:
+    """Run all requests of a load once, with prompts of their own."""
     generator = torch.Generator().manual_seed(seed)
     params = SamplingParams(max_tokens=load.output_tokens, temperature=0.0, ignore_eos=True)
     prompts = torch.randint(0, 100_000, (load.requests, load.input_tokens), generator=generator).tolist()
@@ -135,13 +144,17 @@ def run_load(engine: DeviceEngine, load: Load, seed: int) -> float:
     waiting = iter(requests)
     for request in [next(waiting) for _ in range(load.concurrency)]:
         engine.add_request(request)
+    ends = []
     while engine.has_work:
-        for output in engine.step():
+        outputs = engine.step()
+        ends.append(time.perf_counter())
+        for output in outputs:
             if output.finish_reason is not None and (request := next(waiting, None)) is not None:
                 engine.add_request(request)
     seconds = time.perf_counter() - started
     engine.check_integrity()
-    return load.requests * load.output_tokens / seconds
+    step_s = statistics.median(after - before for before, after in itertools.pairwise(ends))
+    return Run(load.requests * load.output_tokens / seconds, step_s * 1000)
 
 
 def profile_steps(engine: DeviceEngine, load: Load) -> list[dict[str, Any]]:
@@ -168,11 +181,13 @@ def measure_format(name: str, built: Built, ceilings: Ceilings, *, with_profiles
     for load in LOADS:
         # Requests that come while others decode make steps of sizes of their own.
         run_load(engine, load.shorten(waves=2), seed=1)
-        figures = [run_load(engine, load, seed=2 + repeat) for repeat in range(load.repeats)]
+        runs = [run_load(engine, load, seed=2 + repeat) for repeat in range(load.repeats)]
+        figures = [run.tokens_s for run in runs]
         limit = limit_tokens_s(load, built, size, ceilings)
         found, goal = statistics.median(figures), load.goals.get(name)
         row = {"load": load.name, "format": name, "tokens_s": round(found, 1), "goal": goal, "limit": round(limit, 1)}
         row |= {"share_of_limit": round(found / limit, 3), "runs": [round(figure, 1) for figure in figures]}
+        row["step_ms"] = round(statistics.median(run.step_ms for run in runs), 3)
         if with_profiles and goal is not None and found < goal:
             row["profile"] = profile_steps(engine, load)
         rows.append(row)

@@ -78,7 +78,7 @@ def measure_one(folder: Path, name: str, size: int) -> None:
     figures: dict[str, list[float]] = {}
     for load in LOADS:
         run_load(engine, load.shorten(waves=2), seed=1)
-        figures[load.name] = [round(run_load(engine, load, seed=2 + repeat), 1) for repeat in range(REPEATS)]
+        figures[load.name] = [round(run_load(engine, load, seed=2 + repeat).tokens_s, 1) for repeat in range(REPEATS)]
         print(f"{name} × {size}: {load.name}: {figures[load.name]} tok/s", flush=True)
         print(MARK + json.dumps(figures), flush=True)
 

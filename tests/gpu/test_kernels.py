@@ -152,21 +152,34 @@ def test_attention_takes_projections_and_puts_keys_and_values_where_their_slots_
     y_scale = torch.tensor(0.01, device="cuda") if is_narrow else None
     earlier = [random_bf16(blocks, size, kv_heads, head_dim) for _ in range(2)]
     own = [to_pool(x, scale, pool) for x, scale in zip(earlier, scales, strict=True)]
-    theirs = [x.clone() for x in own]
+    theirs = [x.cpu() for x in own]
     starts, context = torch.tensor([0, *lengths]).cumsum(0).int(), torch.tensor(contexts).int()
-    tensors = [x.cuda() for x in (tables, starts, context)]
-    step = (angles.cos(), angles.sin(), slots.cuda())
-    scaled = {"qkv_scale": qkv_scale, "k_scale": scales[0], "v_scale": scales[1], "y_scale": y_scale}
-    found = ops.rotate_and_attend(qkv, *step, *own, *tensors, scale=head_dim**-0.5, window=window, **scaled)
-    expected = reference.rotate_and_attend(
-        qkv, qkv_scale, *step, *theirs, *tensors, head_dim**-0.5, window, 0.0, *scales, y_scale
+    batch, step = (tables, starts, context), (angles.cos(), angles.sin(), slots.cuda())
+    found = ops.rotate_and_attend(
+        qkv,
+        *step,
+        *own,
+        *(tensor.cuda() for tensor in batch),
+        scale=head_dim**-0.5,
+        window=window,
+        qkv_scale=qkv_scale,
+        k_scale=scales[0],
+        v_scale=scales[1],
+        y_scale=y_scale,
     )
+    projected, moved, divisors = (to_host(*tensors) for tensors in ((qkv, qkv_scale), step, (*scales, y_scale)))
+    expected = reference.rotate_and_attend(*projected, *moved, *theirs, *batch, head_dim**-0.5, window, 0.0, *divisors)
     assert found.dtype == expected.dtype
     assert distance(found.float(), expected.float()) < (0.04 if is_narrow else 0.01)
     for mine, plain in zip(own, theirs, strict=True):
         # Products of cosine and sine are added in one rounding: a number may be the next one of its format.
-        same = float((mine == plain).float().mean())
+        same = float((mine.cpu() == plain).float().mean())
         assert same > 0.999 and distance(from_pool(mine), from_pool(plain)) < 0.01
+
+
+def to_host(*tensors: Tensor | None) -> list[Any]:
+    """Them in the host's memory, what is None as it is."""
+    return [None if tensor is None else tensor.cpu() for tensor in tensors]
 
 
 def to_pool(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -232,9 +245,14 @@ def test_attention_is_that_of_plain_torch(
     assert distance(found, expected) < 1e-2
 
 
-def test_argmax_marks_rows_that_are_not_numbers() -> None:
-    rows = torch.randn(4, 5000, device="cuda")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [5000, 5003])
+def test_argmax_finds_the_first_largest_and_marks_rows_that_are_not_numbers(dtype: torch.dtype, columns: int) -> None:
+    rows = torch.randn(5, columns, device="cuda").to(dtype)
     rows[1, 7], rows[2, 3] = 99.0, float("nan")
     rows[3] = float("-inf")
-    assert ops.argmax(rows).tolist() == [int(rows[0].argmax()), 7, -1, -1]
-    assert ops.argmax(rows[:1]).tolist() == [int(rows[0].argmax())]
+    rows[4, 4711], rows[4, 817] = 50.0, 50.0
+    first = int((rows[0] == rows[0].amax()).nonzero()[0, 0])
+    assert ops.argmax(rows).tolist() == [first, 7, -1, -1, 817]
+    assert ops.argmax(rows[:1]).tolist() == [first]
+    assert ops.argmax(rows[1:]).tolist() == [7, -1, -1, 817]

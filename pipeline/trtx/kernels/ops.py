@@ -150,8 +150,7 @@ def rotate_and_attend(
 
     `qkv` is bfloat16 [M, (H + 2 G) · D], multiplied by qkv_scale [(H + 2 G) · D] first; cos and sin are float32,
     [M, pairs] in order, and slots_M int64: block · S + offset. `k_scale` and `v_scale` divide what 8-bit pools take.
-    Where every sequence has one token, the pools' other tokens, tables and lengths must be there before the kernels
-    that come before this one are. With `y_scale` the result is divided by it and e4m3. For GPUs.
+    With `y_scale` the result is divided by it and e4m3. For GPUs.
     """
     y: Tensor = declare(_current).rotate_and_attend(
         qkv,
@@ -259,7 +258,10 @@ def linear_e4m3(x: Tensor, weight: Tensor, factor: Tensor | None = None) -> Tens
 
 
 def argmax(rows_NV: Tensor) -> Tensor:
-    """Where the largest number of every row is, int64 [N]; -1 where it is not finite. Rows are float32."""
+    """Where the largest number of every row is, int64 [N]; -1 where it is not finite.
+
+    Rows are float32 or bfloat16.
+    """
     y: Tensor = declare(_current).argmax(rows_NV.contiguous())
     return y
 

@@ -1,9 +1,8 @@
 """The decoder of a GPU's program: what lies between two products of a layer is one operator each.
 
-A norm takes the sum before it and the rounding after it along, attention rotates queries and keys and writes the pools,
-and gates are applied where their product ends. So a layer is seven kernels where every sequence has one token, each of
-which starts before the one ahead has ended. It computes what `decoder.py` computes, for the layers that `can_fuse`
-names.
+A norm takes the sum before it and the rounding after it along, attention starts from what its first product left, and
+gates are applied where their product ends. So a layer is eight kernels, each of which starts before the one ahead has
+ended. It computes what `decoder.py` computes, for the layers that `can_fuse` names.
 
 Legend: see decoder.py.
 """
@@ -74,6 +73,13 @@ class FusedDecoder(Decoder):
             pending = (pending[0][select_N], pending[1])
         _, y_NE = add_and_norm(self.final_norm, x_ME[select_N], pending, None)
         return self.project(y_NE)
+
+    def project(self, x_NE: Tensor) -> Tensor:
+        """Logits [N, V], in bfloat16 as the product gives them: widened, they would take longer to read and write."""
+        if self.logit_softcap:
+            return super().project(x_NE)
+        logits_NV: Tensor = ops.linear(x_NE, self.embed.weight) if self.tied else self.lm_head(x_NE)
+        return logits_NV
 
 
 def can_fuse(config: ModelConfig, shard: Shard, dtype: DType) -> bool:

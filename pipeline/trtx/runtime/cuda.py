@@ -100,7 +100,7 @@ class CudaPrograms:
         """The plain form of Programs: inputs and logits on the host."""
         with torch.cuda.stream(self._stream), torch.inference_mode():
             moved = [tensor.to(self._device).contiguous() for tensor in inputs]
-            return self._run([*moved, *self._pools])[0].cpu()
+            return self._run([*moved, *self._pools])[0].float().cpu()
 
     def submit(self, inputs: StepInputs, sources: Sequence[int], draws: Draws | None = None) -> Pending:
         """Start a step. `sources` are, for its first tokens, rows of the step submitted before, or KNOWN.

@@ -124,16 +124,21 @@ def copy_weights(mapped: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         buffers.put((torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=True), stream))
 
+    # What was made in this mode may be written to in no other, and a thread begins without it.
+    is_inference = torch.is_inference_mode_enabled()
+
     def copy(piece: tuple[Tensor, Tensor]) -> None:
         source, target = piece
         buffer, stream = buffers.get()
-        # The last copy out of this buffer.
-        stream.synchronize()
-        pinned = buffer[: source.numel()]
-        pinned.copy_(source)
-        with torch.cuda.stream(stream):
-            target.copy_(pinned, non_blocking=True)
-        buffers.put((buffer, stream))
+        try:
+            # The last copy out of this buffer.
+            stream.synchronize()
+            with torch.inference_mode(is_inference), torch.cuda.stream(stream):
+                pinned = buffer[: source.numel()]
+                pinned.copy_(source)
+                target.copy_(pinned, non_blocking=True)
+        finally:
+            buffers.put((buffer, stream))
 
     # Threads of torch's own would stand in each other's way.
     threads = torch.get_num_threads()

@@ -78,7 +78,7 @@ def draw_tokens(logits_NV: Tensor, draws: Draws) -> Tensor:
             draws.rows_R, draws.temperature_R, draws.top_k_R, draws.top_p_R, draws.min_p_R, draws.number_R,
         )
     )  # fmt: skip
-    logits_RV = logits_NV[rows_R]
+    logits_RV = logits_NV[rows_R].float()
     weights_RV = torch.exp((logits_RV - logits_RV.amax(-1, keepdim=True)) / temperature_R[:, None])
     if draws.cuts:
         falling_RV = weights_RV.sort(-1, descending=True).values

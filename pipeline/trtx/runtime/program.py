@@ -84,7 +84,7 @@ class EagerPrograms:
 
     @torch.inference_mode()
     def step(self, *inputs: Tensor) -> Tensor:
-        return self._model.step(*(tensor.to(self._device) for tensor in inputs), *self._pools).cpu()
+        return self._model.step(*(tensor.to(self._device) for tensor in inputs), *self._pools).float().cpu()
 
 
 class CompiledPrograms:

@@ -94,7 +94,7 @@ class BuildParams(Params):
     """
 
     stage: ClassVar[str] = "build"
-    code_version: ClassVar[int] = 6
+    code_version: ClassVar[int] = 7
 
     model: ModelConfig
     quantization: QuantFormat

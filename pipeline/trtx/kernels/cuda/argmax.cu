@@ -16,13 +16,28 @@ __device__ __forceinline__ uint32_t order(float x) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-__global__ void find_largest(const float* rows, int64_t columns, unsigned long long* best) {
-  const float* row = rows + blockIdx.y * columns;
+// A key whose order is that of the numbers, and of equal ones the first: its place is stored turned over.
+__device__ __forceinline__ unsigned long long make_key(float x, int64_t at) {
+  return static_cast<unsigned long long>(order(x)) << 32 | (0xffffffffu - uint32_t(at));
+}
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(bf16 x) { return __bfloat162float(x); }
+
+// The numbers of a row AT_ONCE at a time, where the row begins at a multiple of 16 bytes; else one by one.
+template <typename Number, int AT_ONCE>
+__global__ void find_largest(const Number* rows, int64_t columns, unsigned long long* best) {
+  const Number* row = rows + blockIdx.y * columns;
   unsigned long long top = 0;
-  for (int64_t at = blockIdx.x * THREADS + threadIdx.x; at < columns; at += PARTS * THREADS) {
-    // Of equal numbers the first: its place is stored turned over.
-    const unsigned long long found = (static_cast<unsigned long long>(order(row[at])) << 32) | (0xffffffffu - uint32_t(at));
-    top = found > top ? found : top;
+  for (int64_t at = int64_t(blockIdx.x * THREADS + threadIdx.x) * AT_ONCE; at < columns; at += PARTS * THREADS * AT_ONCE) {
+    Number x[AT_ONCE];
+    if constexpr (AT_ONCE > 1) *reinterpret_cast<uint4*>(x) = load16(row + at);
+    else x[0] = row[at];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; ++i) {
+      const unsigned long long found = make_key(widen(x[i]), at + i);
+      top = found > top ? found : top;
+    }
   }
   for (int step = 16; step; step /= 2) {
     const unsigned long long other = __shfl_xor_sync(ALL, top, step);
@@ -43,11 +58,20 @@ __global__ void read_largest(unsigned long long* best, int64_t* places, int coun
   places[row] = is_finite ? int64_t(0xffffffffu - uint32_t(found)) : -1;
 }
 
+template <typename Number>
+void find(const Number* rows, int64_t columns, int count, unsigned long long* best, cudaStream_t stream) {
+  constexpr int AT_ONCE = 16 / sizeof(Number);
+  const bool is_aligned = columns % AT_ONCE == 0 && reinterpret_cast<uintptr_t>(rows) % 16 == 0;
+  const auto kernel = is_aligned ? find_largest<Number, AT_ONCE> : find_largest<Number, 1>;
+  kernel<<<dim3(PARTS, count), THREADS, 0, stream>>>(rows, columns, best);
+}
+
 }  // namespace
 
-void run_argmax(const float* rows, int64_t columns, int count, unsigned long long* best, int64_t* places,
+void run_argmax(const void* rows, bool is_bf16, int64_t columns, int count, unsigned long long* best, int64_t* places,
                 cudaStream_t stream) {
-  find_largest<<<dim3(PARTS, count), THREADS, 0, stream>>>(rows, columns, best);
+  if (is_bf16) find(static_cast<const bf16*>(rows), columns, count, best, stream);
+  else find(static_cast<const float*>(rows), columns, count, best, stream);
   read_largest<<<(count + 127) / 128, 128, 0, stream>>>(best, places, count);
 }
 

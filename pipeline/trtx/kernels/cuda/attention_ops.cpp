@@ -1,4 +1,4 @@
-// Attention on a GPU, alone and with the rotation before it: see ops.py.
+// Attention on a GPU, alone and after the rotation of what a product left: see ops.py.
 
 #include <algorithm>
 
@@ -37,8 +37,13 @@ AttentionTask make_attention(
   return task;
 }
 
-// Where every sequence has one token.
-void attend_decodes(AttentionTask& task, at::TensorOptions options) {
+void attend(AttentionTask& task, at::TensorOptions options) {
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  if (task.M != task.B) {
+    run_prompt_attention(task, stream);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    return;
+  }
   // Few sequences leave most of the device idle unless their contexts are shared out.
   const int blocks = task.B * task.G, processors = count_processors();
   task.splits = std::max(1, std::min({2 * processors / blocks, (task.W * task.S + 255) / 256, 32}));
@@ -48,12 +53,7 @@ void attend_decodes(AttentionTask& task, at::TensorOptions options) {
     task.partials = partials.mutable_data_ptr<float>();
     task.counters = static_cast<int32_t*>(zeros(sizeof(int32_t) * task.B * task.H));
   }
-  run_decode_attention(task, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-void attend_prompts(const AttentionTask& task) {
-  run_prompt_attention(task, c10::cuda::getCurrentCUDAStream());
+  run_decode_attention(task, stream);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -68,15 +68,13 @@ Tensor paged_attention(
       q.size(0), q.size(1), k_pool, v_pool, block_tables, query_starts, context_lens, scale, window, softcap, k_scale, v_scale);
   check(input, "q", at::kBFloat16, q.sizes());
   task.q = input.const_data_ptr(), task.y = y.mutable_data_ptr();
-  if (task.M == 0) return y;
-  if (task.M == task.B) attend_decodes(task, q.options());
-  else attend_prompts(task);
+  if (task.M > 0) attend(task, q.options());
   return y;
 }
 
 RotateTask make_rotation(
     const AttentionTask& attention, const Tensor& rows, const Optional& scale, const Tensor& cos, const Tensor& sin,
-    const Tensor& slots, const Tensor& k_pool, const Tensor& v_pool) {
+    const Tensor& slots, const Tensor& q, const Tensor& k_pool, const Tensor& v_pool) {
   RotateTask task{};
   task.M = attention.M, task.H = attention.H, task.G = attention.G, task.D = attention.D, task.pairs = int(cos.size(-1));
   const int64_t width = int64_t(task.H + 2 * task.G) * task.D;
@@ -89,7 +87,7 @@ RotateTask make_rotation(
   check(slots, "slots", at::kLong, {task.M});
   task.qkv = rows.const_data_ptr(), task.scale = optional_vector(scale, "scale", width);
   task.cos = cos.const_data_ptr<float>(), task.sin = sin.const_data_ptr<float>(), task.slots = slots.const_data_ptr<int64_t>();
-  task.k_pool = k_pool.mutable_data_ptr(), task.v_pool = v_pool.mutable_data_ptr();
+  task.q = q.mutable_data_ptr(), task.k_pool = k_pool.mutable_data_ptr(), task.v_pool = v_pool.mutable_data_ptr();
   task.pool_number = attention.pool_number, task.k_scale = attention.k_scale, task.v_scale = attention.v_scale;
   TORCH_CHECK(task.pool_number == PoolNumber::bf16 || (task.k_scale && task.v_scale), "kernels: pools of 8 bits have scales");
   return task;
@@ -106,20 +104,14 @@ Tensor rotate_and_attend(
   auto task = make_attention(
       rows.size(0), rows.size(1) / k_pool.size(-1) - 2 * k_pool.size(2), k_pool, v_pool, block_tables, query_starts,
       context_lens, scale, window, softcap, k_scale, v_scale);
-  auto rotation = make_rotation(task, rows, qkv_scale, cos, sin, slots, k_pool, v_pool);
-  const Tensor y = at::empty({task.M, task.H, task.D}, qkv.options().dtype(y_scale ? at::kFloat8_e4m3fn : at::kBFloat16));
-  task.y = y.mutable_data_ptr(), task.y_scale = optional_scalar(y_scale, "y_scale");
-  if (task.M == 0) return y;
-  if (task.M == task.B) {
-    task.rotation = rotation;
-    attend_decodes(task, qkv.options());
-    return y;
-  }
   const Tensor q = at::empty({task.M, task.H, task.D}, qkv.options());
-  rotation.q = q.mutable_data_ptr(), task.q = q.const_data_ptr();
+  const Tensor y = at::empty(q.sizes(), qkv.options().dtype(y_scale ? at::kFloat8_e4m3fn : at::kBFloat16));
+  const auto rotation = make_rotation(task, rows, qkv_scale, cos, sin, slots, q, k_pool, v_pool);
+  task.q = q.const_data_ptr(), task.y = y.mutable_data_ptr(), task.y_scale = optional_scalar(y_scale, "y_scale");
+  if (task.M == 0) return y;
   run_rotate(rotation, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  attend_prompts(task);
+  attend(task, qkv.options());
   return y;
 }
 

@@ -6,13 +6,10 @@
 // second one. Few sequences with long contexts are split over blocks, of which the last to end joins the parts
 // (Dao et al., "Flash-Decoding").
 //
-// With a rotation the step's own queries, keys and values come as the product left them. Then the pools have nothing of
-// this step yet, and reading them begins while the kernel before still runs; the own key and value take their place in shared
-// memory, and in the pools.
-//
 // Legend: B sequences, H query heads, G key-value heads, D channels.
 
-#include "rotation.cuh"
+#include "common.cuh"
+#include "kernels.h"
 
 namespace trtx {
 namespace {
@@ -119,28 +116,10 @@ __device__ __forceinline__ void store_result(
     *reinterpret_cast<uint2*>(static_cast<bf16*>(task.y) + at) = make_uint2(pack(x[0], x[1]), pack(x[2], x[3]));
 }
 
-// 16 bytes of the step's own key or value of a sequence, as the pool keeps them.
-template <PoolNumber P>
-__device__ __forceinline__ uint4 load_own(const RotateTask& task, int b, int head, int channel, bool is_key, float scale) {
-  const int64_t row = find_token(task, b);
-  const auto four = [&](int i) {
-    const int at = channel + i * 4;
-    return is_key ? load_rotated(task, b, row, head, at) : load_projection(task, row, head, at);
-  };
-  if constexpr (P == PoolNumber::bf16) {
-    const uint2 low = pack_bf16x4(four(0)), high = pack_bf16x4(four(1));
-    return make_uint4(low.x, low.y, high.x, high.y);
-  } else {
-    const auto word = [&](int i) { return pack_narrow4(P, four(i), scale); };
-    return make_uint4(word(0), word(1), word(2), word(3));
-  }
-}
-
 template <PoolNumber P, int D, int WARPS>
 __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
   constexpr int ROW = D * BYTES<P>, CHUNKS = ROW / 16, TOGETHER = WARP / CHUNKS, COPIES = RUN / TOGETHER;
   constexpr int LOADS = CHUNKS / 4;  // of 16 bytes, by a lane, for a key
-  constexpr int OWN = (2 * CHUNKS + WARP - 1) / WARP;  // of 16 bytes, by a lane, for the own key and value
   __shared__ __align__(16) float joined[WARPS][HEADS][D + 4];
   __shared__ bool is_last;
   extern __shared__ __align__(16) char memory[];
@@ -153,9 +132,7 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
   // Scales are weights: they wait for nothing.
   const float scale = task.scale * (task.k_scale ? *task.k_scale : 1.f), v_scale = task.v_scale ? *task.v_scale : 1.f;
   const float y_scale = task.y_scale ? *task.y_scale : 1.f;
-  // Tables and lengths are of before the step.
-  const bool rotates = task.rotation.qkv != nullptr;
-  if (!rotates) wait_for_inputs();
+  wait_for_inputs();
   const int length = task.context_lens[b];
   const int begin = task.window > 0 ? max(0, length - task.window) : 0;
   // Splits take the same number of runs, but no fewer than are worth it: a short context is one block's, the others end.
@@ -163,7 +140,6 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
   const int share = max((runs + task.splits - 1) / task.splits, MIN_RUNS);
   const int splits = max(1, (runs + share - 1) / share);
   if (split >= splits) return;
-  const int known = rotates ? length - 1 : length;  // tokens in the pools
   const int first_run = begin / RUN + split * share, end_run = min(begin / RUN + runs, first_run + share);
   const int32_t* table = task.block_tables + int64_t(b) * task.W;
   const int64_t row_bytes = int64_t(task.G) * ROW, head_bytes = int64_t(g) * ROW, block_bytes = task.S * row_bytes;
@@ -177,7 +153,7 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
   const auto start_copy = [&](int run, int stage) {
     // Lanes l and l + RUN have the same token of a run; this is where it lies.
     const int mine = run * RUN + lane % RUN;
-    const int64_t place_in = mine < known ? table[mine / task.S] * block_bytes + mine % task.S * row_bytes : int64_t(0);
+    const int64_t place_in = mine < length ? table[mine / task.S] * block_bytes + mine % task.S * row_bytes : int64_t(0);
     char* to = ring + stage * 2 * RUN * ROW;
 #pragma unroll
     for (int i = 0; i < COPIES; ++i) {
@@ -185,7 +161,7 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
       const int64_t at = __shfl_sync(ALL, place_in, token) + chunk * 16;
       char* place = to + token * ROW + place_of<CHUNKS>(chunk, token) * 16;
       // Not even the null block is read for tokens that are not there: all blocks would meet in its few lines.
-      const bool is_there = run * RUN + token < known;
+      const bool is_there = run * RUN + token < length;
       copy_async(place, keys + at, is_there);
       copy_async(place + RUN * ROW, values + at, is_there);
     }
@@ -196,34 +172,11 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
     if (run < end_run) start_copy(run, ahead);
     commit_copies();
   }
-  if (rotates) wait_for_inputs();
-  // The warp that has the last run has the own key and value: keys are the first chunks, values the others.
-  const int last_run = rotates ? (length - 1) / RUN : -1;
-  const bool has_own = rotates && first_run + warp <= last_run && last_run < end_run && (last_run - first_run) % WARPS == warp;
-  uint4 own[OWN];
-  if (has_own) {
-#pragma unroll
-    for (int i = 0; i < OWN; ++i) {
-      const int index = i * WARP + lane, at = index % CHUNKS * NUMBERS<P>;
-      const bool is_key = index < CHUNKS;
-      const float* divisor = is_key ? task.k_scale : task.v_scale;
-      const int head = task.H + (is_key ? g : task.G + g);
-      if (index >= 2 * CHUNKS) continue;
-      own[i] = load_own<P>(task.rotation, b, head, at, is_key, divisor ? *divisor : 1.f);
-      if (blockIdx.x % shares != 0) continue;  // another block writes it
-      char* pool = static_cast<char*>(is_key ? task.rotation.k_pool : task.rotation.v_pool);
-      *reinterpret_cast<uint4*>(pool + task.rotation.slots[b] * row_bytes + head_bytes + index % CHUNKS * 16) = own[i];
-    }
-  }
   uint32_t q[D / 16][2];
 #pragma unroll
   for (int m = 0; m < D / 16; ++m) {
-    const int head = first_head + min(group, heads - 1), channel = first_channel<P>(m, part);
-    uint2 four;
-    if (rotates)
-      four = pack_bf16x4(load_rotated(task.rotation, b, find_token(task.rotation, b), head, channel));
-    else
-      four = *reinterpret_cast<const uint2*>(static_cast<const bf16*>(task.q) + (int64_t(b) * task.H + head) * D + channel);
+    const bf16* from = static_cast<const bf16*>(task.q) + (int64_t(b) * task.H + first_head + min(group, heads - 1)) * D;
+    const uint2 four = *reinterpret_cast<const uint2*>(from + first_channel<P>(m, part));
     const float2 x = unpack(four.x), z = unpack(four.y);
     q[m][0] = group < heads ? pack_for<P>(x.x, x.y) : 0u, q[m][1] = group < heads ? pack_for<P>(z.x, z.y) : 0u;
   }
@@ -235,19 +188,8 @@ __global__ void __launch_bounds__(WARPS* WARP) decode(AttentionTask task) {
     commit_copies();
     wait_for_copies<STAGES<P> - 1>();
     __syncwarp();
-    char* key_rows = ring + stage * 2 * RUN * ROW;
-    char* value_rows = key_rows + RUN * ROW;
-    if (has_own && run == last_run) {
-      const int token = (length - 1) % RUN;
-#pragma unroll
-      for (int i = 0; i < OWN; ++i) {
-        const int index = i * WARP + lane;
-        if (index >= 2 * CHUNKS) continue;
-        char* rows = index < CHUNKS ? key_rows : value_rows;
-        *reinterpret_cast<uint4*>(rows + token * ROW + place_of<CHUNKS>(index % CHUNKS, token) * 16) = own[i];
-      }
-      __syncwarp();
-    }
+    const char* key_rows = ring + stage * 2 * RUN * ROW;
+    const char* value_rows = key_rows + RUN * ROW;
     float sums[2][4] = {};
 #pragma unroll
     for (int i = 0; i < LOADS; ++i) {

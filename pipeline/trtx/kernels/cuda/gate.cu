@@ -12,9 +12,10 @@ __global__ void __launch_bounds__(THREADS) gate(const GateTask task) {
   let_next_start();
   const float y_scale = task.y_scale ? *task.y_scale : 1.f;
   wait_for_inputs();
-  const int64_t index = int64_t(blockIdx.x) * THREADS + threadIdx.x, row = index / (task.F / NUMBERS);
-  if (row >= task.M) return;
-  const int channel = int(index % (task.F / NUMBERS)) * NUMBERS;
+  // A block has a part of one token: what divides large numbers takes longer than what is computed here.
+  const int channel = (blockIdx.y * THREADS + threadIdx.x) * NUMBERS;
+  if (channel >= task.F) return;
+  const int64_t row = blockIdx.x;
   const bf16* from = static_cast<const bf16*>(task.x) + row * 2 * task.F + channel;
   float gates[NUMBERS], ups[NUMBERS];
   unpack8(load_stream(from), gates);
@@ -29,8 +30,7 @@ __global__ void __launch_bounds__(THREADS) gate(const GateTask task) {
 }  // namespace
 
 void run_gate(const GateTask& task, cudaStream_t stream) {
-  const int64_t threads = int64_t(task.M) * task.F / NUMBERS;
-  launch_early(gate, dim3((threads + THREADS - 1) / THREADS), THREADS, stream, task);
+  launch_early(gate, dim3(task.M, (task.F / NUMBERS + THREADS - 1) / THREADS), THREADS, stream, task);
 }
 
 }  // namespace trtx

@@ -81,6 +81,26 @@ __device__ __forceinline__ void meet_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// They meet, and nothing more: no memory is waited for.
+__device__ __forceinline__ void end_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// Four numbers from the shared memory of block `rank` of the cluster, where this block has `address`.
+__device__ __forceinline__ float4 load_of_block(uint32_t address, int rank) {
+  float4 v;
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n"
+      "}\n"
+      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+      : "r"(address), "r"(rank)
+      : "memory");
+  return v;
+}
+
 // Four numbers to the shared memory of block `rank` of the cluster, where this block has `to`; the barrier counts them there
 // (PTX ISA, "st.async").
 __device__ __forceinline__ void send_to_block(const void* to, const float* from, int rank, const uint64_t* barrier) {

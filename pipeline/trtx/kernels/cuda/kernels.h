@@ -48,25 +48,6 @@ constexpr int MAX_STREAMED_TOKENS = 128;
 // False when the device does not take it.
 bool run_streamed_product(const StreamedTask& task, cudaStream_t stream);
 
-// q[M, H, D] = the first H heads of qkv[M, H + 2 G, D] (times scale[(H + 2 G) D]), their first 2 · pairs channels rotated; the next G, rotated too, go
-// to k_pool and the last G to v_pool, at slots[M]. D and pairs are multiples of 8.
-struct RotateTask {
-  const void* qkv;
-  const float* scale;    // or null
-  const float* cos;      // [M, pairs]
-  const float* sin;
-  const int64_t* slots;
-  void* q;
-  void* k_pool;
-  void* v_pool;
-  PoolNumber pool_number;
-  const float* k_scale;  // or null
-  const float* v_scale;
-  int M, H, G, D, pairs;
-};
-
-void run_rotate(const RotateTask& task, cudaStream_t stream);
-
 // Attention of a step's tokens over the pools: see ops.py. `counters` are zero, and are left zero. y is [M, H, D] in bf16,
 // or with y_scale in e4m3, numbers divided by it.
 struct AttentionTask {
@@ -84,10 +65,9 @@ struct AttentionTask {
   float scale, softcap;
   int window;
   int M, B, W, S, H, G, D;
-  RotateTask rotation;  // with qkv: q is null, queries and each sequence's last key and value are from there (one token a sequence)
-  int splits;           // of a sequence's context, when every sequence has one token
-  float* partials;      // [B, H, splits, D + 4]
-  int32_t* counters;    // [B, H]
+  int splits;       // of a sequence's context, when every sequence has one token
+  float* partials;  // [B, H, splits, D + 4]
+  int32_t* counters;  // [B, H]
 };
 
 // Whether there is a kernel for heads of this size.
@@ -114,6 +94,25 @@ constexpr int MAX_NORM_CHANNELS = 16384;
 
 void run_norm(const NormTask& task, cudaStream_t stream);
 
+// q[M, H, D] = the first H heads of qkv[M, H + 2 G, D] (times scale[(H + 2 G) D]), their first 2 · pairs channels rotated; the next G, rotated too, go
+// to k_pool and the last G to v_pool, at slots[M]. D and pairs are multiples of 8.
+struct RotateTask {
+  const void* qkv;
+  const float* scale;  // or null
+  const float* cos;  // [M, pairs]
+  const float* sin;
+  const int64_t* slots;
+  void* q;
+  void* k_pool;
+  void* v_pool;
+  PoolNumber pool_number;
+  const float* k_scale;  // or null
+  const float* v_scale;
+  int M, H, G, D, pairs;
+};
+
+void run_rotate(const RotateTask& task, cudaStream_t stream);
+
 // y[M, F] = silu(gates) · ups of x[M, 2 F] · scale[2 F], in bf16, or with y_scale in e4m3, numbers divided by it. F is a multiple of 8.
 struct GateTask {
   const void* x;
@@ -126,8 +125,8 @@ struct GateTask {
 
 void run_gate(const GateTask& task, cudaStream_t stream);
 
-// places[count] = where the largest number of each row is, -1 where it is not finite. `best` are zeros, and are left so.
-void run_argmax(const float* rows, int64_t columns, int count, unsigned long long* best, int64_t* places,
+// places[count] = where the largest number of each row of bf16 or float is, -1 where it is not finite. `best` are zeros, and are left so.
+void run_argmax(const void* rows, bool is_bf16, int64_t columns, int count, unsigned long long* best, int64_t* places,
                 cudaStream_t stream);
 
 // y[N, K] in bf16 = weight[N, K] (int8, or int4 in bytes [N, K / 2]) times its scales; see FewTokensTask.

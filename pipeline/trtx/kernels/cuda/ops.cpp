@@ -85,12 +85,13 @@ Tensor linear_int4(
 
 Tensor argmax(const Tensor& rows) {
   const CUDAGuard guard(rows.device());
-  check(rows, "rows", at::kFloat, {rows.size(0), rows.size(1)});
+  const bool is_bf16 = rows.scalar_type() == at::kBFloat16;
+  check(rows, "rows", is_bf16 ? at::kBFloat16 : at::kFloat, {rows.size(0), rows.size(1)});
   const Tensor places = at::empty({rows.size(0)}, rows.options().dtype(at::kLong));
   const int count = int(rows.size(0));
   auto* best = static_cast<unsigned long long*>(zeros(sizeof(unsigned long long) * count));
   run_argmax(
-      rows.const_data_ptr<float>(), rows.size(1), count, best, places.mutable_data_ptr<int64_t>(),
+      rows.const_data_ptr(), is_bf16, rows.size(1), count, best, places.mutable_data_ptr<int64_t>(),
       c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return places;

@@ -3,7 +3,8 @@
 // A block has R rows of the weight and all tokens; the copy engine brings tiles of 128 bytes of each row into a ring, and
 // two warp groups multiply what has come. A model's weight depends on nothing: a block fills its ring while the kernels before
 // this one still run, and waits for them before it asks for the tokens. Where the weight has too few rows to occupy the
-// device, the blocks of a cluster share the columns: each sends its sums of some tokens to the block that adds those up.
+// device, the blocks of a cluster share the columns. Of up to eight tokens they send their sums to the first one, and end
+// before it has added them up, so that the next kernel can fill their place; of more, each adds up what it fetches of all.
 //
 // Legend: M tokens, T their number rounded up to a tile's, N rows of the weight, K columns, S blocks that share columns.
 
@@ -19,8 +20,8 @@ constexpr int THREADS = GROUPS * WARP_GROUP + WARP;  // the last warp asks for c
 constexpr int MULTIPROCESSOR_BYTES = 227 << 10;      // of shared memory; 1 KB a block is the system's
 
 constexpr int BARRIER_BYTES = 256;
-constexpr int UNIT = 8;  // tokens that the instructions keep together, and that a block adds up together
-constexpr int ROWS = 16;  // of a warp, likewise
+constexpr int SENT_TOKENS = 8;  // so many tokens' sums are sent at most
+constexpr int ROWS = 16;        // of a warp
 
 struct Maps {
   CUtensorMap weight, x;
@@ -37,86 +38,87 @@ struct Plan {
   static constexpr int BUDGET = MULTIPROCESSOR_BYTES / TOGETHER - (1 << 10) - BARRIER_BYTES - TOKEN_STAGES * TOKEN_BYTES;
   static constexpr int STAGES = BUDGET / WEIGHT_BYTES < 12 ? BUDGET / WEIGHT_BYTES : 12;
   static_assert(STAGES >= TOKEN_STAGES);
+  static constexpr int STRIDE = R + 4;  // of sums, so that neighbouring tokens lie in different banks
   static constexpr int RING_BYTES = STAGES * WEIGHT_BYTES + TOKEN_STAGES * TOKEN_BYTES;
-  static constexpr int ROUNDED_BYTES = 2 * R + 16;  // of a token's rounded sums, so that tokens lie in different banks
-  // Of a unit's sums, of all rows.
-  static constexpr int UNIT_BYTES = UNIT * R * int(sizeof(float));
-  // What a block of S needs when all is read: sums of all blocks for its tokens, and those tokens rounded.
-  static constexpr int summing_bytes(int S) {
-    const int own = (T / UNIT + S - 1) / S;
-    return own * (S * UNIT_BYTES + UNIT * ROUNDED_BYTES);
-  }
-  static constexpr bool have_room() {
-    for (int S = 2; S <= MAX_CLUSTER; ++S)
-      if (summing_bytes(S) > RING_BYTES) return false;
-    return RING_BYTES >= T * ROUNDED_BYTES;
-  }
-  static_assert(have_room());
+  static constexpr int ROUNDED_BYTES = 2 * R + 16;  // of a token's rounded sums, likewise
+  static_assert(RING_BYTES >= T * STRIDE * int(sizeof(float)) && RING_BYTES >= T * ROUNDED_BYTES);
   static constexpr int SHARED_BYTES = RING_BYTES + BARRIER_BYTES;
   static_assert((2 * (STAGES + TOKEN_STAGES) + 1) * int(sizeof(uint64_t)) <= BARRIER_BYTES);
+  // Of few tokens: the sums of one block.
+  static constexpr int SUMS_BYTES = R * SENT_TOKENS * int(sizeof(float));
+  static_assert(RING_BYTES >= SENT_TOKENS * ROUNDED_BYTES + MAX_CLUSTER * SUMS_BYTES);
 };
 
-// What a block adds up of what its cluster has: tokens in units, the first `each` of them the first block's, and so on.
-struct Share {
-  int units, each, begin, end;
+// Two tokens a lane, of few.
+__device__ __forceinline__ bool has_token(int lane, int M) { return lane % 4 * 2 < M; }
+__device__ __forceinline__ int count_lanes(int M) { return (M + 1) / 2 * (WARP / 4); }
 
-  __device__ __forceinline__ Share(int M, int S, int block)
-      : units((M + UNIT - 1) / UNIT), each((units + S - 1) / S), begin(min(units, block * each)), end(min(units, begin + each)) {}
-};
+// What the sums of four rows from `row` on are multiplied by.
+__device__ __forceinline__ float4 load_scale(const StreamedTask& task, float factor, int row) {
+  const float4 own = task.scale ? *reinterpret_cast<const float4*>(task.scale + row) : make_float4(1, 1, 1, 1);
+  return make_float4(own.x * factor, own.y * factor, own.z * factor, own.w * factor);
+}
 
-// Lanes that have a token of a unit with so many tokens left: two tokens a lane.
-__device__ __forceinline__ bool has_token(int left) { return threadIdx.x % 4 * 2 < left; }
-__device__ __forceinline__ int count_lanes(int left) { return left >= UNIT ? WARP : (left + 1) / 2 * (WARP / 4); }
+__device__ __forceinline__ float4 multiply(const float4& a, const float4& b) {
+  return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
+}
 
-// The sum of four numbers of S blocks, in their order.
-__device__ __forceinline__ void add_units(float sum[4], const char* from, int stride, int S) {
+__device__ __forceinline__ void store4(const StreamedTask& task, float y_scale, int64_t at, float4 v) {
+  if (task.y_scale) {
+    const float numbers[4] = {v.x, v.y, v.z, v.w};
+    *reinterpret_cast<uint32_t*>(static_cast<char*>(task.y) + at) = to_e4m3x4(numbers, y_scale);
+  } else {
+    *reinterpret_cast<uint2*>(static_cast<bf16*>(task.y) + at) = make_uint2(pack(v.x, v.y), pack(v.z, v.w));
+  }
+}
+
+// The sum of what the S blocks of a cluster have at this place.
+__device__ __forceinline__ float4 add_parts(const float* at, int S) {
   float4 parts[MAX_CLUSTER];
 #pragma unroll
-  for (int block = 0; block < MAX_CLUSTER; ++block)
-    parts[block] = block < S ? *reinterpret_cast<const float4*>(from + block * stride) : make_float4(0, 0, 0, 0);
-  sum[0] = parts[0].x, sum[1] = parts[0].y, sum[2] = parts[0].z, sum[3] = parts[0].w;
+  for (int rank = 0; rank < MAX_CLUSTER; ++rank)
+    parts[rank] = rank < S ? load_of_block(shared_address(at), rank) : make_float4(0, 0, 0, 0);
+  float4 sum = parts[0];
 #pragma unroll
-  for (int block = 1; block < MAX_CLUSTER; ++block)
-    sum[0] += parts[block].x, sum[1] += parts[block].y, sum[2] += parts[block].z, sum[3] += parts[block].w;
+  for (int rank = 1; rank < MAX_CLUSTER; ++rank)
+    sum.x += parts[rank].x, sum.y += parts[rank].y, sum.z += parts[rank].z, sum.w += parts[rank].w;
+  return sum;
 }
 
-// The scales of the two rows of 16 from `row` on whose sums a lane has.
-struct Scales {
-  float first, second;
-
-  __device__ __forceinline__ Scales(const StreamedTask& task, int row, float factor) {
-    const int own = row + threadIdx.x % WARP / 4;
-    first = task.scale && own < task.N ? task.scale[own] * factor : factor;
-    second = task.scale && own + 8 < task.N ? task.scale[own + 8] * factor : factor;
+// A warp group's sums of 64 rows from `row` on, times their scales, as bf16 at [token][row] of shared memory.
+template <int T, int R>
+__device__ __forceinline__ void keep_rounded(
+    char* rounded, const float (&sums)[T / 2], int row, const float* scale, int scale_row, int scale_rows, float factor) {
+  constexpr int ROW_BYTES = Plan<T, R>::ROUNDED_BYTES;
+  const int warp = threadIdx.x / WARP % 4, lane = threadIdx.x % WARP;
+  float scales[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int own = scale_row + warp * 16 + half * 8 + lane / 4;
+    scales[half] = scale && own < scale_rows ? scale[own] * factor : factor;
   }
-};
-
-// A warp's sums of 16 rows, times their scales, as bf16 at [token][row] of shared memory. Lanes 0 … 7 and 8 … 15 name columns of the
-// first and the last 8 rows, 16 … 31 those of the next 8 tokens.
-template <int ROUNDED_BYTES, int UNITS>
-__device__ __forceinline__ void keep_rounded(char* rounded, const float* sums, int row, const Scales& scales) {
-  const int lane = threadIdx.x % WARP;
-  char* to = rounded + (lane % 8 + lane / 16 * 8) * ROUNDED_BYTES + (row + lane / 8 % 2 * 8) * 2;
-  const auto first = [&](int i) { return pack(sums[4 * i] * scales.first, sums[4 * i + 1] * scales.first); };
-  const auto second = [&](int i) { return pack(sums[4 * i + 2] * scales.second, sums[4 * i + 3] * scales.second); };
-  if constexpr (UNITS == 1) {
-    store_turned2(to, first(0), second(0));
+  // Lanes 0 … 7 and 8 … 15 name columns of the first and the last 8 rows, 16 … 31 those of the next 8 tokens.
+  char* to = rounded + (lane % 8 + lane / 16 * 8) * ROW_BYTES + (row + warp * 16 + lane / 8 % 2 * 8) * 2;
+  const auto pair = [&](int i, int half) {
+    return pack(sums[4 * i + 2 * half] * scales[half], sums[4 * i + 2 * half + 1] * scales[half]);
+  };
+  if constexpr (T == 8) {
+    store_turned2(to, pair(0, 0), pair(0, 1));
   } else {
 #pragma unroll
-    for (int i = 0; i < UNITS; i += 2)
-      store_turned4(to + i * UNIT * ROUNDED_BYTES, first(i), second(i), first(i + 1), second(i + 1));
+    for (int i = 0; i < T / 8; i += 2)
+      store_turned4(to + i * 8 * ROW_BYTES, pair(i, 0), pair(i, 1), pair(i + 1, 0), pair(i + 1, 1));
   }
 }
 
-// 8 columns of a token at a time, from there to where they belong: tokens `begin` to `end`, `begin` at the front.
-template <int R, int ROUNDED_BYTES, bool IS_GATED>
-__device__ __forceinline__ void write_rounded(
-    const StreamedTask& task, const char* rounded, int first, int begin, int end, float y_scale) {
+// 8 columns of a token at a time, from there to where they belong.
+template <int T, int R, bool IS_GATED>
+__device__ __forceinline__ void write_rounded(const StreamedTask& task, const char* rounded, int first, float y_scale) {
   constexpr int WIDTH = IS_GATED ? R / 2 : R, OWN = WIDTH / 8, AT_ONCE = THREADS / OWN;
   const int columns = IS_GATED ? task.N / 2 : task.N, column = threadIdx.x % OWN * 8;
   if (threadIdx.x >= AT_ONCE * OWN || first + column >= columns) return;
-  for (int token = begin + threadIdx.x / OWN; token < end; token += AT_ONCE) {
-    const char* from = rounded + (token - begin) * ROUNDED_BYTES + column * 2;
+  for (int token = threadIdx.x / OWN; token < task.M; token += AT_ONCE) {
+    const char* from = rounded + token * Plan<T, R>::ROUNDED_BYTES + column * 2;
     const int64_t at = int64_t(token) * columns + first + column;
     uint4 v = load16(from);
     if (IS_GATED || task.y_scale) {
@@ -138,6 +140,56 @@ __device__ __forceinline__ void write_rounded(
   }
 }
 
+// The same of sums that are shared out over the blocks of a cluster: 4 columns of a token at a time.
+template <int T, int R, bool IS_GATED>
+__device__ __forceinline__ void write_joined(
+    const StreamedTask& task, const float* part, int first, float factor, float y_scale) {
+  constexpr int WIDTH = IS_GATED ? R / 2 : R, STRIDE = Plan<T, R>::STRIDE;
+  const int S = task.S, share = blockIdx.x, columns = IS_GATED ? task.N / 2 : task.N;
+  const int from = WIDTH / 4 * share / S, own = WIDTH / 4 * (share + 1) / S - from, at_once = THREADS / own;
+  const int column = (from + threadIdx.x % own) * 4;
+  if (threadIdx.x >= at_once * own || first + column >= columns) return;
+  const float4 scale = load_scale(task, factor, first + column);
+  const float4 up_scale = IS_GATED ? load_scale(task, factor, columns + first + column) : scale;
+#pragma unroll 2
+  for (int token = threadIdx.x / own; token < task.M; token += at_once) {
+    const float* at = part + token * STRIDE + column;
+    float4 v = multiply(add_parts(at, S), scale);
+    if constexpr (IS_GATED) {
+      const float4 up = multiply(add_parts(at + R / 2, S), up_scale);
+      const auto gated = [](float a, float b) { return gate_one(round_bf16(a), round_bf16(b)); };
+      v = make_float4(gated(v.x, up.x), gated(v.y, up.y), gated(v.z, up.z), gated(v.w, up.w));
+    }
+    store4(task, y_scale, int64_t(token) * columns + first + column, v);
+  }
+}
+
+// The same of few tokens: a warp sends its sums to the first block, which waits for those of all S, adds them up in the
+// order of the blocks, and keeps them rounded. `sums` are of the 64 rows from `row` on; see keep_rounded.
+template <int R>
+__device__ __forceinline__ void send_sums(char* ring, uint64_t* received, const float (&sums)[4], int b, int share, int M) {
+  using P = Plan<SENT_TOKENS, R>;
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  char* to = ring + SENT_TOKENS * P::ROUNDED_BYTES + share * P::SUMS_BYTES;
+  if (has_token(lane, M)) send_to_block(to + ((b * GROUPS * 4 + warp) * WARP + lane) * int(sizeof(float4)), sums, 0, received);
+}
+
+template <int R>
+__device__ __forceinline__ void receive_sums(const char* ring, float (&sums)[4], int b, int S) {
+  using P = Plan<SENT_TOKENS, R>;
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  const char* from = ring + SENT_TOKENS * P::ROUNDED_BYTES + ((b * GROUPS * 4 + warp) * WARP + lane) * int(sizeof(float4));
+  float4 parts[MAX_CLUSTER];
+#pragma unroll
+  for (int block = 0; block < MAX_CLUSTER; ++block)
+    parts[block] =
+        block < S ? *reinterpret_cast<const float4*>(from + block * P::SUMS_BYTES) : make_float4(0, 0, 0, 0);
+  sums[0] = parts[0].x, sums[1] = parts[0].y, sums[2] = parts[0].z, sums[3] = parts[0].w;
+#pragma unroll
+  for (int block = 1; block < MAX_CLUSTER; ++block)
+    sums[0] += parts[block].x, sums[1] += parts[block].y, sums[2] += parts[block].z, sums[3] += parts[block].w;
+}
+
 template <bool IS_E4M3, int T, int R, bool IS_GATED>
 __global__ void __launch_bounds__(THREADS, Plan<T, R>::TOGETHER)
     streamed_product(const __grid_constant__ Maps maps, const __grid_constant__ StreamedTask task) {
@@ -148,11 +200,12 @@ __global__ void __launch_bounds__(THREADS, Plan<T, R>::TOGETHER)
   uint64_t *empty = full + P::STAGES, *tokens_full = empty + P::STAGES, *tokens_empty = tokens_full + P::TOKEN_STAGES;
   uint64_t* received = tokens_empty + P::TOKEN_STAGES;
   char* tokens_ring = ring + P::STAGES * P::WEIGHT_BYTES;
+  float* part = reinterpret_cast<float*>(ring);
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const int S = task.S, share = blockIdx.x, rows_half = R / 2;
+  const bool is_sent = T == SENT_TOKENS && S > 1;
   // A gated product has gates in the upper half of a tile and what they gate in the lower one.
   const int first = blockIdx.y * (IS_GATED ? rows_half : R), second = IS_GATED ? task.N / 2 + first : first + rows_half;
-  const Share own(task.M, S, share);
   const int chunks = (task.K + NUMBERS - 1) / NUMBERS;
   const int begin = chunks * share / S, count = chunks * (share + 1) / S - begin;
   if (threadIdx.x == 0) {
@@ -161,9 +214,7 @@ __global__ void __launch_bounds__(THREADS, Plan<T, R>::TOGETHER)
       init_barrier(tokens_full + stage, 1), init_barrier(tokens_empty + stage, GROUPS);
     init_barrier(received, 1);
     publish_barriers();
-    int lanes = 0;
-    for (int unit = own.begin; unit < own.end; ++unit) lanes += count_lanes(task.M - unit * UNIT);
-    arrive_for(received, S * (R / ROWS) * lanes * int(sizeof(float4)));
+    if (is_sent && share == 0) arrive_for(received, S * (R / ROWS) * count_lanes(task.M) * int(sizeof(float4)));
   }
   // Scales are weights, too.
   const float factor = task.factor ? *task.factor : 1.f, y_scale = task.y_scale ? *task.y_scale : 1.f;
@@ -226,53 +277,48 @@ __global__ void __launch_bounds__(THREADS, Plan<T, R>::TOGETHER)
       }
     }
     finish_products<0>();
+    // Both groups have read all tiles: the ring takes the sums.
+    if (!is_sent) asm volatile("bar.sync 1, %0;" ::"n"(GROUPS* WARP_GROUP) : "memory");
   }
-  // All has been read, and the ring takes sums.
-  const auto row_of = [&](int b) { return (warp / 4 * P::BLOCKS + b) * 64 + warp % 4 * ROWS; };
-  const auto scales_of = [&](int row) { return Scales(task, row < rows_half ? first + row : second + row - rows_half, factor); };
-  if (S == 1) {
-    __syncthreads();
-    if (warp < GROUPS * 4) {
+  if constexpr (T == SENT_TOKENS) {
+    if (is_sent) {
+      // Everybody's ring is free, and has a barrier.
+      meet_cluster();
+      if (warp < GROUPS * 4) {
 #pragma unroll
-      for (int b = 0; b < P::BLOCKS; ++b)
-        keep_rounded<P::ROUNDED_BYTES, T / UNIT>(ring, sums[b], row_of(b), scales_of(row_of(b)));
-    }
-    __syncthreads();
-    return write_rounded<R, P::ROUNDED_BYTES, IS_GATED>(task, ring, first, 0, task.M, y_scale);
-  }
-  meet_cluster();
-  // Units of a block lie as [unit][block they are of][R / 16][lane], behind the place of its rounded tokens.
-  char* units = ring + own.each * UNIT * P::ROUNDED_BYTES;
-  const auto place_of = [&](int unit, int block, int b) {
-    return units + ((((unit * S + block) * P::BLOCKS + b) * GROUPS * 4 + warp) * WARP + lane) * int(sizeof(float4));
-  };
-  if (warp < GROUPS * 4) {
-    int to = 0;
+        for (int b = 0; b < P::BLOCKS; ++b) send_sums<R>(ring, received, sums[b], b, share, task.M);
+      }
+      if (share != 0) return;
+      if (warp < GROUPS * 4) {
+        wait_for_cluster(received, 0);
 #pragma unroll
-    for (int unit = 0; unit < T / UNIT; ++unit) {
-      if (unit == (to + 1) * own.each) ++to;
-      if (unit >= own.units || !has_token(task.M - unit * UNIT)) continue;
-#pragma unroll
-      for (int b = 0; b < P::BLOCKS; ++b)
-        send_to_block(place_of(unit - to * own.each, share, b), sums[b] + 4 * unit, to, received);
-    }
-  }
-  if (own.begin == own.end) return;
-  if (warp < GROUPS * 4) {
-    wait_for_cluster(received, 0);
-#pragma unroll
-    for (int b = 0; b < P::BLOCKS; ++b) {
-      const Scales scales = scales_of(row_of(b));
-      for (int unit = 0; unit < own.end - own.begin; ++unit) {
-        float sum[4];
-        add_units(sum, place_of(unit, 0, b), place_of(unit, 1, b) - place_of(unit, 0, b), S);
-        keep_rounded<P::ROUNDED_BYTES, 1>(ring + unit * UNIT * P::ROUNDED_BYTES, sum, row_of(b), scales);
+        for (int b = 0; b < P::BLOCKS; ++b) receive_sums<R>(ring, sums[b], b, S);
       }
     }
   }
-  __syncthreads();
-  write_rounded<R, P::ROUNDED_BYTES, IS_GATED>(
-      task, ring, first, own.begin * UNIT, min(task.M, own.end * UNIT), y_scale);
+  if (S == 1 || is_sent) {
+    if (warp < GROUPS * 4) {
+#pragma unroll
+      for (int b = 0; b < P::BLOCKS; ++b) {
+        const int row = (warp / 4 * P::BLOCKS + b) * 64, scale_row = row < R / 2 ? first + row : second + row - R / 2;
+        keep_rounded<T, R>(ring, sums[b], row, task.scale, scale_row, task.N, factor);
+      }
+    }
+    __syncthreads();
+    return write_rounded<T, R, IS_GATED>(task, ring, first, y_scale);
+  }
+  if (warp < GROUPS * 4) {
+#pragma unroll
+    for (int b = 0; b < P::BLOCKS; ++b) {
+      float* to = part + lane % 4 * 2 * P::STRIDE + (warp / 4 * P::BLOCKS + b) * 64 + warp % 4 * 16 + lane / 4;
+#pragma unroll
+      for (int i = 0; i < T / 2; ++i) to[(i / 4 * 8 + i % 2) * P::STRIDE + i % 4 / 2 * 8] = sums[b][i];
+    }
+  }
+  meet_cluster();
+  write_joined<T, R, IS_GATED>(task, part, first, factor, y_scale);
+  // Nobody may leave whose shared memory is still read.
+  end_cluster();
 }
 
 using Encode = decltype(&cuTensorMapEncodeTiled);
