@@ -114,13 +114,20 @@ def measure(memory: DeviceMemory, make: Callable[[int], Submitting]) -> Measured
 @contextmanager
 def memory_errors(what: str, fix: str) -> Iterator[None]:
     """Turn a GPU's lack of memory into an EnvironmentProblem; other errors pass."""
+    before = count_lacks()
     try:
         yield
     except RuntimeError as error:
         lack = find_lack(error)
-        if lack is None:
+        if lack is None and count_lacks() == before:
             raise
-        raise EnvironmentProblem(what, why=str(lack).splitlines()[0], fix=fix) from error
+        why = "CUDA out of memory, in the compiled program" if lack is None else str(lack).splitlines()[0]
+        raise EnvironmentProblem(what, why=why, fix=fix) from error
+
+
+def count_lacks() -> int:
+    """How often torch's allocator has found no memory. A compiled program says only that a call of its failed."""
+    return int(torch.cuda.memory_stats().get("num_ooms", 0)) if torch.cuda.is_initialized() else 0
 
 
 def find_lack(error: BaseException) -> BaseException | None:

@@ -133,6 +133,20 @@ def test_the_error_that_ended_a_capture_is_found_behind_the_one_that_hides_it() 
     assert find_lack(RuntimeError("CUDA error: out of memory")) is not None
 
 
+def test_a_compiled_program_that_does_not_say_why_it_failed_is_asked_through_the_allocator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lacks = iter([3, 4])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"num_ooms": next(lacks)})
+    with (
+        pytest.raises(EnvironmentProblem, match="does not fit") as problem,
+        memory_errors("it does not fit", "use less"),
+    ):
+        raise RuntimeError("run_func_( container_handle_, input_handles.data(), … ) API call failed")
+    assert "out of memory" in problem.value.why
+
+
 def test_other_errors_of_a_device_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="illegal memory access"), memory_errors("it does not fit", "use less"):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
