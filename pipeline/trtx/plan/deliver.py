@@ -85,7 +85,9 @@ def _deliver_one(plan: Plan, step: Step, store: Store, root: Path, *, fresh: boo
         except BaseException:
             remove_tree(new)
             raise
-        store.accept_links(step.key)
+        # Large files of a package are links to those of the entries it was made from, which have changed as well.
+        for key in (step.key, *(entry.key for entry in step.inputs.values())):
+            store.accept_links(key)
         write_text(marker, step.key)
         remove_tree(old)
     return delivered

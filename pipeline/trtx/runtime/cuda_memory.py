@@ -127,7 +127,8 @@ def memory_errors(what: str, fix: str) -> Iterator[None]:
 
 def count_lacks() -> int:
     """How often torch's allocator has found no memory. A compiled program says only that a call of its failed."""
-    return int(torch.cuda.memory_stats().get("num_ooms", 0)) if torch.cuda.is_initialized() else 0
+    # Of a device that is not used yet torch says nothing.
+    return int(torch.cuda.memory_stats().get("num_ooms", 0))
 
 
 def find_lack(error: BaseException) -> BaseException | None:

@@ -49,6 +49,7 @@ class RankProcesses:
         self._listeners: list[Callable[[Exception], None]] = []
         self._group: ProcessRanks | None = None
         self._is_closed = self._is_busy = False
+        self._ending = threading.Thread(target=self._abort, name="abort", daemon=True)
         self._connections: dict[Any, int] = {}
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         try:
@@ -115,9 +116,7 @@ class RankProcesses:
         if self._is_closed or os.getpid() != self._pid:
             return
         self._is_closed = True
-        # After a failure it ends already, and maybe waits for a device.
-        if self._failure is None:
-            self._end_group()
+        self._end_group()
         for connection in self._connections:
             # Not closed: the thread that watches still reads. The other side sees the end all the same.
             with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as both:
@@ -191,7 +190,8 @@ class RankProcesses:
 
     def _free_rank_0(self) -> None:
         if self._device == "cuda":
-            threading.Thread(target=self._abort, name="abort", daemon=True).start()
+            with suppress(RuntimeError):  # the engine was closed meanwhile, which has started it
+                self._ending.start()
         deadline = time.monotonic() + STUCK_S
         while self._is_busy and not self._is_closed:
             if time.monotonic() > deadline and self._failure is not None:
@@ -200,14 +200,18 @@ class RankProcesses:
             time.sleep(0.1)
 
     def _end_group(self) -> None:
-        """Leave the other ranks, who are about to end: not longer than a moment, where that can be had."""
-        ending = threading.Thread(target=self._abort, name="abort", daemon=True)
+        """Leave the other ranks, who are about to end: not longer than a moment, where that can be had.
+
+        After a failure this is under way, and waits for graphs that are gone by now. It must not come back to an
+        interpreter that ends: a thread in NCCL's code takes the process with it.
+        """
         try:
-            ending.start()
+            if self._ending.ident is None:
+                self._ending.start()
         except RuntimeError:  # an interpreter that ends starts no threads
             self._abort()
         else:
-            ending.join(LEAVE_S)
+            self._ending.join(LEAVE_S)
 
     def _abort(self) -> None:
         if self._group is not None:

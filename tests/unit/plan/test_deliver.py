@@ -10,6 +10,7 @@ from support.plans import plan_of
 from trtx.cache.manifest import Manifest
 from trtx.cache.store import Store
 from trtx.errors import EnvironmentProblem
+from trtx.files import link_or_copy
 from trtx.plan.deliver import LINK_FROM_BYTES, deliver
 from trtx.plan.steps import Plan
 
@@ -92,4 +93,28 @@ def test_looking_again_after_a_delivery_reads_nothing(
     read: list[Path] = []
     monkeypatch.setattr("trtx.cache.digests.hash_file", lambda path, _advance: read.append(path) or "")
     assert store.find(plan.step("package/cpu/fp32").key).manifest is not None
+    assert read == []
+
+
+def test_nor_does_looking_at_the_entry_that_the_package_has_its_weights_from(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = plan.step("package/cpu/fp32")
+    weights = plan.step(package.inputs["weights"].step)
+    store = Store(tmp_path / "linked")
+    store.prepare()
+    with store.stage(weights.key) as folder:
+        (folder / "output").mkdir(exist_ok=True)
+        (folder / "output" / "rank0.safetensors").write_bytes(WEIGHTS)
+        store.publish(folder, Manifest(weights.key, weights.id, weights.stage, weights.factors, (), {}, {}))
+    with store.stage(package.key) as folder:
+        (folder / "output" / "engine").mkdir(parents=True)
+        link_or_copy(store.output(weights.key) / "rank0.safetensors", folder / "output" / "engine" / "weights")
+        store.publish(folder, Manifest(package.key, package.id, package.stage, package.factors, (), {}, {}))
+    store.accept_links(weights.key)
+    deliver(plan, store, tmp_path / "out")
+    read: list[Path] = []
+    monkeypatch.setattr("trtx.cache.digests.hash_file", lambda path, _advance: read.append(path) or "")
+    assert store.find(weights.key).manifest is not None
+    assert store.find(package.key).manifest is not None
     assert read == []

@@ -137,13 +137,12 @@ def test_a_compiled_program_that_does_not_say_why_it_failed_is_asked_through_the
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lacks = iter([3, 4])
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"num_ooms": next(lacks)})
     with (
         pytest.raises(EnvironmentProblem, match="does not fit") as problem,
         memory_errors("it does not fit", "use less"),
     ):
-        raise RuntimeError("run_func_( container_handle_, input_handles.data(), … ) API call failed")
+        raise RuntimeError("run_func_( container_handle_, … ) API call failed")
     assert "out of memory" in problem.value.why
 
 
