@@ -42,11 +42,11 @@ run() {
 for name in "$@"; do
   case $name in
     tests)
-      run tests 240 python3 -m pytest tests/gpu --ignore tests/gpu/test_rebuild.py -q -p no:cacheprovider -o filterwarnings=default \
+      run tests 280 python3 -m pytest tests/gpu --ignore tests/gpu/test_rebuild.py -q -p no:cacheprovider -o filterwarnings=default \
         --junitxml "$figures/tests.xml" ;;
-    rebuild) run rebuild 300 python3 -m pytest tests/gpu/test_rebuild.py -q -s -p no:cacheprovider -o filterwarnings=default ;;
+    rebuild) run rebuild 360 python3 -m pytest tests/gpu/test_rebuild.py -q -s -p no:cacheprovider -o filterwarnings=default ;;
     recipe) run recipe 420 python3 benchmarks/gpu_recipe.py --out "$figures/recipe.json" ;;
-    benchmark) run benchmark 300 python3 benchmarks/gpu.py --out "$figures/benchmark.json" ;;
+    benchmark) run benchmark 320 python3 benchmarks/gpu.py --out "$figures/benchmark.json" ;;
     *) echo "there is no part $name; there are tests, rebuild, recipe and benchmark" >&2; exit 2 ;;
   esac
 done
