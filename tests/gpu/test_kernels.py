@@ -196,7 +196,7 @@ def from_pool(x: Tensor) -> Tensor:
     return (x.view(torch.float8_e4m3fn) if x.dtype == torch.uint8 else x).float()
 
 
-@pytest.mark.parametrize("tokens", [1, 8, 9, 64])
+@pytest.mark.parametrize("tokens", [1, 8, 9, 25, 32, 33, 64])
 def test_integer_weights_are_multiplied_with_their_scales(tokens: int) -> None:
     x = torch.randn(tokens, 1024, device="cuda", dtype=torch.bfloat16)
     weight = torch.randint(-127, 128, (272, 1024), device="cuda", dtype=torch.int8)

@@ -2,6 +2,8 @@
 //
 // Nothing here waits for the device or reads from it, so that every call can be captured into a graph.
 
+#include <algorithm>
+
 #include "checks.h"
 #include "device.h"
 #include "kernels.h"
@@ -10,9 +12,26 @@
 namespace trtx {
 namespace {
 
+// Up to so many tokens the kernel for few is run for some after the others: reading a weight of 4 or 8 bits up to four times
+// takes no longer than to write it as bf16 and read that.
+constexpr int64_t MAX_TOKENS_IN_TURN = 4 * MAX_FEW_TOKENS;
+
 // Whether the kernel for few tokens takes this product: it reads rows 64 bytes at a time.
 bool is_few(const Tensor& rows, const Tensor& weight) {
-  return rows.size(0) <= MAX_FEW_TOKENS && weight.size(1) * weight.element_size() % 64 == 0;
+  return rows.size(0) <= MAX_TOKENS_IN_TURN && weight.size(1) * weight.element_size() % 64 == 0;
+}
+
+// `group` is 0 for weights of 8 bits.
+void multiply_few(const Tensor& rows, const Tensor& weight, const Tensor& scale, int64_t group, const Tensor& y) {
+  for (int64_t start = 0; start < rows.size(0); start += MAX_FEW_TOKENS) {
+    const int64_t count = std::min<int64_t>(MAX_FEW_TOKENS, rows.size(0) - start);
+    auto task = make_few_task(
+        rows.narrow(0, start, count), weight, y.narrow(0, start, count), group == 0 ? Weight::int8 : Weight::int4);
+    task.scale = scale.const_data_ptr<float>();
+    if (group != 0) task.Z = int(scale.size(1)), task.group_bytes = group / 2;
+    run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
 }
 
 // With a weight that is widened first, whole: for many tokens, whose product takes longer than that.
@@ -50,14 +69,8 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scale) {
   check(scale, "scale", at::kFloat, {weight.size(0)});
   const Tensor y = make_output(rows, weight);
   if (rows.size(0) == 0) return finish(x, y);
-  if (is_few(rows, weight)) {
-    auto task = make_few_task(rows, weight, y, Weight::int8);
-    task.scale = scale.const_data_ptr<float>();
-    run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-    return finish(x, y);
-  }
-  multiply_widened(rows, weight, scale, 0, y);
+  if (is_few(rows, weight)) multiply_few(rows, weight, scale, 0, y);
+  else multiply_widened(rows, weight, scale, 0, y);
   return finish(x, y);
 }
 
@@ -71,15 +84,8 @@ Tensor linear_int4(
   check(scale, "scale", at::kFloat, {weight.size(0), rows.size(1) / group});
   const Tensor y = make_output(rows, weight);
   if (rows.size(0) == 0) return finish(x, y);
-  if (is_few(rows, weight) && group % 128 == 0) {
-    auto task = make_few_task(rows, weight, y, Weight::int4);
-    task.scale = scale.const_data_ptr<float>();
-    task.Z = int(scale.size(1)), task.group_bytes = group / 2;
-    run_few_tokens(task, c10::cuda::getCurrentCUDAStream());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-    return finish(x, y);
-  }
-  multiply_widened(rows, weight, scale, int(group), y);
+  if (is_few(rows, weight) && group % 128 == 0) multiply_few(rows, weight, scale, group, y);
+  else multiply_widened(rows, weight, scale, int(group), y);
   return finish(x, y);
 }
 
