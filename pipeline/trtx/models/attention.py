@@ -61,7 +61,7 @@ class Attend(Protocol):
         v_scale: Tensor | None = None,
     ) -> Tensor: ...
 
-    def rotate(
+    def rotate_and_attend(
         self,
         projections: Projections,
         k_pool_PSGD: Tensor,
@@ -108,7 +108,7 @@ class NativeAttention:
             v_scale=v_scale,
         )
 
-    def rotate(
+    def rotate_and_attend(
         self,
         projections: Projections,
         k_pool_PSGD: Tensor,
@@ -199,7 +199,7 @@ class GatherAttention:
         )
         return y_BHTD.transpose(1, 2)[self._sequence_M, self._column_M]
 
-    def rotate(
+    def rotate_and_attend(
         self,
         projections: Projections,
         k_pool_PSGD: Tensor,

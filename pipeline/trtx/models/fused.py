@@ -108,7 +108,7 @@ def attend(attention: Attention, y_ME: Tensor, step: Step, k_pool_PSGD: Tensor, 
     """Attention of normed hidden states."""
     qkv, scale = _product(attention.qkv).multiply(y_ME)
     out = _product(attention.out)
-    y_MHD = step.attend.rotate(
+    y_MHD = step.attend.rotate_and_attend(
         Projections(qkv, scale, *step.rotations[attention.rope], step.slots_M),
         k_pool_PSGD,
         v_pool_PSGD,
