@@ -40,38 +40,35 @@ class Projections:
     slots_M: Tensor
 
 
-class Attend(Protocol):
-    """Attention of one step's tokens over everything that their sequences have in the pools, theirs included.
+@dataclass(frozen=True)
+class Scoring:
+    """How a layer's queries look at keys, and what its pools are multiplied by.
 
-    Takes q [M, H, D] and pools [P, S, G, D] and gives [M, H, D] of q's dtype. A token sees itself and all before it,
-    of these only the last `window` (itself counted) unless that is 0. Scores are q·k·scale, and softcap·tanh(score /
-    softcap) unless `softcap` is 0. `k_scale` and `v_scale` are float32 scalars that multiply fp8 and int8 pools.
+    A token sees itself and all before it, of these only the last `window` (itself counted) unless that is 0. Scores are
+    q·k·scale, and softcap·tanh(score / softcap) unless `softcap` is 0. `k_scale` and `v_scale` are float32 scalars that
+    multiply fp8 and int8 pools.
     """
 
-    def __call__(
-        self,
-        q_MHD: Tensor,
-        k_pool_PSGD: Tensor,
-        v_pool_PSGD: Tensor,
-        *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        k_scale: Tensor | None = None,
-        v_scale: Tensor | None = None,
-    ) -> Tensor: ...
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
+
+
+class Attend(Protocol):
+    """Attention of one step's tokens over everything that their sequences have in the pools, theirs included."""
+
+    def __call__(self, q_MHD: Tensor, k_pool_PSGD: Tensor, v_pool_PSGD: Tensor, scoring: Scoring) -> Tensor:
+        """[M, H, D] of q's dtype from q [M, H, D] and pools [P, S, G, D]."""
+        ...
 
     def rotate_and_attend(
         self,
         projections: Projections,
         k_pool_PSGD: Tensor,
         v_pool_PSGD: Tensor,
-        *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        k_scale: Tensor | None = None,
-        v_scale: Tensor | None = None,
+        scoring: Scoring,
         y_scale: Tensor | None = None,
     ) -> Tensor:
         """The same from the step's projections, which go into the pools; with `y_scale` divided by it, as e4m3."""
@@ -84,41 +81,15 @@ class NativeAttention:
     def __init__(self, block_tables_BW: Tensor, query_starts_B1: Tensor, context_lens_B: Tensor) -> None:
         self._batch = (block_tables_BW, query_starts_B1, context_lens_B)
 
-    def __call__(
-        self,
-        q_MHD: Tensor,
-        k_pool_PSGD: Tensor,
-        v_pool_PSGD: Tensor,
-        *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        k_scale: Tensor | None = None,
-        v_scale: Tensor | None = None,
-    ) -> Tensor:
-        return ops.paged_attention(
-            q_MHD,
-            k_pool_PSGD,
-            v_pool_PSGD,
-            *self._batch,
-            scale=scale,
-            window=window,
-            softcap=softcap,
-            k_scale=k_scale,
-            v_scale=v_scale,
-        )
+    def __call__(self, q_MHD: Tensor, k_pool_PSGD: Tensor, v_pool_PSGD: Tensor, scoring: Scoring) -> Tensor:
+        return ops.paged_attention(q_MHD, k_pool_PSGD, v_pool_PSGD, *self._batch, **vars(scoring))
 
     def rotate_and_attend(
         self,
         projections: Projections,
         k_pool_PSGD: Tensor,
         v_pool_PSGD: Tensor,
-        *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        k_scale: Tensor | None = None,
-        v_scale: Tensor | None = None,
+        scoring: Scoring,
         y_scale: Tensor | None = None,
     ) -> Tensor:
         return ops.rotate_and_attend(
@@ -129,13 +100,9 @@ class NativeAttention:
             k_pool_PSGD,
             v_pool_PSGD,
             *self._batch,
-            scale=scale,
-            window=window,
-            softcap=softcap,
             qkv_scale=projections.scale,
-            k_scale=k_scale,
-            v_scale=v_scale,
             y_scale=y_scale,
+            **vars(scoring),
         )
 
 
@@ -169,31 +136,20 @@ class GatherAttention:
         self._tables_BW = block_tables_BW
         self._biases: dict[int, Tensor] = {}
 
-    def __call__(
-        self,
-        q_MHD: Tensor,
-        k_pool_PSGD: Tensor,
-        v_pool_PSGD: Tensor,
-        *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        k_scale: Tensor | None = None,
-        v_scale: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, q_MHD: Tensor, k_pool_PSGD: Tensor, v_pool_PSGD: Tensor, scoring: Scoring) -> Tensor:
         q_BHTD = q_MHD[self._rows_BT].transpose(1, 2)
-        k_BGCD = self._read(k_pool_PSGD, k_scale, q_MHD.dtype)
-        v_BGCD = self._read(v_pool_PSGD, v_scale, q_MHD.dtype)
-        bias_B1TC = self._bias(window, q_MHD.dtype)
+        k_BGCD = self._read(k_pool_PSGD, scoring.k_scale, q_MHD.dtype)
+        v_BGCD = self._read(v_pool_PSGD, scoring.v_scale, q_MHD.dtype)
+        bias_B1TC = self._bias(scoring.window, q_MHD.dtype)
         y_BHTD = (
-            _attend_capped(q_BHTD, k_BGCD, v_BGCD, bias_B1TC, scale, softcap)
-            if softcap
+            _attend_capped(q_BHTD, k_BGCD, v_BGCD, bias_B1TC, scoring.scale, scoring.softcap)
+            if scoring.softcap
             else F.scaled_dot_product_attention(
                 q_BHTD,
                 k_BGCD,
                 v_BGCD,
                 attn_mask=bias_B1TC,
-                scale=scale,
+                scale=scoring.scale,
                 enable_gqa=q_BHTD.shape[1] != k_BGCD.shape[1],
             )
         )
@@ -204,12 +160,7 @@ class GatherAttention:
         projections: Projections,
         k_pool_PSGD: Tensor,
         v_pool_PSGD: Tensor,
-        *,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        k_scale: Tensor | None = None,
-        v_scale: Tensor | None = None,
+        scoring: Scoring,
         y_scale: Tensor | None = None,
     ) -> Tensor:
         q_MHD = reference.rotate_and_store(
@@ -220,12 +171,10 @@ class GatherAttention:
             projections.slots_M,
             k_pool_PSGD,
             v_pool_PSGD,
-            k_scale,
-            v_scale,
+            scoring.k_scale,
+            scoring.v_scale,
         )
-        pools = (k_pool_PSGD, v_pool_PSGD)
-        y_MHD = self(q_MHD, *pools, scale=scale, window=window, softcap=softcap, k_scale=k_scale, v_scale=v_scale)
-        return reference.to_e4m3(y_MHD, y_scale)
+        return reference.to_e4m3(self(q_MHD, k_pool_PSGD, v_pool_PSGD, scoring), y_scale)
 
     def _bias(self, window: int, dtype: torch.dtype) -> Tensor:
         """0 where a token may look and minus infinity elsewhere."""

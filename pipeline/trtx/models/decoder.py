@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trtx.kernels import ops
 from trtx.models.architecture import Architecture
-from trtx.models.attention import Attend, AttentionKind, make_attention, write_pool
+from trtx.models.attention import Attend, AttentionKind, Scoring, make_attention, write_pool
 from trtx.models.blocks import NORMS, Embedding, GatedMlp, MakeLinear, Mlp, Rope, make_parameter
 from trtx.models.config import ModelConfig, load_architecture
 from trtx.models.experts import Experts
@@ -73,6 +73,11 @@ class Attention(nn.Module):
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         self.window, self.softcap = config.window(layer), config.attention_softcap
 
+    @property
+    def scoring(self) -> Scoring:
+        """How this layer looks at its pools."""
+        return Scoring(self.scale, self.window, self.softcap, self.k_scale, self.v_scale)
+
     def forward(self, x_ME: Tensor, step: Step, k_pool_PSGD: Tensor, v_pool_PSGD: Tensor) -> Tensor:
         qkv_MXD = self.qkv(x_ME).unflatten(1, (-1, self.head_dim))
         q_MHD, k_MGD, v_MGD = qkv_MXD.split([self.heads, self.kv_heads, self.kv_heads], 1)
@@ -82,16 +87,7 @@ class Attention(nn.Module):
             q_MHD, k_MGD = (rotate(x, *step.rotations[self.rope]) for x in (q_MHD, k_MGD))
         write_pool(k_pool_PSGD, step.slots_M, k_MGD, self.k_scale)
         write_pool(v_pool_PSGD, step.slots_M, v_MGD, self.v_scale)
-        y_MHD = step.attend(
-            q_MHD,
-            k_pool_PSGD,
-            v_pool_PSGD,
-            scale=self.scale,
-            window=self.window,
-            softcap=self.softcap,
-            k_scale=self.k_scale,
-            v_scale=self.v_scale,
-        )
+        y_MHD = step.attend(q_MHD, k_pool_PSGD, v_pool_PSGD, self.scoring)
         y_ME: Tensor = self.out(y_MHD.flatten(1))
         return y_ME
 

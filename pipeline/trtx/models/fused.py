@@ -108,17 +108,8 @@ def attend(attention: Attention, y_ME: Tensor, step: Step, k_pool_PSGD: Tensor, 
     """Attention of normed hidden states."""
     qkv, scale = _product(attention.qkv).multiply(y_ME)
     out = _product(attention.out)
-    y_MHD = step.attend.rotate_and_attend(
-        Projections(qkv, scale, *step.rotations[attention.rope], step.slots_M),
-        k_pool_PSGD,
-        v_pool_PSGD,
-        scale=attention.scale,
-        window=attention.window,
-        softcap=attention.softcap,
-        k_scale=attention.k_scale,
-        v_scale=attention.v_scale,
-        y_scale=out.rounding,
-    )
+    projections = Projections(qkv, scale, *step.rotations[attention.rope], step.slots_M)
+    y_MHD = step.attend.rotate_and_attend(projections, k_pool_PSGD, v_pool_PSGD, attention.scoring, out.rounding)
     return out.multiply(y_MHD.flatten(1))
 
 
