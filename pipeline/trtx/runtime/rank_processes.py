@@ -190,8 +190,7 @@ class RankProcesses:
 
     def _free_rank_0(self) -> None:
         if self._device == "cuda":
-            with suppress(RuntimeError):  # the engine was closed meanwhile, which has started it
-                self._ending.start()
+            self._start_ending()
         deadline = time.monotonic() + STUCK_S
         while self._is_busy and not self._is_closed:
             if time.monotonic() > deadline and self._failure is not None:
@@ -206,12 +205,17 @@ class RankProcesses:
         interpreter that ends: a thread in NCCL's code takes the process with it.
         """
         try:
-            if self._ending.ident is None:
-                self._ending.start()
+            self._start_ending()
         except RuntimeError:  # an interpreter that ends starts no threads
             self._abort()
         else:
             self._ending.join(LEAVE_S)
+
+    def _start_ending(self) -> None:
+        """Once: a failure and the end of the engine may come at the same time."""
+        with self._changed:
+            if self._ending.ident is None:
+                self._ending.start()
 
     def _abort(self) -> None:
         if self._group is not None:
