@@ -151,7 +151,7 @@ def test_attention_takes_projections_and_puts_keys_and_values_where_their_slots_
     scales = [torch.tensor(s, device="cuda") for s in (0.02, 0.03)] if pool != torch.bfloat16 else [None, None]
     y_scale = torch.tensor(0.01, device="cuda") if is_narrow else None
     earlier = [random_bf16(blocks, size, kv_heads, head_dim) for _ in range(2)]
-    own = [to_pool(x, scale, pool) for x, scale in zip(earlier, scales, strict=True)]
+    own = [reference.to_pool(x, scale, pool) for x, scale in zip(earlier, scales, strict=True)]
     theirs = [x.cpu() for x in own]
     starts, context = torch.tensor([0, *lengths]).cumsum(0).int(), torch.tensor(contexts).int()
     batch, step = (tables, starts, context), (angles.cos(), angles.sin(), slots.cuda())
@@ -180,15 +180,6 @@ def test_attention_takes_projections_and_puts_keys_and_values_where_their_slots_
 def to_host(*tensors: Tensor | None) -> list[Any]:
     """Them in the host's memory, what is None as it is."""
     return [None if tensor is None else tensor.cpu() for tensor in tensors]
-
-
-def to_pool(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Numbers as a pool keeps them."""
-    if scale is None:
-        return x
-    if dtype == torch.int8:
-        return (x.float() / scale).round().clamp(-128, 127).to(torch.int8)
-    return (x.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
 
 
 def from_pool(x: Tensor) -> Tensor:

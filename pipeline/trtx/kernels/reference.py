@@ -58,11 +58,12 @@ def rotate_and_store(
     qk_MXD = torch.cat(halves, -1)
     k_MGD = qk_MXD[:, heads:]
     for pool, numbers, divisor in ((k_pool, k_MGD, k_scale), (v_pool, v_MGD, v_scale)):
-        pool.index_put_((slots // size, slots % size), _to_pool(numbers, divisor, pool.dtype))
+        pool.index_put_((slots // size, slots % size), to_pool(numbers, divisor, pool.dtype))
     return qk_MXD[:, :heads].contiguous()
 
 
-def _to_pool(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+def to_pool(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Keys or values as a pool of this type keeps them: as they are, or divided by `scale`, as int8 or e4m3's bits."""
     if scale is None or dtype not in (torch.int8, torch.uint8):
         return x
     if dtype == torch.int8:

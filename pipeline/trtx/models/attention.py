@@ -196,12 +196,9 @@ class GatherAttention:
 
 def write_pool(pool_PSGD: Tensor, slots_M: Tensor, x_MGD: Tensor, scale: Tensor | None) -> None:
     """Put keys or values of a step's tokens into a pool, in place; with a `scale`, divided by it, as int8 or fp8."""
-    if scale is not None and pool_PSGD.dtype == torch.int8:
-        x_MGD = (x_MGD.float() / scale).round().clamp(-128, 127).to(torch.int8)
-    elif scale is not None:
-        x_MGD = (x_MGD.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8).view(torch.uint8)
     size = pool_PSGD.shape[1]
-    pool_PSGD.index_put_((slots_M // size, slots_M % size), x_MGD)
+    numbers_MGD = reference.to_pool(x_MGD, scale, pool_PSGD.dtype)
+    pool_PSGD.index_put_((slots_M // size, slots_M % size), numbers_MGD)
 
 
 def make_attention(

@@ -222,8 +222,12 @@ class Decoder(nn.Module):
         """Logits, float32 [N, V], of hidden states that left the last layer."""
         return self.project(self.final_norm(x_NE))
 
+    def multiply_head(self, x_NE: Tensor) -> Tensor:
+        """The product with the head, or with the embedding that it is tied to, [N, V] in the model's type."""
+        projected_NV: Tensor = ops.linear(x_NE, self.embed.weight) if self.tied else self.lm_head(x_NE)
+        return projected_NV
+
     def project(self, x_NE: Tensor) -> Tensor:
         """Logits, float32 [N, V], of hidden states after the last norm."""
-        projected_NV: Tensor = ops.linear(x_NE, self.embed.weight) if self.tied else self.lm_head(x_NE)
-        logits_NV = projected_NV.float()
+        logits_NV = self.multiply_head(x_NE).float()
         return self.logit_softcap * torch.tanh(logits_NV / self.logit_softcap) if self.logit_softcap else logits_NV

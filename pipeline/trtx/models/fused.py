@@ -76,10 +76,7 @@ class FusedDecoder(Decoder):
 
     def project(self, x_NE: Tensor) -> Tensor:
         """Logits [N, V], in bfloat16 as the product gives them: widened, they would take longer to read and write."""
-        if self.logit_softcap:
-            return super().project(x_NE)
-        logits_NV: Tensor = ops.linear(x_NE, self.embed.weight) if self.tied else self.lm_head(x_NE)
-        return logits_NV
+        return super().project(x_NE) if self.logit_softcap else self.multiply_head(x_NE)
 
 
 def can_fuse(config: ModelConfig, shard: Shard, dtype: DType) -> bool:
