@@ -132,7 +132,10 @@ def measure(recipe: Path, folder: Path) -> Iterator[dict[str, Any]]:
         f"first apply {first_s:.0f} s, second {second_s:.1f} s, which found its steps {', '.join(states)}", flush=True
     )
     yield result
-    result["agreement"] = measure_agreement(folder, document)
+    from gpu import describe_machine
+
+    # Only now: to ask the GPU for its name takes some of its memory, which steps measure.
+    result |= {"agreement": measure_agreement(folder, document), "machine": describe_machine()}
     print(f"agreement: {json.dumps(result['agreement'], indent=1)}", flush=True)
     yield result
     if states != ["cached"]:
